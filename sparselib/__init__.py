@@ -1,0 +1,1 @@
+"""Truly sparse, evolving layers for PyTorch."""

@@ -1,0 +1,35 @@
+"""Weight laws: how the values of a sparse layer are drawn."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@torch.no_grad()
+def sparse_xavier_(
+    values: Float[Tensor, "nnz"],
+    shape: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "nnz"]:
+    r"""Fill with Ertl's law :math:`\sigma = 2 / \sqrt{(N_{in} + N_{out})(1 - s)}` (3.2.1).
+
+    The density :math:`1 - s` is that of the layer as it is, nnz / cells.
+    """
+    density = values.numel() / max(shape[0] * shape[1], 1)
+    return xavier_(values, shape, generator).div_(math.sqrt(density)) if density else values
+
+
+@torch.no_grad()
+def xavier_(
+    values: Float[Tensor, "nnz"],
+    shape: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "nnz"]:
+    r"""Fill with the law Ertl calls Xavier's, :math:`\sigma = 2 / \sqrt{N_{in} + N_{out}}` (3.2.1).
+
+    Glorot and Bengio's normal law is :math:`\sqrt{2 / (N_{in} + N_{out})}`, smaller by
+    :math:`\sqrt 2`; the paper's is kept as printed.
+    """
+    return values.normal_(0.0, 2 / math.sqrt(max(sum(shape), 1)), generator=generator)

@@ -1,0 +1,171 @@
+r"""The three products of a sparse layer, closed under differentiation.
+
+==========  =========================  ==========================================
+product     definition                 its gradients
+==========  =========================  ==========================================
+``spmm``    Y = X W^T                  dX by ``spmm_t``, dW by ``sddmm``
+``spmm_t``  X = Y W                    dY by ``spmm``, dW by ``sddmm``
+``sddmm``   dW = (dY^T X) at nonzeros  dY by ``spmm``, dX by ``spmm_t``
+==========  =========================  ==========================================
+
+Each is a ``torch.library`` custom operator, so ``torch.compile``, autocast (to float32) and double
+backward work. W is (out, in) in CSR, its values a 1-D tensor. Nothing of size out x in and nothing
+of size batch x nnz is ever allocated.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparselib.csr import CSR, transpose
+from sparselib.ops import reference
+
+__all__ = ["sddmm", "spmm", "spmm_t"]
+
+
+def spmm(
+    csr: CSR, values: Float[Tensor, "nnz"], x: Float[Tensor, "*batch columns"]
+) -> Float[Tensor, "*batch rows"]:
+    """Multiply a batch by the transposed sparse matrix, Y = X W^T: the layer's forward product.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit; the sentence names them.
+    """
+    _check(csr, values, x, csr.shape[1], "spmm")
+    return _by_rows(_spmm, csr, values, x)
+
+
+def spmm_t(
+    csr: CSR, values: Float[Tensor, "nnz"], y: Float[Tensor, "*batch rows"]
+) -> Float[Tensor, "*batch columns"]:
+    """Multiply a batch by the sparse matrix, X = Y W: the layer's input gradient."""
+    _check(csr, values, y, csr.shape[0], "spmm_t")
+    return _by_rows(_spmm_t, csr, values, y)
+
+
+def sddmm(
+    csr: CSR, dy: Float[Tensor, "*dy_batch rows"], x: Float[Tensor, "*x_batch columns"]
+) -> Float[Tensor, "nnz"]:
+    """Sample dY^T X at the nonzeros: the layer's weight gradient, summed over the batch."""
+    values = x.new_empty(csr.nnz)
+    _check(csr, values, dy, csr.shape[0], "sddmm")
+    _check(csr, values, x, csr.shape[1], "sddmm")
+    dy, x = dy.reshape(-1, csr.shape[0]), x.reshape(-1, csr.shape[1])
+    if len(dy) != len(x):
+        raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
+    return _sddmm(dy, x, _indices(csr))
+
+
+def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
+    indices = _indices(csr)
+    if x.ndim == 2:
+        return product(values, x, csr.shape[1], indices)
+    flat = product(values, x.reshape(-1, x.shape[-1]), csr.shape[1], indices)
+    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+
+def _indices(csr: CSR) -> list[Tensor]:
+    pattern = [csr.crow_indices, csr.col_indices]
+    return [*pattern, *csr.transposed] if csr.cache_transpose else pattern
+
+
+def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> None:
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise ValueError(
+            f"{name} with a {csr.shape[0]} x {csr.shape[1]} matrix needs a last dimension of "
+            f"{features}; the input has shape {tuple(x.shape)}"
+        )
+    if values.shape != (csr.nnz,):
+        raise ValueError(f"{csr.nnz} connections need as many values, not {tuple(values.shape)}")
+    if x.device != values.device or x.device != csr.col_indices.device:
+        raise ValueError(
+            f"{name} needs one device; the input is on {x.device}, the values on "
+            f"{values.device}, the indices on {csr.col_indices.device}"
+        )
+    if x.dtype != values.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"the input is {x.dtype} but the values are {values.dtype}; convert one of them, or "
+            f"use autocast"
+        )
+
+
+# indices: crow, col and, where cached, the transposed crow, col and permutation
+Indices = Sequence[Tensor]
+
+
+def _transposed(indices: Indices, columns: int) -> Indices:
+    return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
+
+
+@torch.library.custom_op("sparselib::spmm", mutates_args=())
+def _spmm(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
+    return reference.spmm(values, indices[0], indices[1], x)
+
+
+@torch.library.custom_op("sparselib::spmm_t", mutates_args=())
+def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
+    crow_indices, col_indices, permutation = _transposed(indices, columns)
+    return reference.spmm(values[permutation], crow_indices, col_indices, y)
+
+
+@torch.library.custom_op("sparselib::sddmm", mutates_args=())
+def _sddmm(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
+    return reference.sddmm(indices[0], indices[1], dy, x)
+
+
+@_spmm.register_fake
+def _(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
+    return x.new_empty((indices[0].shape[0] - 1, x.shape[0])).t()
+
+
+@_spmm_t.register_fake
+def _(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
+    return y.new_empty((columns, y.shape[0])).t()
+
+
+@_sddmm.register_fake
+def _(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
+    return x.new_empty((indices[1].shape[0],))
+
+
+def _save_product(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    values, x, ctx.columns, indices = inputs
+    ctx.save_for_backward(values, x, *indices)
+
+
+def _spmm_backward(ctx, dy):  # type: ignore[no-untyped-def]
+    values, x, *indices = ctx.saved_tensors
+    dvalues = _sddmm(dy, x, indices) if ctx.needs_input_grad[0] else None
+    dx = _spmm_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[1] else None
+    return dvalues, dx, None, [None] * len(indices)
+
+
+def _spmm_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
+    values, y, *indices = ctx.saved_tensors
+    dvalues = _sddmm(y, dx, indices) if ctx.needs_input_grad[0] else None
+    dy = _spmm(values, dx, ctx.columns, indices) if ctx.needs_input_grad[1] else None
+    return dvalues, dy, None, [None] * len(indices)
+
+
+def _save_sddmm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    dy, x, indices = inputs
+    ctx.save_for_backward(dy, x, *indices)
+
+
+def _sddmm_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
+    dy, x, *indices = ctx.saved_tensors
+    ddy = _spmm(dvalues, x, x.shape[1], indices) if ctx.needs_input_grad[0] else None
+    dx = _spmm_t(dvalues, dy, x.shape[1], indices) if ctx.needs_input_grad[1] else None
+    return ddy, dx, [None] * len(indices)
+
+
+_spmm.register_autograd(_spmm_backward, setup_context=_save_product)
+_spmm_t.register_autograd(_spmm_t_backward, setup_context=_save_product)
+_sddmm.register_autograd(_sddmm_backward, setup_context=_save_sddmm)
+for _product in (_spmm, _spmm_t, _sddmm):
+    for _device in ("cpu", "cuda"):
+        _product.register_autocast(_device, torch.float32)

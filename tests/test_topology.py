@@ -1,0 +1,50 @@
+"""Exact counts, and Ertl's even fan-in."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparselib import topology
+from sparselib.csr import CSR
+
+sizes = st.integers(1, 60)
+sparsities = st.floats(0, 0.999)
+
+
+@given(sizes, sizes, sparsities, st.sampled_from([topology.even_fan_in, topology.uniform]))
+def test_the_count_is_exact(rows, columns, sparsity, law):
+    positions = law(rows, columns, sparsity)
+    assert len(positions) == round(rows * columns * (1 - sparsity))
+    CSR.from_positions(positions, (rows, columns))
+
+
+@given(sizes, sizes, sparsities)
+def test_even_fan_in_puts_one_weight_in_each_slice(rows, columns, sparsity):
+    csr = CSR.from_positions(topology.even_fan_in(rows, columns, sparsity), (rows, columns))
+    fan_in = csr.fan_in()
+    assert fan_in.max() - fan_in.min() <= 1
+    for row, n in enumerate(fan_in.tolist()):
+        start, stop = csr.crow_indices[row : row + 2].tolist()
+        for j, column in enumerate(csr.col_indices[start:stop].tolist()):
+            assert j * columns // n <= column < (j + 1) * columns // n
+
+
+@pytest.mark.parametrize(("sparsity", "connections"), [(0.97, 215), (0.99, 72)])
+def test_fewer_than_one_weight_a_neuron_as_on_higgs(sparsity, connections):
+    csr = CSR.from_positions(topology.even_fan_in(256, 28, sparsity), (256, 28))
+    assert csr.fan_in().max() == 1
+    assert csr.nnz == connections == round(28 * 256 * (1 - sparsity))
+
+
+def test_the_paper_s_own_example_of_n_w():
+    csr = CSR.from_positions(topology.even_fan_in(256, 800, 0.97), (256, 800))
+    assert csr.fan_in().unique().tolist() == [24]
+
+
+def test_uniform_reaches_every_cell_alike():
+    generator = torch.Generator().manual_seed(0)
+    hits = torch.zeros(12)
+    for _ in range(3000):
+        hits[topology.uniform(3, 4, 0.75, generator)] += 1
+    assert ((hits - 750) ** 2 / 750).sum() < 31.3  # 0.999 quantile of chi-square, 11 degrees

@@ -1,0 +1,3 @@
+"""Networks."""
+
+from sparselib.models.mlp import MLP as MLP

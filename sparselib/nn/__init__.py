@@ -1,0 +1,5 @@
+"""Layers."""
+
+from sparselib.nn.linear import CSRLinear as CSRLinear
+from sparselib.nn.linear import masked_product as masked_product
+from sparselib.nn.sparsify import sparsify as sparsify

@@ -1,0 +1,168 @@
+"""The CSR layer of Ertl, Section 3: dense biases and a sparse weight matrix with fixed count."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sparselib import init, ops, topology
+from sparselib.csr import CSR
+from sparselib.ranking import largest
+
+Topology = Callable[..., Tensor]
+Product = Callable[[CSR, Tensor, Tensor], Tensor]
+
+
+class CSRLinear(nn.Module):
+    """A linear layer whose weight matrix exists only at its connections: y = x W^T + b.
+
+    Drop-in for ``nn.Linear``, with the same argument order. `values` is an ordinary 1-D
+    ``nn.Parameter``, so any optimizer trains it; the connections are int32 buffers in `csr`. Every
+    drop, grow and evolution rule works on a layer that offers the four names `positions`,
+    `values`, `shape` and `rewire`.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the input and output samples.
+    sparsity : float
+        Share of absent weights, in [0, 1).
+    bias : bool
+        Learn an additive bias, zero at birth.
+    topology : callable
+        ``(out_features, in_features, sparsity, generator) -> positions``;
+        `sparselib.topology.even_fan_in` is the paper's.
+    init : callable
+        ``(values, shape, generator)`` fills the values in place;
+        `sparselib.init.sparse_xavier_` is the paper's.
+    product : callable
+        ``(csr, values, x) -> y``. The default is the sparse product;
+        `masked_product` multiplies by the dense twin instead, as a control.
+    cache_transpose : bool
+        Keep the transposed pattern for the input gradient (8 bytes a connection).
+    generator : torch.Generator, optional
+        Source of the topology and the weights; torch's default otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the sparsity or a size is impossible, or an input does not fit.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        sparsity: float = 0.9,
+        bias: bool = True,
+        *,
+        topology: Topology = topology.even_fan_in,
+        init: Callable[..., Any] = init.sparse_xavier_,
+        product: Product = ops.spmm,
+        cache_transpose: bool = True,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.product = product
+        shape = (out_features, in_features)
+        positions = topology(out_features, in_features, sparsity, generator)
+        csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+        self.csr = csr.to(device)
+        values = torch.empty(csr.nnz, dtype=dtype)
+        init(values, shape, generator)
+        self.values = nn.Parameter(values.to(device))
+        zeros = torch.zeros(out_features, dtype=dtype, device=device)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+
+    @classmethod
+    def from_dense(
+        cls, linear: nn.Linear, sparsity: float | None = None, **options: Any
+    ) -> "CSRLinear":
+        """Build from a trained ``nn.Linear``, keeping its largest weights by magnitude.
+
+        Without `sparsity`, exactly the nonzero weights are kept.
+        """
+        weight = linear.weight.detach()
+        rows, columns = weight.shape
+        flat = weight.flatten()
+        if sparsity is None:
+            positions = flat.nonzero().flatten()
+        else:
+            positions = largest(flat.abs(), topology.connections(rows, columns, sparsity))
+        layer = cls(
+            columns,
+            rows,
+            bias=linear.bias is not None,
+            topology=lambda *_: positions,
+            init=lambda values, *_: values.copy_(flat[positions]),
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        )
+        if layer.bias is not None:
+            layer.bias.data.copy_(linear.bias.detach())
+        return layer.train(linear.training)
+
+    def to_dense(self) -> nn.Linear:
+        """Return the ``nn.Linear`` with the same outputs."""
+        weight = self.csr.to_dense(self.values.detach())
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        linear.weight.data.copy_(weight)
+        if self.bias is not None:
+            linear.bias.data.copy_(self.bias.detach())
+        return linear.train(self.training)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)``."""
+        return self.csr.shape
+
+    @property
+    def positions(self) -> Int[Tensor, "nnz"]:
+        """Sorted flat positions ``row * in_features + column`` of the connections."""
+        return self.csr.positions
+
+    @property
+    def sparsity(self) -> float:
+        """Share of absent weights."""
+        return self.csr.sparsity
+
+    @torch.no_grad()
+    def rewire(self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"]) -> None:
+        """Replace connections and values in place; their number never changes."""
+        if values.shape != self.values.shape:
+            raise ValueError(
+                f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
+            )
+        self.csr.rewire(positions)
+        self.values.copy_(values)
+
+    def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
+        """Return x W^T + b."""
+        y = self.product(self.csr, self.values, x)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes, and whether there is a bias."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+def masked_product(
+    csr: CSR, values: Float[Tensor, "nnz"], x: Float[Tensor, "*batch columns"]
+) -> Float[Tensor, "*batch rows"]:
+    """Multiply by the dense matrix of the same connections: same numbers, dense cost.
+
+    The control that most of the literature trains, and the oracle of the tests.
+    """
+    return nn.functional.linear(x, csr.to_dense(values))

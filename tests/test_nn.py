@@ -1,0 +1,133 @@
+"""CSRLinear is nn.Linear at its connections."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import sparselib as sl
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.sampled_from([0.0, 0.3, 0.9, 0.999]),
+    st.booleans(),
+)
+def test_outputs_and_gradients_equal_the_dense_twin(in_features, out_features, sparsity, bias):
+    layer = sl.CSRLinear(in_features, out_features, sparsity, bias, dtype=torch.float64)
+    dense = layer.to_dense()
+    x = torch.randn(4, in_features, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-10, atol=1e-10)
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(dx, torch.autograd.grad(dense(x).square().sum(), x)[0])
+    again = sl.CSRLinear.from_dense(dense)
+    torch.testing.assert_close(again(x), layer(x))
+
+
+def test_from_dense_keeps_the_largest_weights():
+    dense = nn.Linear(20, 10)
+    layer = sl.CSRLinear.from_dense(dense, sparsity=0.75)
+    kept = layer.csr.mask()
+    assert kept.sum() == 50
+    assert dense.weight.abs()[kept].min() >= dense.weight.abs()[~kept].max()
+    assert torch.equal(layer.values, dense.weight[kept])
+    assert torch.equal(layer.bias, dense.bias)
+
+
+def test_a_layer_too_large_to_be_dense_trains_one_step_and_evolves():
+    size, connections = 200_000, 1_000_000
+    layer = sl.CSRLinear(size, size, sparsity=1 - connections / size**2)
+    assert layer.values.numel() == connections
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    evolution = sl.SET(layer, optimizer, fraction=0.01)
+    before = layer.values.detach().clone()
+    layer(torch.randn(4, size)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(layer.values, before)
+    assert evolution.step() == {"": 10_000}
+    assert layer.values.numel() == connections
+
+
+def test_the_law_of_the_values_is_ertls():
+    layer = sl.CSRLinear(1000, 1000, 0.9)
+    assert layer.values.std().item() == pytest.approx(2 / (2000 * 0.1) ** 0.5, rel=0.02)
+    plain = sl.CSRLinear(1000, 1000, 0.9, init=sl.init.xavier_)
+    assert plain.values.std().item() == pytest.approx(2 / 2000**0.5, rel=0.02)
+    assert layer.bias.count_nonzero() == 0
+
+
+def test_a_generator_fixes_topology_and_weights():
+    first, second = (
+        sl.CSRLinear(30, 20, generator=torch.Generator().manual_seed(4)) for _ in range(2)
+    )
+    assert torch.equal(first.positions, second.positions)
+    assert torch.equal(first.values, second.values)
+
+
+def test_state_dict_carries_values_bias_and_topology():
+    first, second = sl.CSRLinear(30, 20), sl.CSRLinear(30, 20)
+    assert set(first.state_dict()) == {
+        "values",
+        "bias",
+        "csr.crow_indices",
+        "csr.col_indices",
+    }
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(3, 30, requires_grad=True)
+    assert torch.equal(first(x), second(x))
+    gradients = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (first, second)]
+    assert torch.equal(*gradients)
+
+
+def test_the_masked_product_gives_the_same_numbers():
+    layer = sl.CSRLinear(30, 20, dtype=torch.float64)
+    twin = copy.deepcopy(layer)
+    twin.product = sl.masked_product
+    x = torch.randn(5, 30, dtype=torch.float64)
+    for one in (layer, twin):
+        one(x).square().sum().backward()
+    torch.testing.assert_close(layer(x), twin(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.values.grad, twin.values.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_sparsify_converts_a_model_in_one_line():
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), shared, shared, nn.Linear(8, 3))
+    assert sl.sparsify(model, sparsity=0.5, skip=["4"]) is model
+    assert [type(m).__name__ for m in model] == [
+        "CSRLinear",
+        "ReLU",
+        "CSRLinear",
+        "CSRLinear",
+        "Linear",
+    ]
+    assert model[2] is model[3]
+    assert model(torch.randn(2, 12)).shape == (2, 3)
+    assert isinstance(sl.sparsify(nn.Linear(4, 4), 0.5, fresh=True), sl.CSRLinear)
+
+
+def test_sparsify_refuses_an_unknown_name_and_an_empty_job():
+    with pytest.raises(ValueError, match=r"skip names \['head'\]"):
+        sl.sparsify(nn.Sequential(nn.Linear(2, 2)), 0.5, skip=["head"])
+    with pytest.raises(ValueError, match=r"no nn.Linear to convert"):
+        sl.sparsify(nn.Sequential(nn.ReLU()), 0.5)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5])
+def test_impossible_sparsity_is_refused(sparsity):
+    with pytest.raises(ValueError, match="sparsity must lie in"):
+        sl.CSRLinear(4, 4, sparsity)
+
+
+def test_an_mlp_takes_one_sparsity_or_one_a_layer():
+    model = sl.MLP(28, 50, 50, 50, 2, layer=sl.CSRLinear, sparsity=[0.95, 0.99, 0.99, 0.9])
+    assert [layer.csr.nnz for layer in model.layers] == [70, 25, 25, 10]
+    assert model(torch.randn(3, 4, 7)).shape == (3, 2)
+    with pytest.raises(ValueError, match="4 layers need 4 sparsities"):
+        sl.MLP(28, 50, 50, 50, 2, layer=sl.CSRLinear, sparsity=[0.95, 0.9])
+    with pytest.raises(ValueError, match="at least two sizes"):
+        sl.MLP(28)

@@ -1,0 +1,178 @@
+"""Which connections come.
+
+A grow rule is a function ``(layer, count, context) -> (positions, values)`` that returns `count`
+distinct free positions of the layer and the values they start with. It reads what it needs of the
+`Context`; no rule allocates out x in.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselib.ranking import draw, largest
+
+BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
+
+
+class Context(NamedTuple):
+    """What a grow rule may know.
+
+    Attributes
+    ----------
+    occupied : Tensor, int64, sorted
+        Positions that may not be chosen.
+    rows : Tensor, int64, sorted
+        Neurons open to new connections, ordinarily all.
+    inputs : Tensor, shape (batch, in), or None
+        What the layer read in the last batch.
+    costs : Tensor, shape (batch, out), or None
+        Gradient of the loss with respect to what the layer wrote.
+    lr : float
+        Learning rate of the layer's values.
+    generator : torch.Generator or None
+        Seeded by layer and step.
+    """
+
+    occupied: Tensor
+    rows: Tensor
+    inputs: Tensor | None = None
+    costs: Tensor | None = None
+    lr: float = 0.0
+    generator: torch.Generator | None = None
+
+
+Grown = tuple[Tensor, Tensor]
+
+
+def random(layer: Any, count: int, context: Context) -> Grown:
+    """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
+    columns = layer.shape[1]
+    rows, taken = context.rows.cpu(), _within(context, columns).cpu()
+    free = rows.numel() * columns - taken.numel()
+    _check_room(count, free)
+    rank = draw(free, count, context.generator)
+    # the r-th free cell lies behind as many taken cells as have at most r free cells before them
+    cell = rank + torch.searchsorted(taken - torch.arange(taken.numel()), rank, right=True)
+    positions = rows[cell // columns] * columns + cell % columns
+    return positions.to(layer.values.device), torch.zeros_like(layer.values[:count])
+
+
+def gradient_of_costliest(
+    layer: Any, count: int, context: Context, neurons: int | None = None
+) -> Grown:
+    r"""Grow the largest gradients of the k costliest neurons (Ertl, Section 3.2.4).
+
+    The gradient of neuron :math:`i` is :math:`\nabla_i = v_i c_i`, so only the
+    :math:`k = \sqrt{N_t}` neurons (Eq. 1) with the largest cost :math:`\sum_b |c_{bi}|` are
+    multiplied out: a k x in block. A new weight starts at :math:`w = -\eta \nabla`. Where the
+    block has fewer free cells than `count`, more neurons are taken.
+
+    Parameters
+    ----------
+    layer, count, context
+        As for every grow rule; `context` must hold inputs and costs.
+    neurons : int, optional
+        k; by default :math:`\sqrt{N_t}`, rounded.
+
+    Raises
+    ------
+    ValueError
+        If the context holds no batch, the batch is not finite, or there is too little room.
+    """
+    costs = _batch(context)[1].abs().sum(0)[context.rows]
+    k = round(count**0.5) if neurons is None else neurons
+    columns = layer.shape[1]
+    taken = torch.bincount(context.occupied // columns, minlength=layer.shape[0])[context.rows]
+    order = torch.sort(costs, descending=True, stable=True).indices
+    room = (columns - taken[order]).cumsum(0)
+    _check_room(count, int(room[-1]) if room.numel() else 0)
+    k = max(k, 1, int(torch.searchsorted(room, count)) + 1)
+    rows = context.rows[order[:k]].sort().values
+    return _largest_gradients(layer, count, context, rows)
+
+
+def full_gradient(layer: Any, count: int, context: Context) -> Grown:
+    """Grow the largest gradients of all (Evci et al., 2020), in blocks of neurons.
+
+    The same as `gradient_of_costliest` with every neuron, at the cost of the whole dense gradient
+    in time, but never in memory.
+    """
+    columns = layer.shape[1]
+    _check_room(count, context.rows.numel() * columns - _within(context, columns).numel())
+    return _largest_gradients(layer, count, context, context.rows)
+
+
+def full_gradient_at_zero(layer: Any, count: int, context: Context) -> Grown:
+    """Grow the largest gradients of all, at zero (RigL, Evci et al., 2020)."""
+    positions, values = full_gradient(layer, count, context)
+    return positions, torch.zeros_like(values)
+
+
+def gradient(
+    inputs: Float[Tensor, "batch in_features"], costs: Float[Tensor, "batch rows"]
+) -> Float[Tensor, "rows in_features"]:
+    r"""Dense gradient :math:`\nabla_i = \sum_b c_{bi} v_b` of the given neurons (Ertl, 3.2.4)."""
+    return costs.t() @ inputs
+
+
+def recall(layer: Any, count: int, context: Context, neurons: int) -> float:
+    """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
+    best, _ = full_gradient(layer, count, context)
+    costs = _batch(context)[1].abs().sum(0)
+    costliest = largest(costs, neurons)
+    return float(torch.isin(best // layer.shape[1], costliest).float().mean())
+
+
+def _largest_gradients(layer: Any, count: int, context: Context, rows: Tensor) -> Grown:
+    inputs, costs = _batch(context)
+    columns = layer.shape[1]
+    positions = torch.empty(0, dtype=torch.int64, device=inputs.device)
+    values = inputs.new_empty(0)
+    for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
+        candidates, gradients = _free_gradients(inputs, costs, block, context)
+        positions, values = torch.cat([positions, candidates]), torch.cat([values, gradients])
+        best = largest(values.abs(), min(count, values.numel()))
+        positions, values = positions[best], values[best]
+    return positions, (-context.lr * values).to(layer.values.dtype)
+
+
+def _free_gradients(inputs: Tensor, costs: Tensor, rows: Tensor, context: Context) -> Grown:
+    columns = inputs.shape[1]
+    block = gradient(inputs, costs[:, rows]).flatten()
+    taken = _within(context._replace(rows=rows), columns)
+    free = torch.ones(block.numel(), dtype=torch.bool, device=block.device)
+    free[taken] = False
+    cells = free.nonzero().flatten()
+    return rows[cells // columns] * columns + cells % columns, block[cells]
+
+
+def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:
+    """Occupied cells of the open rows, counted as if no other rows existed."""
+    if context.rows.numel() == 0:
+        return context.rows
+    row = context.occupied // columns
+    place = torch.searchsorted(context.rows, row)
+    inside = context.rows[place.clamp(max=context.rows.numel() - 1)] == row
+    return (place * columns + context.occupied % columns)[inside]
+
+
+def _batch(context: Context) -> tuple[Tensor, Tensor]:
+    if context.inputs is None or context.costs is None:
+        raise ValueError(
+            "growing by gradient needs one forward and one backward pass through the layer, in "
+            "training mode, before the step"
+        )
+    for name, tensor in (("inputs", context.inputs), ("costs", context.costs)):
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the {name} of the last batch are not finite; the topology was kept")
+    return context.inputs, context.costs
+
+
+def _check_room(count: int, free: int) -> None:
+    if count > free:
+        raise ValueError(
+            f"{count} connections cannot grow into {free} free cells; raise the sparsity of the "
+            f"layer or lower the fraction"
+        )

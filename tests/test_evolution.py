@@ -1,0 +1,353 @@
+"""Evolution equals its masked dense definition step for step, and loses nothing on the way."""
+
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import sparselib as sl
+from sparselib import drop, grow
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+}
+RULES = [sl.SET, sl.GradientGrowth, sl.RigL]
+
+
+def network(seed=0, sizes=(20, 16, 12, 5), sparsity=0.7, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=sparsity, dtype=dtype)
+
+
+def batch(seed, samples=8, features=20, classes=5):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, features, dtype=torch.float64, generator=generator)
+    return x, torch.randint(classes, (samples,), generator=generator)
+
+
+def train_step(model, optimizer, seed):
+    x, y = batch(seed)
+    optimizer.zero_grad()
+    sl.sigmoid_squared_error(model(x), y).backward()
+    optimizer.step()
+
+
+class MaskedOracle:
+    """Ertl's training with dense weights and masks, written from the paper, sharing no code.
+
+    Weights, masks and optimizer state are dense; evolution is a stable sort over the dense
+    gradient. The optimizer runs on the dense weights with masked gradients.
+    """
+
+    def __init__(self, model, make_optimizer, fraction):
+        self.weights = [nn.Parameter(l.to_dense().weight.detach().clone()) for l in model.layers]
+        self.biases = [nn.Parameter(l.bias.detach().clone()) for l in model.layers]
+        self.masks = [l.csr.mask() for l in model.layers]
+        self.optimizer = make_optimizer(
+            [p for pair in zip(self.weights, self.biases) for p in pair]
+        )
+        self.thresholds, self.fraction = [0.01] * len(self.weights), fraction
+
+    def step(self, seed):
+        x, y = batch(seed)
+        self.inputs, self.outputs = [], []
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = x if index == 0 else x.relu()
+            self.inputs.append(x)
+            x = x @ weight.t() + bias
+            x.retain_grad()
+            self.outputs.append(x)
+        self.optimizer.zero_grad()
+        error = (x.sigmoid() - nn.functional.one_hot(y, x.shape[1])) ** 2
+        (error.sum() / (2 * len(x))).backward()
+        for weight, mask in zip(self.weights, self.masks):
+            weight.grad *= mask
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def evolve(self, lr):
+        for index, (weight, mask) in enumerate(zip(self.weights, self.masks)):
+            small = mask & (weight.abs() <= self.thresholds[index])
+            target = self.fraction * int(mask.sum())
+            self.thresholds[index] *= 1.1 if int(small.sum()) < target else 1 / 1.1
+            if int(small.sum()) > 2 * target:
+                score = weight.abs().masked_fill(~mask, float("inf")).flatten()
+                least = torch.sort(score, stable=True).indices[: round(target)]
+                small = torch.zeros_like(mask.flatten()).index_fill(0, least, True).view(mask.shape)
+            count, kept = int(small.sum()), mask & ~small
+            costs, inputs = self.outputs[index].grad, self.inputs[index]
+            rows = torch.sort(costs.abs().sum(0), descending=True, stable=True).indices
+            k = max(1, round(count**0.5))
+            while int((~kept)[rows[:k]].sum()) < count:
+                k += 1
+            open_rows = torch.zeros(len(rows), dtype=torch.bool)
+            open_rows[rows[:k]] = True
+            gradient = costs.t() @ inputs
+            score = gradient.abs().masked_fill(kept | ~open_rows[:, None], -1).flatten()
+            chosen = torch.sort(score, descending=True, stable=True).indices[:count]
+            grown = torch.zeros_like(mask.flatten()).index_fill(0, chosen, True).view(mask.shape)
+            weight.copy_(torch.where(grown, -lr * gradient, weight * kept))
+            for tensor in self.optimizer.state[weight].values():
+                if tensor is not None and tensor.shape == weight.shape:
+                    tensor.mul_(kept & ~grown)
+            self.masks[index] = kept | grown
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"])
+def test_training_equals_masked_dense_training_step_for_step(name):
+    model = network()
+    oracle = MaskedOracle(model, OPTIMIZERS[name], fraction=0.2)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    evolution = sl.GradientGrowth(model, optimizer, fraction=0.2)
+    for step in range(100):
+        train_step(model, optimizer, step)
+        oracle.step(step)
+        if step % 10 == 9:
+            evolution.step()
+            oracle.evolve(optimizer.param_groups[0]["lr"])
+        for layer, weight, mask in zip(model.layers, oracle.weights, oracle.masks):
+            assert torch.equal(layer.csr.mask(), mask)
+            assert (layer.to_dense().weight - weight * mask).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_masked_product_evolves_alike(rule):
+    models = [network(), network()]
+    for layer in models[1].layers:
+        layer.product = sl.masked_product
+    histories = []
+    for model in models:
+        optimizer = OPTIMIZERS["momentum"](model.parameters())
+        evolution = rule(model, optimizer, 0.2)
+        for step in range(50):
+            train_step(model, optimizer, step)
+            if step % 10 == 9:
+                evolution.step()
+        histories.append([layer.positions for layer in model.layers])
+    assert all(map(torch.equal, *histories))
+    for one, two in zip(models[0].layers, models[1].layers):
+        assert (one.values - two.values).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_optimizer_state_follows_survivors_bit_for_bit_and_is_zero_for_the_new(name, rule):
+    model = network()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    evolution = rule(model, optimizer, 0.2, regrow=False)
+    for step in range(10):
+        train_step(model, optimizer, step)
+        before = [_by_position(layer, optimizer) for layer in model.layers]
+        replaced = evolution.step()
+        for layer, old, count in zip(model.layers, before, replaced.values()):
+            new = _by_position(layer, optimizer)
+            assert len(new.keys() - old.keys()) == count
+            for position, state in new.items():
+                expected = old[position][1:] if position in old else [0.0] * (len(state) - 1)
+                assert state[1:] == expected
+                assert position not in old or state[0] == old[position][0]
+
+
+def _by_position(layer, optimizer):
+    """Weight, gradient and optimizer state of each connection, by its flat position."""
+    tensors = [layer.values, layer.values.grad, *optimizer.state[layer.values].values()]
+    columns = [t.tolist() for t in tensors if t is not None and t.shape == layer.values.shape]
+    return {p: list(row) for p, *row in zip(layer.positions.tolist(), *columns)}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_count_is_invariant_over_a_thousand_evolutions(rule):
+    model = network(sizes=(20, 12, 5), sparsity=0.8)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = rule(model, optimizer, 0.3, repair=True)
+    counts = [layer.csr.nnz for layer in model.layers]
+    addresses = [layer.values.data_ptr() for layer in model.layers]
+    for step in range(1000):
+        train_step(model, optimizer, step)
+        evolution.step()
+    assert [layer.positions.unique().numel() for layer in model.layers] == counts
+    assert [layer.values.data_ptr() for layer in model.layers] == addresses
+    for layer in model.layers:
+        sl.csr.check(layer.csr.crow_indices, layer.csr.col_indices, layer.shape)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 10**6), st.sampled_from([0.8, 0.9, 0.95]), st.sampled_from([sl.SET, sl.RigL]))
+def test_repair_leaves_no_weight_lost(seed, sparsity, rule):
+    model = network(seed, sizes=(30, 20, 20, 20, 5), sparsity=sparsity)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = rule(model, optimizer, 0.3, seed=seed, repair=True)
+    train = batch(seed, features=30)
+    nn.functional.cross_entropy(model(train[0]), train[1]).backward()
+    evolution.step()
+    for layer, onward in zip(model.layers, list(model.layers)[1:]):
+        assert not ((layer.csr.fan_in() > 0) & (onward.csr.fan_out() == 0)).any()
+
+
+def test_without_repair_weights_are_lost_as_in_figure_11():
+    model = network(sizes=(30, 20, 20, 20, 5), sparsity=0.95)
+    lost = [
+        int(((layer.csr.fan_in() > 0) & (onward.csr.fan_out() == 0)).sum())
+        for layer, onward in zip(model.layers, list(model.layers)[1:])
+    ]
+    assert sum(lost) > 0
+
+
+def test_what_left_may_come_back_only_if_allowed():
+    for regrow in (True, False):
+        model = network(sparsity=0.5)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        evolution = sl.RigL(model, optimizer, 0.3, regrow=regrow)
+        back = 0
+        for step in range(20):
+            train_step(model, optimizer, step)
+            before = [set(layer.positions.tolist()) for layer in model.layers]
+            counts = evolution.step().values()
+            after = [set(layer.positions.tolist()) for layer in model.layers]
+            back += sum(n - len(b - a) for a, b, n in zip(before, after, counts))
+        assert (back > 0) == regrow
+
+
+def test_same_seed_same_topology_other_seed_another():
+    def run(seed):
+        model = network()
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        evolution = sl.SET(model, optimizer, seed=seed)
+        for step in range(3):
+            train_step(model, optimizer, step)
+            evolution.step()
+        return torch.cat([layer.positions for layer in model.layers])
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+def test_the_seed_of_a_layer_does_not_hang_on_the_hash_seed_of_the_process():
+    program = "from sparselib.evolution import _generator as g; print(g(0, 'a', 3).initial_seed())"
+    seeds = {
+        subprocess.check_output(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}
+        )
+        for salt in ("1", "2")
+    }
+    assert len(seeds) == 1
+
+
+def test_an_impossible_step_changes_no_layer():
+    model = network()
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    evolution = sl.GradientGrowth(model, optimizer, 0.2)
+    train_step(model, optimizer, 0)
+    model.layers[0].values.data[3] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"layer 'layers.0': 1 of \d+ weights are not finite"):
+        evolution.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], equal_nan=True, rtol=0, atol=0)
+    assert evolution.steps == 0
+
+
+def test_a_second_step_without_a_batch_between_is_refused():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.GradientGrowth(model, optimizer, 0.5)
+    train_step(model, optimizer, 0)
+    evolution.step()
+    with pytest.raises(ValueError, match="needs one forward and one backward pass"):
+        evolution.step()
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"does not hold the values of layer 'layers.0'"):
+        sl.SET(network(), torch.optim.SGD(network().parameters(), lr=0.1))
+
+
+def test_state_that_cannot_follow_is_refused():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.SET(model, optimizer)
+    optimizer.state[model.layers[1].values]["factor"] = torch.zeros(7)
+    before = model.layers[1].positions
+    with pytest.raises(ValueError, match=r"state 'factor' of shape \(7,\) cannot follow"):
+        evolution.step()
+    assert torch.equal(model.layers[1].positions, before)
+
+
+def test_a_model_without_sparse_layers_and_an_impossible_fraction_are_refused():
+    dense = sl.MLP(4, 3, 2)
+    with pytest.raises(ValueError, match="MLP has no evolvable layer"):
+        sl.SET(dense, torch.optim.SGD(dense.parameters(), lr=0.1))
+    model = network()
+    with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], not 30.0"):
+        sl.SET(model, OPTIMIZERS["sgd"](model.parameters()), fraction=30.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (lambda layer, n, c: grow.random(layer, n - 1, c), "where 5 connections were dropped"),
+        (lambda layer, n, c: (c.occupied[:n], layer.values[:n] * 0), "or one that is taken"),
+        (
+            lambda layer, n, c: (grow.random(layer, n, c)[0], layer.values[:n] * float("inf")),
+            "weights that are not finite",
+        ),
+    ],
+)
+def test_a_wrong_rule_of_the_user_is_caught(rule, sentence):
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.Evolution(model, optimizer, drop.magnitude, rule)
+    with pytest.raises(ValueError, match=f"layer 'layers.2': .*{sentence}"):
+        evolution.step()
+
+
+def test_state_dict_resumes_exactly():
+    def start():
+        model = network()
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        return model, optimizer, sl.GradientGrowth(model, optimizer, 0.2)
+
+    def run(parts, steps):
+        for step in steps:
+            train_step(parts[0], parts[1], step)
+            parts[2].step()
+
+    whole, first, second = start(), start(), start()
+    run(whole, range(10))
+    run(first, range(5))
+    saved = pickle.dumps([part.state_dict() for part in first])
+    for part, state in zip(second, pickle.loads(saved)):
+        part.load_state_dict(state)
+    run(second, range(5, 10))
+    for one, two in zip(whole[0].state_dict().values(), second[0].state_dict().values()):
+        assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="the state belongs to the layers"):
+        second[2].load_state_dict({"steps": 1, "state": {"other": {}}})
+
+
+def test_a_watched_model_can_be_copied_and_pickled_and_is_released():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.SET(model, optimizer)
+    train_step(model, optimizer, 0)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(batch(1)[0]), model(batch(1)[0]))
+    assert len(model.layers[0]._forward_hooks) == 1
+    del evolution
+    gc.collect()
+    assert len(model.layers[0]._forward_hooks) == 0

@@ -1,0 +1,134 @@
+"""Grow rules choose free cells only, by the numbers of the dense gradient."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import sparselib as sl
+from sparselib import grow
+from sparselib.grow import Context
+
+
+def make(rows, columns, sparsity, seed, batch=6, lr=0.1):
+    torch.manual_seed(seed)
+    layer = sl.CSRLinear(columns, rows, sparsity, topology=sl.topology.uniform, dtype=torch.float64)
+    context = Context(
+        occupied=layer.positions,
+        rows=torch.arange(rows),
+        inputs=torch.randn(batch, columns, dtype=torch.float64),
+        costs=torch.randn(batch, rows, dtype=torch.float64),
+        lr=lr,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return layer, context
+
+
+cases = st.tuples(
+    st.integers(1, 12), st.integers(1, 12), st.sampled_from([0.3, 0.7, 0.95]), st.integers(0, 999)
+)
+
+
+def brute_force(layer, count, context, rows):
+    """Dense gradient, absolute, taken cells and closed rows out, a stable sort: the definition."""
+    gradient = context.costs.t() @ context.inputs
+    score = gradient.abs().flatten()
+    score[context.occupied] = -1
+    closed = torch.ones(layer.shape[0], dtype=torch.bool)
+    closed[rows] = False
+    score.view(layer.shape)[closed] = -1
+    order = torch.sort(score, descending=True, stable=True).indices[:count].sort().values
+    return order, -context.lr * gradient.flatten()[order]
+
+
+@given(cases, st.data())
+def test_full_gradient_equals_brute_force(case, data):
+    layer, context = make(*case)
+    count = data.draw(st.integers(0, layer.csr.cells - layer.csr.nnz))
+    positions, values = grow.full_gradient(layer, count, context)
+    expected, weights = brute_force(layer, count, context, context.rows)
+    assert torch.equal(positions, expected)
+    torch.testing.assert_close(values, weights)
+
+
+@given(cases, st.data())
+def test_costliest_equals_brute_force_on_the_k_costliest_rows(case, data):
+    layer, context = make(*case)
+    count = data.draw(st.integers(1, max(1, layer.csr.cells - layer.csr.nnz)))
+    assume(count <= layer.csr.cells - layer.csr.nnz)
+    order = torch.sort(context.costs.abs().sum(0), descending=True, stable=True).indices
+    free = layer.shape[1] - layer.csr.fan_in()
+    k = max(1, round(count**0.5))
+    while free[order[:k]].sum() < count:
+        k += 1
+    positions, values = grow.gradient_of_costliest(layer, count, context)
+    expected, weights = brute_force(layer, count, context, order[:k])
+    assert torch.equal(positions, expected)
+    torch.testing.assert_close(values, weights)
+
+
+def test_blocks_do_not_change_the_full_gradient(monkeypatch):
+    layer, context = make(12, 9, 0.7, 0)
+    whole = grow.full_gradient(layer, 20, context)
+    monkeypatch.setattr(grow, "BLOCK_CELLS", 10)
+    assert all(map(torch.equal, whole, grow.full_gradient(layer, 20, context)))
+
+
+@given(cases, st.data())
+def test_random_growth_takes_free_cells_of_open_rows_only(case, data):
+    layer, context = make(*case)
+    rows = data.draw(st.sets(st.integers(0, layer.shape[0] - 1)))
+    context = context._replace(rows=torch.tensor(sorted(rows), dtype=torch.int64))
+    free = int((~layer.csr.mask())[context.rows].sum())
+    count = data.draw(st.integers(0, free))
+    positions, values = grow.random(layer, count, context)
+    assert len(positions.unique()) == count
+    assert not torch.isin(positions, context.occupied).any()
+    assert torch.isin(positions // layer.shape[1], context.rows).all()
+    assert values.count_nonzero() == 0
+
+
+def test_random_growth_is_uniform_over_the_free_cells():
+    layer, context = make(4, 5, 0.7, 0)
+    hits = torch.zeros(layer.csr.cells)
+    for _ in range(4000):
+        hits[grow.random(layer, 3, context)[0]] += 1
+    free = ~layer.csr.mask().flatten()
+    expected = 4000 * 3 / free.sum()
+    assert hits[~free].sum() == 0
+    # 0.999 quantile of chi-square with 13 degrees of freedom
+    assert ((hits[free] - expected) ** 2 / expected).sum() < 34.5
+
+
+def test_the_paper_s_example_196_replaced_weights_need_14_neurons():
+    assert round(256 * 256 * 0.03 * 0.1) in (196, 197)
+    layer, context = make(256, 256, 0.97, 0)
+    positions, _ = grow.gradient_of_costliest(layer, 196, context)
+    assert len((positions // 256).unique()) <= 14
+    wide, _ = grow.gradient_of_costliest(layer, 196, context, neurons=256)
+    assert torch.equal(wide, grow.full_gradient(layer, 196, context)[0])
+
+
+def test_recall_grows_with_the_neurons_and_ends_at_one():
+    layer, context = make(64, 64, 0.9, 0)
+    shares = [grow.recall(layer, 40, context, k) for k in (0, 1, 4, 16, 64)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("rule", [grow.random, grow.full_gradient, grow.gradient_of_costliest])
+def test_too_little_room_is_said(rule):
+    layer, context = make(3, 4, 0.5, 0)
+    with pytest.raises(ValueError, match="7 connections cannot grow into 6 free cells"):
+        rule(layer, 7, context)
+
+
+@pytest.mark.parametrize("rule", [grow.full_gradient, grow.gradient_of_costliest])
+def test_gradient_growth_needs_a_finite_batch(rule):
+    layer, context = make(3, 4, 0.5, 0)
+    with pytest.raises(ValueError, match="needs one forward and one backward pass"):
+        rule(layer, 1, context._replace(inputs=None))
+    context.costs[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the costs of the last batch are not finite"):
+        rule(layer, 1, context)

@@ -1,1 +1,41 @@
-"""Truly sparse, evolving layers for PyTorch."""
+"""Truly sparse, evolving layers for PyTorch, and what five papers need around them."""
+
+from sparselib import cost as cost
+from sparselib import datasets as datasets
+from sparselib import drop as drop
+from sparselib import grow as grow
+from sparselib import init as init
+from sparselib import metrics as metrics
+from sparselib import nn as nn
+from sparselib import ops as ops
+from sparselib import topology as topology
+from sparselib.csr import CSR
+from sparselib.evolution import SET, Evolution, GradientGrowth, RigL
+from sparselib.models import MLP
+from sparselib.nn import CSRLinear, masked_product, sparsify
+from sparselib.training import evaluate, fit, sigmoid_squared_error
+
+__version__ = "0.1.0"
+__all__ = [
+    "CSR",
+    "MLP",
+    "SET",
+    "CSRLinear",
+    "Evolution",
+    "GradientGrowth",
+    "RigL",
+    "cost",
+    "datasets",
+    "drop",
+    "evaluate",
+    "fit",
+    "grow",
+    "init",
+    "masked_product",
+    "metrics",
+    "nn",
+    "ops",
+    "sigmoid_squared_error",
+    "sparsify",
+    "topology",
+]

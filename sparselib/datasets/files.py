@@ -1,0 +1,216 @@
+"""Where data lies: the search order, the checksums and the download."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SOURCES = {
+    "mnist": (
+        "http://yann.lecun.com/exdb/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    "higgs": ("https://archive.ics.uci.edu/ml/machine-learning-databases/00280/",),
+}
+
+SHA256 = {
+    "mnist/train-images-idx3-ubyte.gz": (
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+    ),
+    "mnist/train-labels-idx1-ubyte.gz": (
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+    ),
+    "mnist/t10k-images-idx3-ubyte.gz": (
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+    ),
+    "mnist/t10k-labels-idx1-ubyte.gz": (
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+    ),
+    "fashion-mnist/train-images-idx3-ubyte.gz": (
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+    ),
+    "fashion-mnist/train-labels-idx1-ubyte.gz": (
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+    ),
+    "fashion-mnist/t10k-images-idx3-ubyte.gz": (
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+    ),
+    "fashion-mnist/t10k-labels-idx1-ubyte.gz": (
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+    ),
+    "higgs/HIGGS.csv.gz": "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
+    "higgs/HIGGS_subset35298.csv.gz": (
+        "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"
+    ),
+}
+
+EMBEDDED = {
+    "mnist": "datasets.digits() or datasets.synthetic.images()",
+    "fashion-mnist": "datasets.digits() or datasets.synthetic.images()",
+    "higgs": "datasets.synthetic.collisions()",
+}
+
+Folder = str | os.PathLike[str] | None
+
+_verified: set[tuple[Path, int, int, str]] = set()
+
+
+class DataUnavailable(OSError):
+    """A file lies in no folder that was searched, and no source could deliver it."""
+
+
+def folders(folder: Folder = None) -> list[Path]:
+    """List the folders that are searched, in order.
+
+    They are `folder`, the environment variable `SPARSELIB_DATA`, and `data/raw` of the checkout.
+    A package that was installed without its checkout has the cache folder of the user instead of
+    the last, as `pooch.os_cache("sparselib")` gives it.
+    """
+    named = [os.fspath(folder or ""), os.environ.get("SPARSELIB_DATA", "")]
+    return [Path(name).expanduser() for name in named if name] + [_home()]
+
+
+def locate(dataset: str, filename: str, folder: Folder = None) -> Path | None:
+    """Return the first `<folder>/<dataset>/<filename>` that exists, unchecked, or None."""
+    paths = (place / dataset / filename for place in folders(folder))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find(
+    dataset: str,
+    filename: str,
+    folder: Folder = None,
+    *,
+    sources: Sequence[str] | None = None,
+    sha256: str | None = None,
+) -> Path:
+    """Return the path of a file whose content has been checked; fetch it if it lies nowhere.
+
+    Parameters
+    ----------
+    dataset, filename
+        The file is `<folder>/<dataset>/<filename>`.
+    folder
+        Searched first, and receives a download; see `folders` for the rest of the order.
+        Without it a download goes to `SPARSELIB_DATA` if that can be written to, else to the last
+        folder of the order.
+    sources
+        Addresses to fetch from, tried in turn, each ending in a slash. Official ones by default.
+    sha256
+        The checksum to demand. The known one by default; a file without one is found, not fetched.
+
+    Raises
+    ------
+    ValueError
+        If a file is there but its checksum is wrong. It is neither deleted nor replaced.
+    DataUnavailable
+        If the file lies nowhere and cannot be fetched.
+    """
+    sha256 = sha256 or SHA256.get(f"{dataset}/{filename}")
+    path = locate(dataset, filename, folder)
+    if path is None:
+        addresses = SOURCES.get(dataset, ()) if sources is None else sources
+        path = _fetch(dataset, filename, folder, addresses, sha256)
+    if sha256:
+        _verify(path, sha256)
+    return path
+
+
+def _home() -> Path:
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():
+        return root / "data" / "raw"
+    import pooch
+
+    return Path(pooch.os_cache("sparselib"))
+
+
+def _verify(path: Path, sha256: str) -> None:
+    status = path.stat()
+    key = (path.resolve(), status.st_size, status.st_mtime_ns, sha256)
+    if key in _verified:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} is refused: its SHA-256 is {found} ({status.st_size:,} bytes), but {sha256} "
+            f"was expected, so the file is damaged, cut short or another version. "
+            f"Delete it to have it fetched again, or pass folder= with a good copy."
+        )
+    _verified.add(key)
+
+
+def _destination(folder: Folder) -> Path:
+    places = folders(folder)
+    if folder or _writable(places[0]):
+        return places[0]
+    return places[-1]
+
+
+def _writable(folder: Path) -> bool:
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return os.access(nearest, os.W_OK)
+
+
+def _fetch(
+    dataset: str, filename: str, folder: Folder, sources: Sequence[str], sha256: str | None
+) -> Path:
+    """Try each source in turn; pooch checks the content and only then gives the file its name."""
+    failures = []
+    if sha256:
+        import pooch
+        from requests import RequestException
+
+        for source in sources:
+            store = pooch.create(
+                path=_destination(folder) / dataset,
+                base_url=source,
+                registry={filename: sha256},
+                retry_if_failed=3,
+                allow_updates=False,
+            )
+            try:
+                return Path(store.fetch(filename, downloader=_download))
+            except (ConnectionError, RequestException, ValueError) as error:
+                failures.append(f"{source}{filename} failed ({error})")
+    searched = ", ".join(str(place) for place in folders(folder))
+    raise DataUnavailable(
+        f"{dataset}/{filename} lies in none of the folders {searched}; "
+        f"{'; '.join(failures) or 'it has no public source'}. Place the file in one of the folders "
+        f"by hand, or use the embedded {EMBEDDED.get(dataset, 'datasets.synthetic')} instead."
+    )
+
+
+def _download(url: str, output_file: str, store: Any) -> None:
+    """Fetch one address, and keep pooch from repeating what would fail again.
+
+    pooch repeats whatever raises a `requests` exception; the built-in `ConnectionError` ends it.
+    """
+    import pooch
+    import requests
+    from urllib3.exceptions import MaxRetryError
+
+    download = pooch.HTTPDownloader(
+        progressbar=True,
+        chunk_size=2**16,
+        timeout=(5, 30),
+        headers={"Accept-Encoding": "identity"},
+    )
+    try:
+        download(url, output_file, store)
+    except requests.HTTPError as error:
+        status = 0 if error.response is None else error.response.status_code
+        if 400 <= status < 500 and status != 429:
+            raise ConnectionError(str(error)) from error
+        raise
+    except requests.ConnectionError as error:
+        cause = error.args[0] if error.args else None
+        if isinstance(cause, MaxRetryError):
+            raise ConnectionError(str(cause.reason)) from error
+        raise
+    # the temporary file of pooch can be read by its owner only
+    os.chmod(output_file, 0o644)

@@ -1,12 +1,13 @@
 """What a model costs on paper: parameters, bytes and operations, counted at its nonzeros."""
 
 import warnings
+from collections import Counter
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sparselib.evolution import is_evolvable
+from sparselib.nn.evolvable import evolvable_layers
 
 Count = Literal["nonzero", "dense"]
 
@@ -38,18 +39,15 @@ def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:
     """
     biases = sum(p.nbytes for name, p in model.named_parameters() if name.endswith("bias"))
     weights = sum(p.nbytes for p in model.parameters()) - biases
-    buffers = {name: buffer.nbytes for name, buffer in model.named_buffers()}
-    transposed = sum(size for name, size in buffers.items() if "transposed_" in name)
-    indices = sum(size for name, size in buffers.items() if name.endswith("_indices")) - sum(
-        size
-        for name, size in buffers.items()
-        if "transposed_" in name and name.endswith("_indices")
-    )
+    arrays: Counter[str] = Counter()
+    for name, buffer in model.named_buffers():
+        arrays[name.split(".")[-1]] += buffer.nbytes
+    indices = arrays["crow_indices"] + arrays["col_indices"]
+    transposed = sum(size for name, size in arrays.items() if name.startswith("transposed_"))
     if count == "dense":
         weights += sum(
             _absent(layer) * layer.values.element_size()
-            for layer in model.modules()
-            if is_evolvable(layer)
+            for layer in evolvable_layers(model).values()
         )
         indices = transposed = 0
     return {
@@ -112,8 +110,10 @@ def flops(
 
 
 def _absent(model: nn.Module) -> int:
-    layers = [layer for layer in model.modules() if is_evolvable(layer)]
-    return sum(layer.shape[0] * layer.shape[1] - layer.values.numel() for layer in layers)
+    return sum(
+        layer.shape[0] * layer.shape[1] - layer.values.numel()
+        for layer in evolvable_layers(model).values()
+    )
 
 
 def _batch(inputs: list[Any]) -> int:

@@ -138,7 +138,7 @@ class CSR(nn.Module):
     ) -> None:
         super().__init__()
         check(crow_indices, col_indices, shape)
-        self.shape = tuple(shape)
+        self.shape = (shape[0], shape[1])
         self.nnz = col_indices.numel()
         self.cache_transpose = cache_transpose
         self.register_buffer("crow_indices", crow_indices.to(torch.int32).clone())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparselib import drop as drops
 from sparselib import grow as grows
+from sparselib.nn.evolvable import evolvable_layers
 
 Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
 Grow = Callable[[Any, int, grows.Context], grows.Grown]
@@ -25,11 +26,6 @@ class Plan(NamedTuple):
     positions: Tensor
     values: Tensor
     source: Tensor
-
-
-def is_evolvable(module: nn.Module) -> bool:
-    """Tell whether a module offers positions, values, shape and rewire."""
-    return all(hasattr(module, name) for name in ("positions", "values", "shape", "rewire"))
 
 
 def plan(layer: Any, leaving: Tensor, grow: Grow, context: grows.Context) -> Plan:
@@ -105,9 +101,7 @@ class Evolution:
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
-        self.layers: dict[str, Any] = {
-            name: module for name, module in model.named_modules() if is_evolvable(module)
-        }
+        self.layers = evolvable_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no evolvable layer, such as CSRLinear")
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sparselib import metrics
 
@@ -50,7 +50,7 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Trained in place, on the device where its parameters are.
+        Trained in place. Samples are moved to the device and type of its first parameter.
     data : Split
         Has `train` and `valid`, each with tensors `x` and `y`.
     optimizer : torch.optim.Optimizer
@@ -110,10 +110,10 @@ def evaluate(model: nn.Module, samples: Any, batch_size: int = 10_000) -> float:
     """Accuracy on `samples`, in evaluation mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    outputs = [model(x.to(device)) for x in samples.x.split(batch_size)]
+    like = next(model.parameters())
+    outputs = [model(x.to(like)) for x in samples.x.split(batch_size)]
     model.train(was_training)
-    return metrics.accuracy(torch.cat(outputs), samples.y.to(device))
+    return metrics.accuracy(torch.cat(outputs), samples.y.to(like.device))
 
 
 def _epoch(
@@ -125,16 +125,16 @@ def _epoch(
     generator: torch.Generator,
     after_step: list[Hook],
 ) -> float:
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     order = torch.randperm(len(samples.y), generator=generator)
     batches = order.split(batch_size)
     if len(batches) > 1 and len(batches[-1]) < batch_size:
         batches = batches[:-1]
     model.train()
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=like.device)
     for batch in batches:
         optimizer.zero_grad()
-        error = loss(model(samples.x[batch].to(device)), samples.y[batch].to(device))
+        error = loss(model(samples.x[batch].to(like)), samples.y[batch].to(like.device))
         error.backward()
         optimizer.step()
         total += error.detach()

@@ -55,9 +55,11 @@ class MaskedOracle:
     """
 
     def __init__(self, model, make_optimizer, fraction):
-        self.weights = [nn.Parameter(l.to_dense().weight.detach().clone()) for l in model.layers]
-        self.biases = [nn.Parameter(l.bias.detach().clone()) for l in model.layers]
-        self.masks = [l.csr.mask() for l in model.layers]
+        self.weights = [
+            nn.Parameter(layer.to_dense().weight.detach().clone()) for layer in model.layers
+        ]
+        self.biases = [nn.Parameter(layer.bias.detach().clone()) for layer in model.layers]
+        self.masks = [layer.csr.mask() for layer in model.layers]
         self.optimizer = make_optimizer(
             [p for pair in zip(self.weights, self.biases) for p in pair]
         )

@@ -51,6 +51,8 @@ class CSRLinear(nn.Module):
         If the sparsity or a size is impossible, or an input does not fit.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,

@@ -1,0 +1,50 @@
+# make book VENV=$CONDA_PREFIX uses an environment that exists already.
+PYTHON ?= python3
+VENV ?= .venv
+PAGES ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.sparselib-ready
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint unit pages lab refresh check clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
+
+# Without a network an environment that already holds every pin is as good as a new one.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[book,test,sweep]" \
+	|| $(BIN)/python -m pip install -q --no-index -c constraints.txt "sparselib[book,test,sweep]"
+	touch $@
+
+book: $(READY)  ## execute every page on the embedded data and build the book, strictly
+	$(BIN)/python book/_tools/build.py
+
+test: lint unit pages  ## everything that has to be green: lint, unit tests, the pages' numbers
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY)  ## unit tests, house rules, guards of the book
+	$(BIN)/python -m pytest tests
+
+pages: $(READY)  ## run every page and compare what it prints with what is stored
+	$(BIN)/python -m pytest book --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
+
+lab: $(READY)  ## open the pages in JupyterLab
+	$(BIN)/jupyter lab book
+
+refresh: $(READY)  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
+	$(BIN)/python book/_tools/refresh.py $(PAGES)
+
+check: $(READY)  ## links, anchors and a headless browser over the built book
+	$(BIN)/python book/_tools/links.py _build/html
+	$(BIN)/python -m pytest tests/test_browser.py
+
+clean:  ## remove what was built; the environment stays
+	rm -rf _build
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

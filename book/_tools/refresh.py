@@ -1,0 +1,64 @@
+"""Execute pages in place and normalise them: ``python book/_tools/refresh.py [page.ipynb ...]``.
+
+This is the only way to change stored outputs, which the tests compare with what the pages print.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+TRACES = {"execution", "papermill", "ExecuteTime", "collapsed", "scrolled", "trusted"}
+
+
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """Keep what the author wrote (tags, captions, alt texts); drop what a tool left behind."""
+    notebook.metadata = nbformat.from_dict(
+        METADATA | {k: v for k, v in notebook.metadata.items() if k == "mystnb"}
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
+    taken: set[str] = set()
+    for position, cell in enumerate(notebook.cells):
+        for key in TRACES & set(cell.metadata):
+            del cell.metadata[key]
+        if not cell.get("id") or cell.id in taken:
+            text = f"{position}{cell.source}"
+            cell.id = hashlib.sha256(text.encode()).hexdigest()[:8]
+        taken.add(cell.id)
+
+
+def refresh(page: Path) -> bool:
+    """Execute one page in its own folder and write it back; say whether anything changed."""
+    before = page.read_text()
+    notebook = nbformat.reads(before, as_version=4)
+    normalise(notebook)
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(page.parent)}},
+    ).execute()
+    notebook.metadata = nbformat.from_dict(dict(notebook.metadata) | METADATA)
+    after = nbformat.writes(notebook).rstrip("\n") + "\n"
+    page.write_text(after)
+    return after != before
+
+
+def main() -> None:
+    """Refresh the pages named on the command line, or every notebook of the book."""
+    named = [Path(name) for name in sys.argv[1:]]
+    for page in named or sorted(Path("book").rglob("[!.]*.ipynb")):
+        print(page, "changed" if refresh(page) else "as before", flush=True)
+
+
+if __name__ == "__main__":
+    main()

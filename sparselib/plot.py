@@ -1,0 +1,124 @@
+"""The house style, and the figures that more than one page draws.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; lines differ in dash too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#8A8A8A"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+STYLE: Any = {
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """``plt.subplots`` in the house style; about 3.2 inches a panel unless `figsize` is given."""
+    options.setdefault("figsize", (min(8.0, 5.0 if columns == 1 else 3.6 * columns), 3.2 * rows))
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, **options)
+
+
+def curves(
+    axes: Axes,
+    series: Mapping[str, Any],
+    x: Sequence[float] | np.ndarray | None = None,
+    percent: bool = False,
+) -> Axes:
+    """Draw one line a name; several runs of one name, shape (runs, points), become mean and range.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    series : mapping
+        Name to values of shape (points,) or (runs, points).
+    x : sequence, optional
+        Abscissae; 1, 2, ... otherwise.
+    percent : bool
+        Values are shares; label them in per cent.
+    """
+    for (name, values), colour, dash in zip(series.items(), COLOURS, DASHES):
+        runs = np.atleast_2d(np.asarray(values, dtype=float))
+        place = np.arange(1, runs.shape[1] + 1) if x is None else np.asarray(x)
+        axes.plot(place, runs.mean(0), color=colour, linestyle=dash, label=name)
+        if len(runs) > 1:
+            axes.fill_between(place, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.legend()
+    return axes
+
+
+def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
+    """Draw topologies as small multiples: connections kept since the one before, and new ones.
+
+    Parameters
+    ----------
+    axes : sequence of Axes
+        One for each mask.
+    masks : mapping
+        Title to boolean matrix (rows, columns), in order of time.
+    """
+    palette = ListedColormap(["white", "#9AA5B1", VERMILION])
+    before = None
+    for panel, (title, mask) in zip(axes, masks.items()):
+        here = np.asarray(mask, dtype=int)
+        new = np.zeros_like(here) if before is None else here * (1 - before)
+        panel.imshow(here + new, cmap=palette, vmin=0, vmax=2, interpolation="none")
+        panel.set(title=title, xticks=[], yticks=[])
+        panel.grid(False)
+        before = here
+
+
+def compressed_rows(
+    axes: Axes, matrix: Any, crow_indices: Any, col_indices: Any, values: Any
+) -> None:
+    """Draw a small matrix beside its three CSR arrays, one colour a row, as in Ertl's Figure 1."""
+    matrix, crow = np.asarray(matrix), np.asarray(crow_indices)
+    rows, columns = matrix.shape
+    colours = [COLOURS[row % len(COLOURS)] for row in range(rows)]
+    for (row, column), value in np.ndenumerate(matrix):
+        _cell(axes, column, row, f"{value:g}", colours[row] if value else None)
+    left = columns + 1.5
+    arrays = {"crow_indices": crow, "col_indices": col_indices, "values": values}
+    owner = np.repeat(np.arange(rows), np.diff(crow))
+    for line, (name, array) in enumerate(arrays.items()):
+        y = 0.6 + 1.75 * line
+        axes.text(left, y - 0.62, name, va="bottom", family="monospace", fontsize=9)
+        for place, entry in enumerate(np.asarray(array)):
+            row = owner[place] if name != "crow_indices" else min(place, rows - 1)
+            shown = colours[row] if name != "crow_indices" or place < rows else None
+            _cell(axes, left + 0.5 + place, y, f"{entry:g}", shown)
+    axes.set(xlim=(-0.6, left + len(owner) + 0.6), ylim=(rows - 0.2, -0.8), aspect="equal")
+    axes.axis("off")
+
+
+def _cell(axes: Axes, x: float, y: float, text: str, colour: str | None) -> None:
+    face = colour or "#F2F2F2"
+    axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, color=face))
+    axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if colour else GREY)

@@ -1,0 +1,127 @@
+"""Rows of results: what a run measured, with where, when and by which sources."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Row = dict[str, Any]
+
+
+def record(
+    parameters: Row, measures: Row, data: Any, scale: str, device: torch.device | str = "cpu"
+) -> Row:
+    """Return one row of results: parameters, measures and provenance.
+
+    Parameters
+    ----------
+    parameters : dict
+        Everything that was varied or fixed, the seed too.
+    measures : dict
+        Numbers at full precision; a list is a curve.
+    data : Split
+        Its `name` and `checksum` are recorded.
+    scale : str
+        ``"paper"``, or ``"reduced: "`` and what was reduced.
+    device : torch.device
+        Where the run computed; its name is recorded.
+
+    Raises
+    ------
+    ValueError
+        If `scale` is neither, or a name is both a parameter and a measure.
+    """
+    if scale != "paper" and not scale.startswith("reduced: "):
+        raise ValueError(f"scale must be 'paper' or 'reduced: <what>', not {scale!r}")
+    if twice := parameters.keys() & measures.keys():
+        raise ValueError(f"{sorted(twice)} are both parameters and measures")
+    return (
+        parameters
+        | measures
+        | provenance()
+        | {
+            "data": f"{data.name} {data.checksum}",
+            "scale": scale,
+        }
+    )
+
+
+def provenance(device: torch.device | str = "cpu") -> Row:
+    """Name of the device, versions, checksum of the library's source, and date (UTC)."""
+    from sparselib import __version__
+
+    return {
+        "device": _name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "sparselib": f"{__version__} {_source_checksum()}",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def write(row: Row, path: str | Path) -> None:
+    """Write one row as JSON, whole or not at all."""
+    _replace(Path(path), json.dumps(row, indent=1) + "\n")
+
+
+def gather(folder: str | Path, table: str | Path) -> int:
+    """Collect every ``*.json`` row of `folder` into one sorted CSV; return the number of rows.
+
+    Curves become numbers of six digits with spaces between.
+    """
+    import pandas as pd
+
+    rows = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    if not rows:
+        raise FileNotFoundError(f"no row of results (*.json) is in {folder}")
+    frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
+    frame = frame.sort_values(list(frame.columns), kind="stable", key=lambda c: c.astype(str))
+    _replace(Path(table), frame.to_csv(index=False, lineterminator="\n"))
+    return len(frame)
+
+
+def curve(cell: str) -> np.ndarray:
+    """Read a curve back from its cell of the CSV."""
+    return np.array([float(number) for number in cell.split()])
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(f"{number:.6g}" for number in value)
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@functools.cache
+def _source_checksum() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

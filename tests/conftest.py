@@ -1,0 +1,60 @@
+"""What every test may rely on: data, hypothesis profiles, a seed, and honest skips."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+sys.path.insert(0, str(ROOT / "book" / "_tools"))
+
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("nightly", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_beside = ROOT.parent / "shared" / "data"
+if _beside.is_dir():
+    os.environ.setdefault("SPARSELIB_DATA", str(_beside))
+
+
+def browser() -> str | None:
+    """Path of a Chromium executable, if there is one."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+def missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run here, or None if they can."""
+    if marker == "realdata":
+        folder = os.environ.get("SPARSELIB_DATA", "")
+        return None if folder and Path(folder).is_dir() else "real data absent: set SPARSELIB_DATA"
+    if marker == "browser":
+        return None if browser() else "no Chromium executable on PATH"
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in ("realdata", "gpu", "browser"):
+        if item.get_closest_marker(marker) and (reason := missing(marker)):
+            pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed torch before each test; a test that needs the number asks for it."""
+    import torch
+
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Top of the checkout."""
+    return ROOT

@@ -1,0 +1,259 @@
+"""The guards of the book: what its pages, its tables of contents and its strict build must hold."""
+
+import copy
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+TOOLS = BOOK / "_tools"
+NOTEBOOKS = sorted(BOOK.rglob("[!.]*.ipynb"))
+SOURCES = [*NOTEBOOKS, *sorted(BOOK.rglob("*.md"))]
+METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+MACHINE = re.compile(
+    r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|var|data)/\w|[A-Z]:\\\\"
+)
+
+
+def machine_traces(text: str) -> list[str]:
+    """Absolute paths, and the name of this machine."""
+    host = socket.gethostname()
+    named = [host] if len(host) > 5 and host != "localhost" and host in text else []
+    return named + MACHINE.findall(text)
+
+
+def printed(cell: dict) -> str:
+    """Everything that a cell shows as text."""
+    outputs = cell.get("outputs", [])
+    return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def faults_of_cell(cell: dict, position: int) -> list[str]:
+    """What is wrong with the code cell that ran as number `position`."""
+    found = []
+    lines = cell.source.splitlines()
+    if cell.execution_count != position:
+        found.append(f"execution_count is {cell.execution_count}, not {position}")
+    if any(output.output_type == "error" for output in cell.outputs):
+        found.append("holds an error output")
+    if len(lines) > 25:
+        found.append(f"{len(lines)} lines of code: does that belong in sparselib?")
+    if re.search(r"^\s*class\s|\.backward\(|optimizer\.step\(", cell.source, re.M):
+        found.append("a class or a training loop on a page")
+    if any("image/png" in output.get("data", {}) for output in cell.outputs):
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        if len(alt) < 20 or alt.endswith(".png"):
+            found.append(f"a figure without a telling alt text ({alt!r})")
+    return [f"code cell {position}: {fault}" for fault in found]
+
+
+def faults(notebook: nbformat.NotebookNode, name: str = "page") -> list[str]:
+    """List what is wrong with a page, one sentence a fault."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = [f for n, cell in enumerate(code, 1) for f in faults_of_cell(cell, n)]
+    tags = [tag for cell in code for tag in cell.metadata.get("tags", [])]
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("kernelspec is not python3")
+    if "injected-parameters" in tags:
+        found.append("is an output of papermill, not a page")
+    allowed = (1,) if name == "training" else (0, 1)
+    if tags.count("parameters") not in allowed:
+        found.append(f"{tags.count('parameters')} cells are tagged parameters")
+    if not code or not re.search(r"\d", printed(code[-1])):
+        found.append("its last code cell prints no number for the tests to hold")
+    text = "\n".join(cell.source + printed(cell) for cell in notebook.cells)
+    found += [f"names this machine: {trace}" for trace in machine_traces(text)]
+    return found
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda p: str(p.relative_to(BOOK)))
+def test_page_is_sound(page: Path) -> None:
+    assert faults(nbformat.read(page, as_version=4), page.stem) == []
+    assert page.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda p: str(p.relative_to(BOOK)))
+def test_page_names_no_machine(page: Path) -> None:
+    if page.suffix == ".md":
+        assert machine_traces(page.read_text()) == []
+
+
+def sound_page() -> nbformat.NotebookNode:
+    """Make a small page with nothing wrong in it."""
+    alt = {"mystnb": {"image": {"alt": "A line that rises from left to right."}}}
+    figure = new_output("display_data", {"image/png": "", "text/plain": "<Figure>"})
+    number = new_output("stream", name="stdout", text="density = 0.25\n")
+    cells = [
+        new_markdown_cell("# A page"),
+        new_code_cell("n = 4", execution_count=1, metadata={"tags": ["parameters"]}),
+        new_code_cell("plt.show()", execution_count=2, metadata=alt, outputs=[figure]),
+        new_code_cell("print('density = 0.25')", execution_count=3, outputs=[number]),
+    ]
+    return new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
+
+
+def strip(page: nbformat.NotebookNode) -> None:
+    for cell in page.cells[1:]:
+        cell.execution_count, cell.outputs = None, []
+
+
+def raise_error(page: nbformat.NotebookNode) -> None:
+    page.cells[1].outputs = [new_output("error", ename="E", evalue="", traceback=[])]
+
+
+BREAKAGES = {
+    "execution_count is None": strip,
+    "execution_count is 7": lambda page: page.cells[1].update(execution_count=7),
+    "error output": raise_error,
+    "26 lines": lambda page: page.cells[1].update(source="x = 1\n" * 26),
+    "training loop": lambda page: page.cells[1].update(source="loss.backward()"),
+    "a class": lambda page: page.cells[1].update(source="class Net: ..."),
+    "alt text ('')": lambda page: page.cells[2].metadata.clear(),
+    "x.png": lambda page: page.cells[2].metadata.mystnb.image.update(alt="a" * 20 + "x.png"),
+    "kernelspec": lambda page: page.metadata.kernelspec.update(name="env7"),
+    "papermill": lambda page: page.cells[3].metadata.update(tags=["injected-parameters"]),
+    "2 cells": lambda page: page.cells[3].metadata.update(tags=["parameters"]),
+    "no number": lambda page: page.cells[3].outputs[0].update(text="done\n"),
+    "names this machine": lambda page: page.cells[0].update(source="see /home/ada/x"),
+}
+
+
+@pytest.mark.parametrize("expected", BREAKAGES)
+def test_guards_see_what_they_guard(expected: str) -> None:
+    page = sound_page()
+    assert faults(page) == []
+    BREAKAGES[expected](page)
+    assert any(expected in fault for fault in faults(page))
+
+
+def test_training_page_must_have_parameters() -> None:
+    page = sound_page()
+    page.cells[1].metadata.clear()
+    assert faults(page, "format") == []
+    assert faults(page, "training") == ["0 cells are tagged parameters"]
+
+
+def test_contents_and_pages_agree() -> None:
+    names = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
+    pages = {str(p.relative_to(ROOT).with_suffix("")) for p in SOURCES if p.parent != TOOLS}
+    assert sorted(names) == sorted(pages)
+
+
+def test_pins_are_exact() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.!]+", pin)] == []
+    assert "torch==2.13.0" in pins
+
+
+def test_config_needs_no_network() -> None:
+    text = (ROOT / "_config.yml").read_text()
+    bound = r"https?:|launch_buttons|thebe|intersphinx|comments|tippy|mermaid|plotly"
+    assert re.findall(bound, text) == []
+    assert "sphinx-mathjax-offline" in text
+    execute = yaml.safe_load(text)["execute"]
+    assert execute["raise_on_error"] is True
+    assert execute["allow_errors"] is False
+
+
+def write_page(path: Path, *code: str) -> None:
+    cells = [new_markdown_cell("# A page\n\n$$ y = W x $$")]
+    cells += [new_code_cell(source) for source in code]
+    nbformat.write(new_notebook(cells=cells, metadata=copy.deepcopy(METADATA)), path)
+
+
+def make_book(root: Path) -> Path:
+    """Make a book of two pages on a library of one number, under our own configuration."""
+    (root / "book").mkdir(parents=True)
+    (root / "sparselib").mkdir()
+    for stray in (".pytest_cache", ".venv/lib/site-packages", "book/.ipynb_checkpoints"):
+        (root / stray).mkdir(parents=True)
+        (root / stray / "README.md").write_text("# Not a page\n")
+    shutil.copy(ROOT / "_config.yml", root)
+    shutil.copytree(BOOK / "_static", root / "book/_static")
+    shutil.copy(BOOK / "references.bib", root / "book")
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/page\n"
+    )
+    (root / "book/intro.md").write_text("# A book\n\n[The page](page.ipynb)\n")
+    (root / "sparselib/__init__.py").write_text("density = 0.25\n")
+    write_page(root / "book/page.ipynb", "import sparselib", "print('d =', sparselib.density)")
+    return root
+
+
+def run(root: Path, *command: object) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, *map(str, command)]
+    return subprocess.run(
+        argv, cwd=root, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def build(root: Path) -> int:
+    return run(root, TOOLS / "build.py").returncode
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    book = make_book(tmp_path_factory.mktemp("tiny") / "book-of-two")
+    first = run(book, TOOLS / "build.py")
+    assert first.returncode == 0, first.stdout + first.stderr
+    return book
+
+
+def test_changed_library_changes_the_page(tiny: Path) -> None:
+    page = tiny / "_build/html/book/page.html"
+    assert "d = 0.25" in page.read_text()
+    (tiny / "sparselib/__init__.py").write_text("density = 0.75\n")
+    assert build(tiny) == 0
+    assert "d = 0.75" in page.read_text()
+
+
+def test_broken_reference_fails_every_time(tiny: Path) -> None:
+    intro = tiny / "book/intro.md"
+    before = intro.read_text()
+    intro.write_text(before + "\n{py:func}`sparselib.gone`\n")
+    assert (build(tiny) != 0, build(tiny) != 0) == (True, True)
+    intro.write_text(before)
+
+
+def test_failing_cell_fails_the_build(tiny: Path) -> None:
+    page = tiny / "book/page.ipynb"
+    before = page.read_text()
+    write_page(page, "1 / 0")
+    assert build(tiny) != 0
+    page.write_text(before)
+
+
+def test_refresh_keeps_what_authors_wrote_and_nbval_holds_the_numbers(tmp_path: Path) -> None:
+    book = make_book(tmp_path / "refreshed")
+    page = book / "book/page.ipynb"
+    written = nbformat.read(page, as_version=4)
+    written.cells[1].metadata = {"tags": ["parameters"], "execution": {"time": "noon"}}
+    written.metadata.widgets = {}
+    nbformat.write(written, page)
+    assert run(book, TOOLS / "refresh.py").returncode == 0
+    fresh = nbformat.read(page, as_version=4)
+    assert faults(fresh) == []
+    assert dict(fresh.cells[1].metadata) == {"tags": ["parameters"]}
+    assert "widgets" not in fresh.metadata
+    once = page.read_text()
+    assert "as before" in run(book, TOOLS / "refresh.py").stdout
+    assert page.read_text() == once
+
+    flags = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", ROOT / "tests/nbval.cfg"]
+    check = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", book, page, *flags]
+    assert run(book, *check).returncode == 0
+    altered = copy.deepcopy(fresh)
+    altered.cells[-1].outputs[0].text = "d = 0.26\n"
+    nbformat.write(altered, page)
+    assert run(book, *check).returncode == 1

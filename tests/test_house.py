@@ -1,0 +1,261 @@
+"""The rules of the house as tests: floors, sizes, names, and pages that point at code."""
+
+import ast
+import builtins
+import importlib
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "sparselib"
+FLOORS = {
+    0: [
+        "csr",
+        "ranking",
+        "metrics",
+        "checkpoint",
+        "timing",
+        "sweep",
+        "plot",
+        "datasets",
+    ],
+    1: ["ops", "topology", "init", "training"],
+    2: ["nn", "drop", "grow"],
+    3: ["models", "evolution", "cost"],
+    4: ["saliency", "pruning", "explain"],
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+FILES = sorted(LIBRARY.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+PAPERS = sorted((ROOT / "book").glob("*/paper.ipynb"))
+BASES = {"Module", "NamedTuple", "Protocol", "TypedDict"}
+
+
+def room(path: Path) -> str:
+    """Top-level module or folder in which a file lives."""
+    return path.relative_to(LIBRARY).with_suffix("").parts[0]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def dotted(node: ast.expr) -> str:
+    """Last name of a dotted expression: ``Module`` for ``nn.Module``."""
+    return ast.unparse(node).split("[")[0].split(".")[-1]
+
+
+def imports(tree: ast.AST, path: Path) -> set[str]:
+    """Full names of everything imported anywhere in a file."""
+    package, found = path.relative_to(ROOT).parent.parts, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            parts = (*above, node.module) if node.module else above
+            found |= {".".join((*parts, alias.name)) for alias in node.names}
+    return found
+
+
+def climbing(path: Path, tree: ast.AST) -> list[str]:
+    """Imports of ours that do not point down."""
+    ours = {full.split(".")[1] for full in imports(tree, path) if full.startswith("sparselib.")}
+    own, top = room(path), max(FLOORS) + 1
+    others = ours - {own, "__version__"}
+    return [f"{own} imports {other}" for other in others if FLOOR.get(other, top) >= FLOOR[own]]
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Length of a function without its docstring."""
+    first = function.body[0]
+    words = first if ast.get_docstring(function) is not None else None
+    documented = words.end_lineno - words.lineno + 1 if words else 0
+    return function.end_lineno - function.lineno + 1 - documented
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR)
+
+
+def test_imports_point_down() -> None:
+    faults = [f for p, tree in TREES.items() if room(p) in FLOOR for f in climbing(p, tree)]
+    assert faults == []
+
+
+def test_floors_can_be_broken() -> None:
+    for line in ("from sparselib.models.mlp import MLP", "from .models import MLP"):
+        tree = ast.parse(line)
+        assert climbing(LIBRARY / "csr.py", tree) == ["csr imports models"]
+        assert climbing(LIBRARY / "saliency.py", tree) == []
+    roof = ast.parse("from sparselib import MLP")
+    assert climbing(LIBRARY / "saliency.py", roof) == ["saliency imports MLP"]
+    sideways = ast.parse("from ..topology import connections")
+    assert climbing(LIBRARY / "ops/cpu.py", sideways) == ["ops imports topology"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+    long = {f.name: code_lines(f) for f in functions(TREES[path]) if not is_kernel(f)}
+    assert {key: lines for key, lines in long.items() if lines > 50} == {}
+
+
+def test_no_room_without_a_name() -> None:
+    assert [p for p in FILES if re.search(r"utils?|common|helpers?", p.stem)] == []
+
+
+def test_nothing_of_ours_is_inherited() -> None:
+    classes = [n for t in TREES.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef)]
+    ours = {node.name for node in classes}
+    assert [c.name for c in classes for base in c.bases if dotted(base) in ours] == []
+
+
+def test_bases_are_few() -> None:
+    errors = {key for key, value in vars(builtins).items() if isinstance(value, type)}
+    faults = [
+        f"{name(path)}: {node.name}({dotted(base)})"
+        for path, tree in TREES.items()
+        if room(path) != "ops"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if dotted(base) not in BASES | errors
+    ]
+    assert faults == []
+
+
+def test_comments_are_rare() -> None:
+    lines, comments = defaultdict(int), defaultdict(int)
+    for path in FILES:
+        package, text = name(path.parent), path.read_text()
+        lines[package] += len(text.splitlines())
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            comments[package] += token.type == tokenize.COMMENT and token.line.lstrip()[0] == "#"
+    share = {package: comments[package] / max(lines[package], 1) for package in lines}
+    assert {package: value for package, value in share.items() if value >= 0.06} == {}
+
+
+def test_public_names_are_one_page() -> None:
+    library = importlib.import_module("sparselib")
+    tree = TREES[LIBRARY / "__init__.py"]
+    aliases = [a for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names]
+    # ruff (RUF022) holds the order of __all__
+    assert sorted(library.__all__) == sorted(alias.asname or alias.name for alias in aliases)
+    assert [key for key in library.__all__ if not getattr(library, key).__doc__] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_public_things_say_what_they_are(path: Path) -> None:
+    tree = TREES[path]
+    kinds = ast.FunctionDef | ast.ClassDef
+    things = [node for node in tree.body if isinstance(node, kinds) and node.name[0] != "_"]
+    assert ast.get_docstring(tree) or not tree.body
+    assert [node.name for node in things if not ast.get_docstring(node)] == []
+
+
+def test_kernel_compilers_stay_in_ops() -> None:
+    heavy = {
+        (room(path), full.split(".")[0])
+        for path, tree in TREES.items()
+        for full in imports(tree, path)
+    }
+    allowed = {("ops", "numba"), ("ops", "triton"), ("nn", "numba"), ("nn", "triton")}
+    assert {pair for pair in heavy if pair[1] in ("numba", "triton")} <= allowed
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, time, torch; before = set(sys.modules); start = time.perf_counter()\n"
+        "import sparselib; print(round(time.perf_counter() - start, 3))\n"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr
+    seconds, modules = answer.stdout.splitlines()
+    print(f"import sparselib takes {seconds} s beyond torch")
+    assert set(modules.split()) & {"triton", "numba", "pandas", "sklearn", "matplotlib"} == set()
+
+
+def test_api_page_names_every_module() -> None:
+    named = re.findall(r"automodule:: (\S+)", (ROOT / "book/api.md").read_text())
+    modules = [p.relative_to(ROOT).with_suffix("") for p in FILES if p.stem != "__init__"]
+    public = {".".join(m.parts) for m in modules if not m.name.startswith("_")}
+    assert public <= set(named)
+
+
+def pointers(page: Path) -> list[tuple[str, str]]:
+    """Pairs (function, test) of the table "equation | function | test" on a page."""
+    cells = nbformat.read(page, as_version=4).cells
+    lines = "\n".join(c.source for c in cells if c.cell_type == "markdown").splitlines()
+    rows = [line for line in lines if line.lstrip().startswith("|")]
+    tables = re.split(r"(?m)^(?=\|\s*equation\b)", "\n".join(rows), flags=re.I)[1:]
+    body = [row for table in tables for row in table.splitlines()[2:]]
+    return [
+        (function, test)
+        for row in body
+        for function in re.findall(r"`(sparselib\.[\w.]+)`", row)
+        for test in re.findall(r"`tests/(test_\w+\.py::\w+)`", row) or [""]
+    ]
+
+
+def resolve(path: str) -> object:
+    """Object behind a dotted name: the deepest module, then attributes."""
+    parts = path.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[cut:]:
+            found = getattr(found, attribute)
+        return found
+    raise AttributeError(path)
+
+
+def dead_pointers(pairs: list[tuple[str, str]]) -> list[str]:
+    """Functions and tests that a page names and that are not there."""
+    dead = []
+    for function, test in pairs:
+        try:
+            resolve(function)
+        except AttributeError:
+            dead.append(function)
+        file, _, case = test.partition("::")
+        path = ROOT / "tests" / (file or "none")
+        cases = {f.name for f in functions(ast.parse(path.read_text()))} if path.is_file() else ()
+        if case not in cases:
+            dead.append(f"{function}: {test or 'no test'}")
+    return dead
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=name)
+def test_pages_point_at_code(page: Path) -> None:
+    pairs = pointers(page)
+    assert pairs, "no table 'equation | function | test' with backticked names"
+    assert dead_pointers(pairs) == []
+
+
+def test_dead_pointers_are_seen() -> None:
+    alive = ("sparselib.csr", "test_house.py::test_dead_pointers_are_seen")
+    assert dead_pointers([alive]) == []
+    assert dead_pointers([("sparselib.nowhere", alive[1])]) == ["sparselib.nowhere"]
+    gone = "test_house.py::test_gone"
+    assert dead_pointers([("sparselib.csr", gone)]) == [f"sparselib.csr: {gone}"]
+    assert dead_pointers([("sparselib.csr", "")]) == ["sparselib.csr: no test"]

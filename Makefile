@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PAGES ?=
 BIN := $(VENV)/bin
+# The pages' networks are small: one thread is as fast, and does not wait for other work.
+export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.sparselib-ready
 
 .DEFAULT_GOAL := help

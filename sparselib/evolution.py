@@ -63,7 +63,7 @@ class Evolution:
     Parameters
     ----------
     model : nn.Module
-        Has at least one evolvable layer.
+        Has at least one evolvable layer. A layer that lacks no connection is left as it is.
     optimizer : torch.optim.Optimizer
         Must hold the layers' `values`.
     drop : callable
@@ -101,9 +101,16 @@ class Evolution:
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
-        self.layers = evolvable_layers(model)
+        self.layers = {
+            name: layer
+            for name, layer in evolvable_layers(model).items()
+            if layer.values.numel() < layer.shape[0] * layer.shape[1]
+        }
         if not self.layers:
-            raise ValueError(f"{type(model).__name__} has no evolvable layer, such as CSRLinear")
+            raise ValueError(
+                f"{type(model).__name__} has no evolvable layer, such as CSRLinear, with room to "
+                f"grow"
+            )
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
         self.seed, self.regrow, self.repair = seed, regrow, repair
         self.steps = 0

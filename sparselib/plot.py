@@ -37,10 +37,10 @@ STYLE: Any = {
 
 
 def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """``plt.subplots`` in the house style; about 3.2 inches a panel unless `figsize` is given."""
-    options.setdefault("figsize", (min(8.0, 5.0 if columns == 1 else 3.6 * columns), 3.2 * rows))
-    with plt.rc_context(STYLE):
-        return plt.subplots(rows, columns, **options)
+    """Switch to the house style and return ``plt.subplots``, 3.2 inches high a row by default."""
+    options.setdefault("figsize", (5.0 if columns == 1 else min(8.0, 3.6 * columns), 3.2 * rows))
+    plt.rcParams.update(STYLE)
+    return plt.subplots(rows, columns, **options)
 
 
 def curves(
@@ -70,7 +70,8 @@ def curves(
             axes.fill_between(place, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.legend()
+    if len(series) > 1:
+        axes.legend()
     return axes
 
 

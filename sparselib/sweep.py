@@ -1,6 +1,5 @@
 """Rows of results: what a run measured, with where, when and by which sources."""
 
-import functools
 import hashlib
 import json
 import os
@@ -45,7 +44,7 @@ def record(
     return (
         parameters
         | measures
-        | provenance()
+        | provenance(device)
         | {
             "data": f"{data.name} {data.checksum}",
             "scale": scale,
@@ -60,7 +59,7 @@ def provenance(device: torch.device | str = "cpu") -> Row:
     return {
         "device": _name(torch.device(device)),
         "threads": torch.get_num_threads(),
-        "sparselib": f"{__version__} {_source_checksum()}",
+        "sparselib": f"{__version__} {SOURCE}",
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     }
@@ -82,7 +81,7 @@ def gather(folder: str | Path, table: str | Path) -> int:
     if not rows:
         raise FileNotFoundError(f"no row of results (*.json) is in {folder}")
     frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
-    frame = frame.sort_values(list(frame.columns), kind="stable", key=lambda c: c.astype(str))
+    frame = frame.sort_values(list(frame.columns), kind="stable")
     _replace(Path(table), frame.to_csv(index=False, lineterminator="\n"))
     return len(frame)
 
@@ -119,9 +118,12 @@ def _name(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
-@functools.cache
-def _source_checksum() -> str:
+def _checksum(package: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+# taken at import: a file may change while a long run goes on with the old code
+SOURCE = _checksum(Path(__file__).parent)

@@ -81,11 +81,18 @@ def fit(
 
     Raises
     ------
+    ValueError
+        If there are no samples to monitor.
     FloatingPointError
         If the loss stops being finite; the sentence names the epoch.
     """
-    history: History = {"loss": [], "accuracy": [], "seconds": []}
     monitor = data.valid if monitor is None else monitor
+    if len(monitor.y) == 0:
+        raise ValueError(
+            "there are no samples to measure accuracy on after each epoch; hold some out for "
+            "validation, or pass monitor="
+        )
+    history: History = {"loss": [], "accuracy": [], "seconds": []}
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(range(epochs), desc="epochs", disable=not progress)
     for epoch in bar:

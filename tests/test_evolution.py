@@ -225,6 +225,22 @@ def test_what_left_may_come_back_only_if_allowed():
         assert (back > 0) == regrow
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_layer_without_room_is_left_alone(rule):
+    torch.manual_seed(0)
+    options = {"layer": sl.CSRLinear, "dtype": torch.float64}
+    model = sl.MLP(20, 16, 5, sparsity=[0.7, 0.0], **options)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = rule(model, optimizer, 0.2)
+    train_step(model, optimizer, 0)
+    full = model.layers[1].values.detach().clone()
+    assert list(evolution.step()) == ["layers.0"]
+    assert torch.equal(model.layers[1].values, full)
+    model = sl.MLP(20, 5, sparsity=0.0, **options)
+    with pytest.raises(ValueError, match="with room to grow"):
+        rule(model, OPTIMIZERS["sgd"](model.parameters()))
+
+
 def test_same_seed_same_topology_other_seed_another():
     def run(seed):
         model = network()

@@ -90,3 +90,13 @@ def test_ertl_s_cost_is_half_the_squared_distance_of_sigmoid_outputs():
 def test_accuracy_of_nothing_is_refused():
     with pytest.raises(ValueError, match="accuracy of no samples"):
         sl.metrics.accuracy(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
+
+
+def test_nothing_to_monitor_is_said_before_training():
+    model, optimizer = start()
+    data = two_classes()
+    data.valid = SimpleNamespace(x=data.train.x[:0], y=data.train.y[:0])
+    before = model.layers[0].values.detach().clone()
+    with pytest.raises(ValueError, match="no samples to measure accuracy on"):
+        sl.fit(model, data, optimizer, 1, progress=False)
+    assert torch.equal(model.layers[0].values, before)

@@ -48,15 +48,15 @@ Grown = tuple[Tensor, Tensor]
 
 def random(layer: Any, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
-    columns = layer.shape[1]
-    rows, taken = context.rows.cpu(), _within(context, columns).cpu()
+    columns, rows = layer.shape[1], context.rows
+    taken = _within(context, columns)
     free = rows.numel() * columns - taken.numel()
     _check_room(count, free)
-    rank = draw(free, count, context.generator)
+    rank = draw(free, count, context.generator).to(rows.device)
     # the r-th free cell lies behind as many taken cells as have at most r free cells before them
-    cell = rank + torch.searchsorted(taken - torch.arange(taken.numel()), rank, right=True)
-    positions = rows[cell // columns] * columns + cell % columns
-    return positions.to(layer.values.device), torch.zeros_like(layer.values[:count])
+    before = taken - torch.arange(taken.numel(), device=rows.device)
+    cell = rank + torch.searchsorted(before, rank, right=True)
+    return rows[cell // columns] * columns + cell % columns, torch.zeros_like(layer.values[:count])
 
 
 def gradient_of_costliest(

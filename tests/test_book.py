@@ -1,5 +1,6 @@
 """The guards of the book: what its pages, its tables of contents and its strict build must hold."""
 
+import base64
 import copy
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -147,6 +149,32 @@ def test_contents_and_pages_agree() -> None:
     names = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
     pages = {str(p.relative_to(ROOT).with_suffix("")) for p in SOURCES if p.parent != TOOLS}
     assert sorted(names) == sorted(pages)
+
+
+def test_the_readme_states_the_stored_results() -> None:
+    """Means over the seeds of `data/results`, as the README's table of claims gives them."""
+    tables = [pd.read_csv(ROOT / f"data/results/csr-{name}.csv") for name in ("figure10", "repair")]
+    rows = pd.concat(tables)
+    rows["run"] = rows.rule.mask(rows.repair, "repaired")
+    mean = rows.groupby(["run", "sparsity"]).test_accuracy.mean().map("{:.2%}".format)
+    mean = mean.str.replace("%", " %")
+    readme = (ROOT / "README.md").read_text()
+    for sentence in (
+        f"| {mean['gradient', 0.9]} |",
+        f"| {mean['gradient', 0.97]} against {mean['static', 0.97]} |",
+        f"| {mean['gradient', 0.99]} against {mean['static', 0.99]} |",
+        f"{mean['repaired', 0.99]} with lost weights released |",
+    ):
+        assert sentence in readme
+
+
+def test_the_readme_s_figure_is_an_output_of_its_page() -> None:
+    """To mend it, store the figure of that page as `book/_static/evolution.png`."""
+    page = nbformat.read(BOOK / "csr/evolution.ipynb", as_version=4)
+    outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
+    figures = [output.get("data", {}).get("image/png", "") for output in outputs]
+    shown = (BOOK / "_static/evolution.png").read_bytes()
+    assert shown in [base64.b64decode(figure) for figure in figures]
 
 
 def test_pins_are_exact() -> None:

@@ -45,7 +45,7 @@ refresh: $(READY)  ## execute pages in place, the one way to change outputs (PAG
 
 check: $(READY)  ## links, anchors and a headless browser over the built book
 	$(BIN)/python book/_tools/links.py _build/html
-	$(BIN)/python -m pytest tests/test_browser.py
+	BUILT_BOOK=_build/html $(BIN)/python -m pytest tests/test_browser.py
 
 clean:  ## remove what was built; the environment stays
 	rm -rf _build

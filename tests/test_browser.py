@@ -1,5 +1,6 @@
 """Open built pages from the disk in a headless Chromium, as a reader without a network would."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -45,9 +46,10 @@ def faults_of_page(source: str, shown: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the built book, or a book of two pages where none is built."""
-    if (ROOT / "_build/html/book").is_dir():
-        return ROOT / "_build/html"
+    """Return the built book that `BUILT_BOOK` names, or build a book of two pages."""
+    if built := os.environ.get("BUILT_BOOK"):
+        assert (ROOT / built / "book").is_dir(), f"{built} holds no built book; run make book"
+        return ROOT / built
     root = make_book(tmp_path_factory.mktemp("browser") / "book-of-two")
     assert build(root) == 0
     return root / "_build/html"

@@ -80,3 +80,8 @@ def test_the_threshold_follows_the_paper_s_arithmetic():
 def test_a_factor_that_would_never_adjust_is_refused():
     with pytest.raises(ValueError, match="must be above 1, not 1"):
         drop.adaptive_threshold(torch.ones(3), 0.1, {}, factor=1.0)
+
+
+def test_a_weight_at_the_threshold_leaves_as_only_larger_ones_are_copied():
+    values = torch.tensor([0.5, -0.5, 1.0, 2.0])
+    assert drop.adaptive_threshold(values, 0.5, {"threshold": 0.5}).tolist() == [0, 1]

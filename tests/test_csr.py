@@ -141,3 +141,16 @@ def test_a_copy_is_equal_and_independent(copied):
     assert twin.positions.tolist() == [0, 2, 5]
     twin.load_state_dict(csr.state_dict())
     assert all(map(torch.equal, twin.transposed, csr.transposed))
+
+
+def test_indices_are_int32_copies_of_what_was_given():
+    crow, col = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
+    csr = CSR(crow, col, (2, 3))
+    crow[1], col[0] = 2, 1
+    assert csr.crow_indices.dtype == csr.col_indices.dtype == torch.int32
+    assert csr.positions.tolist() == [0, 4, 5]
+
+
+def test_a_large_transpose_keeps_rows_in_order():
+    csr = CSR.from_positions(torch.arange(0, 300 * 300, 7), (300, 300))
+    check(*csr.transposed[:2], (300, 300))

@@ -369,3 +369,14 @@ def test_a_watched_model_can_be_copied_and_pickled_and_is_released():
     del evolution
     gc.collect()
     assert len(model.layers[0]._forward_hooks) == 0
+
+
+def test_every_layer_and_step_draws_from_a_generator_of_its_own():
+    keys = [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
+    assert len({sl.evolution._generator(*key).initial_seed() for key in keys}) == 4
+
+
+@pytest.mark.parametrize(("rule", "fraction"), [(sl.GradientGrowth, 0.1), (sl.SET, 0.3)])
+def test_the_papers_own_fractions_are_the_defaults(rule, fraction):
+    model = network()
+    assert rule(model, OPTIMIZERS["sgd"](model.parameters())).fraction == fraction

@@ -48,3 +48,9 @@ def test_uniform_reaches_every_cell_alike():
     for _ in range(3000):
         hits[topology.uniform(3, 4, 0.75, generator)] += 1
     assert ((hits - 750) ** 2 / 750).sum() < 31.3  # 0.999 quantile of chi-square, 11 degrees
+
+
+def test_what_does_not_divide_evenly_goes_to_neurons_drawn_at_random():
+    seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    rich = [topology.even_fan_in(50, 28, 0.99, generator) // 28 for generator in seeds]
+    assert not torch.equal(*rich)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from sparselib import sweep
+from sparselib.sweep import rows
 
 DATA = SimpleNamespace(name="digits", checksum="0123456789ab")
 
@@ -25,11 +26,11 @@ def test_a_row_says_what_where_and_by_which_sources():
 def test_the_checksum_of_the_source_sees_a_changed_and_a_moved_file(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "one.py").write_text("x = 1\n")
-    seen = {sweep._checksum(tmp_path)}
+    seen = {rows._checksum(tmp_path)}
     (tmp_path / "one.py").write_text("x = 2\n")
-    seen.add(sweep._checksum(tmp_path))
+    seen.add(rows._checksum(tmp_path))
     (tmp_path / "one.py").rename(tmp_path / "sub/one.py")
-    seen.add(sweep._checksum(tmp_path))
+    seen.add(rows._checksum(tmp_path))
     assert len(seen) == 3
 
 
@@ -47,7 +48,7 @@ def test_a_name_cannot_be_parameter_and_measure():
 def test_gather_sorts_numbers_as_numbers_and_keeps_curves(tmp_path):
     for seed in (10, 2):
         sweep.write(row(seed, accuracy=0.1 + seed, curve=[0.5, 0.25]), tmp_path / f"{seed}.json")
-    assert sweep.gather(tmp_path, tmp_path / "out/table.csv") == 2
+    assert sweep.gather(tmp_path.glob("*.json"), tmp_path / "out/table.csv") == 2
     table = pd.read_csv(tmp_path / "out/table.csv")
     assert table.seed.tolist() == [2, 10]
     assert table.accuracy.tolist() == [2.1, 10.1]
@@ -66,6 +67,6 @@ def test_a_failed_write_leaves_the_old_row_and_no_part(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["row.json", "taken"]
 
 
-def test_an_empty_folder_is_an_error(tmp_path):
+def test_no_rows_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no row of results"):
-        sweep.gather(tmp_path, tmp_path / "table.csv")
+        sweep.gather([], tmp_path / "table.csv")

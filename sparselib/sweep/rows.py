@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,30 @@ def provenance(device: torch.device | str = "cpu") -> Row:
 
 def write(row: Row, path: str | Path) -> None:
     """Write one row as JSON, whole or not at all."""
-    _replace(Path(path), json.dumps(row, indent=1) + "\n")
+    replace(Path(path), json.dumps(row, indent=1) + "\n")
 
 
-def gather(folder: str | Path, table: str | Path) -> int:
-    """Collect every ``*.json`` row of `folder` into one sorted CSV; return the number of rows.
+def gather(paths: Iterable[str | Path], table: str | Path) -> int:
+    """Collect rows (JSON files) into one sorted CSV, whole or not at all; return their number.
 
-    Curves become numbers of six digits with spaces between.
+    Curves become numbers of six digits with spaces between. A row whose `run` is given twice is
+    written once.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `paths` is empty.
     """
     import pandas as pd
 
-    rows = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    rows = [json.loads(Path(path).read_text()) for path in paths]
     if not rows:
-        raise FileNotFoundError(f"no row of results (*.json) is in {folder}")
+        raise FileNotFoundError(f"there is no row of results for {table}")
     frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
-    frame = frame.sort_values(list(frame.columns), kind="stable")
-    _replace(Path(table), frame.to_csv(index=False, lineterminator="\n"))
+    frame = frame.sort_values(list(frame.columns), kind="stable", key=_comparable)
+    if "run" in frame:
+        frame = frame.drop_duplicates("run")
+    replace(Path(table), frame.to_csv(index=False, lineterminator="\n"))
     return len(frame)
 
 
@@ -97,7 +106,12 @@ def _flat(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def _comparable(column: Any) -> Any:
+    return column if column.dtype.kind in "ifub" else column.astype(str)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file under its name only when it is whole; what was there before stays till then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -126,4 +140,4 @@ def _checksum(package: Path) -> str:
 
 
 # taken at import: a file may change while a long run goes on with the old code
-SOURCE = _checksum(Path(__file__).parent)
+SOURCE = _checksum(Path(__file__).parents[1])

@@ -1,0 +1,141 @@
+"""Many runs: dask.distributed, or one after the other without it."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from . import notebook
+from .notebook import Outcome, Run
+from .rows import SOURCE
+
+RETRIES = 2  # of what goes wrong around a notebook; what goes wrong in it is a result
+
+
+class Workers(NamedTuple):
+    """Where runs are carried out.
+
+    Attributes
+    ----------
+    scheduler : str
+        Address of a running dask scheduler; without one a cluster is started here.
+    processes : int, optional
+        Processes of the cluster started here, by default one a core.
+    threads : int
+        Threads that each of those may compute with.
+    resources : dict
+        What each run claims of a worker.
+    """
+
+    scheduler: str = ""
+    processes: int | None = None
+    threads: int = 1
+    resources: dict[str, float] | None = None
+
+
+def outcomes(runs: Iterable[Run], workers: Workers) -> Iterator[Outcome]:
+    """Carry out runs, in parallel where dask is installed, and yield what became of each.
+
+    A run that another sweep is at is waited for last of all. A run that was lost is tried once
+    more, alone: it may have stood beside one that kills its workers.
+    """
+    pending = {run.key: run for run in runs}
+    if not pending:
+        return
+    with _client(workers, len(pending)) as client:
+        again: list[Run] = []
+        for outcome in _attempt(client, list(pending.values()), workers, wait=False):
+            if outcome.status in ("busy", "lost"):
+                again.append(pending[outcome.key])
+            else:
+                yield outcome
+        for run in again:
+            yield from _attempt(client, [run], workers, wait=True)
+
+
+def is_parallel() -> bool:
+    """Whether dask.distributed is installed."""
+    try:
+        import distributed
+    except ImportError:
+        return False
+    return bool(distributed.__version__)
+
+
+def _attempt(client: Any, runs: list[Run], workers: Workers, wait: bool) -> Iterator[Outcome]:
+    if client is None:
+        yield from (_serially(run, wait) for run in runs)
+        return
+    from distributed import as_completed
+
+    futures = {
+        client.submit(
+            notebook.execute,
+            run,
+            SOURCE,
+            wait,
+            key=f"{run.key}-{os.getpid()}-{wait}",
+            pure=False,
+            retries=RETRIES,
+            resources=workers.resources or None,
+        ): run
+        for run in runs
+    }
+    for future in as_completed(list(futures)):
+        run = futures.pop(future)
+        error = future.exception()
+        yield future.result() if error is None else _lost(run, error)
+
+
+def _serially(run: Run, wait: bool) -> Outcome:
+    for attempt in range(1 + RETRIES):
+        try:
+            return notebook.execute(run, SOURCE, wait)
+        except Exception as error:  # whatever a kernel or a disk may do
+            if attempt == RETRIES:
+                return _lost(run, error)
+    raise AssertionError("not reached")
+
+
+def _lost(run: Run, error: BaseException) -> Outcome:
+    return Outcome(run.key, "lost", error=f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _client(workers: Workers, runs: int) -> Iterator[Any]:
+    if not is_parallel():
+        yield None
+        return
+    import dask
+    from distributed import Client
+
+    # one run at a time is sent to a worker, so that only it falls with the worker
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+        if workers.scheduler:
+            with Client(workers.scheduler, timeout=60) as client:
+                yield client
+            return
+        with _cluster(workers, runs) as cluster, Client(cluster) as client:
+            yield client
+
+
+def _cluster(workers: Workers, runs: int) -> Any:
+    import logging
+
+    from distributed import LocalCluster
+
+    environment = {
+        name: os.environ.get(name, str(workers.threads))
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    return LocalCluster(
+        n_workers=min(workers.processes or os.cpu_count() or 1, runs),
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=0,
+        resources=workers.resources,
+        env=environment,
+        silence_logs=logging.CRITICAL,
+    )

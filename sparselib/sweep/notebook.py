@@ -1,0 +1,205 @@
+"""One run: a notebook, its parameters, and the executed copy that it leaves."""
+
+import ast
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .rows import SOURCE, write
+
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
+
+
+class Parameter(NamedTuple):
+    """A line of the parameters cell: its annotated types and its default."""
+
+    types: tuple[type, ...]
+    default: Any
+
+
+class Run(NamedTuple):
+    """What a worker needs to know; `key` is also the name of the files it leaves in `folder`."""
+
+    key: str
+    notebook: Path
+    parameters: dict[str, Any]
+    folder: Path
+    timeout: int | None = None
+
+    @property
+    def executed(self) -> Path:
+        """The executed notebook; it is there only if the run is complete."""
+        return self.folder / f"{self.key}.ipynb"
+
+    @property
+    def failed(self) -> Path:
+        """The notebook as far as it came."""
+        return self.folder / f"{self.key}.failed.ipynb"
+
+    @property
+    def row(self) -> Path:
+        """The row of results."""
+        return self.folder / f"{self.key}.json"
+
+
+class Outcome(NamedTuple):
+    """What became of a run: done, failed (in the notebook), lost (around it) or busy."""
+
+    key: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Read names, types and defaults from the one cell tagged `parameters`.
+
+    Raises
+    ------
+    ValueError
+        If there is not exactly one such cell, or a line of it is no literal assignment.
+    """
+    cells = [cell for cell in notebook["cells"] if "parameters" in _tags(cell)]
+    if len(cells) != 1:
+        raise ValueError(f"a notebook to sweep has one cell tagged 'parameters', not {len(cells)}")
+    found = {}
+    for line in ast.parse(_source(cells[0])).body:
+        target = (
+            line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [0])[0]
+        )
+        if not isinstance(target, ast.Name) or not isinstance(line, ast.Assign | ast.AnnAssign):
+            raise ValueError(
+                f"the parameters cell holds more than assignments: {ast.unparse(line)}"
+            )
+        default = ast.literal_eval(line.value or ast.Constant(None))
+        found[target.id] = Parameter(_types(line, default), default)
+    return found
+
+
+def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mapping[str, str]) -> str:
+    """Name a run by all that decides its result, as the start of a SHA-256.
+
+    That is the code cells, every parameter (but for `results`, where the row goes), the library's
+    source, and the checksums of the data.
+    """
+    code = [_source(c) for c in notebook["cells"] if c["cell_type"] == "code"]
+    code = [source for source in code if source != _source(_parameters_cell(notebook))]
+    chosen = {name: value for name, value in values.items() if name != "results"}
+    whole = json.dumps([code, chosen, SOURCE, dict(data)], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def complete(path: Path) -> bool:
+    """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
+    try:
+        mark = json.loads(path.read_text())["metadata"]["papermill"]
+    except (FileNotFoundError, KeyError, ValueError):
+        return False
+    return mark.get("end_time") is not None and mark.get("exception") is not True
+
+
+def failure(path: Path) -> str:
+    """Say what a failed notebook raised."""
+    for cell in json.loads(path.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return f"{output['ename']}: {output['evalue']}"
+    return "the notebook failed without a Python error"
+
+
+def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
+    """Carry out a run unless it is complete; what the notebook raises comes back as data.
+
+    Whatever else goes wrong, such as a kernel that dies, is raised, so that it can be tried again.
+
+    Parameters
+    ----------
+    run : Run
+        What to do.
+    source : str
+        Checksum of the library that shall do it.
+    wait : bool
+        If another sweep is at this very run: wait for it, or come back at once, ``"busy"``.
+    """
+    from filelock import FileLock, Timeout
+
+    if source != SOURCE:
+        raise RuntimeError(
+            f"this worker has sparselib {SOURCE}, the sweep was started with {source}; install "
+            f"the same one in both places"
+        )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run.folder / f"{run.key}.lock", timeout=-1 if wait else 0):
+            return Outcome(run.key, "done") if complete(run.executed) else _execute(run)
+    except Timeout:
+        return Outcome(run.key, "busy")
+
+
+def _execute(run: Run) -> Outcome:
+    from papermill.exceptions import PapermillExecutionError
+
+    attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
+    part, row = run.folder / f"{attempt}.ipynb", run.folder / f"{attempt}.json"
+    try:
+        seconds = _papermill(run, part, row)
+        if not row.is_file():
+            return _fail(run, part, "it wrote no row of results to the file named by `results`")
+        columns = json.loads(row.read_text())
+        if columns.get("sparselib", SOURCE).split()[-1] != SOURCE:
+            return _fail(
+                run, part, f"its kernel imported another sparselib, {columns['sparselib']}"
+            )
+        write(columns | {"run_seconds": seconds, "run": run.key}, run.row)
+        os.replace(part, run.executed)
+        run.failed.unlink(missing_ok=True)
+        return Outcome(run.key, "done", seconds)
+    except PapermillExecutionError as error:
+        return _fail(run, part, f"{error.ename}: {error.evalue}")
+    finally:
+        part.unlink(missing_ok=True)
+        row.unlink(missing_ok=True)
+
+
+def _papermill(run: Run, part: Path, row: Path) -> float:
+    import papermill
+
+    executed = papermill.execute_notebook(
+        run.notebook,
+        part,
+        run.parameters | {"results": str(row)},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=run.notebook.parent,
+        start_timeout=120,
+        execution_timeout=run.timeout,
+    )
+    return float(executed.metadata.papermill["duration"])
+
+
+def _fail(run: Run, part: Path, error: str) -> Outcome:
+    os.replace(part, run.failed)
+    return Outcome(run.key, "failed", error=error)
+
+
+def _parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(cell for cell in notebook["cells"] if "parameters" in _tags(cell))
+
+
+def _tags(cell: Mapping[str, Any]) -> list[str]:
+    return list(cell["metadata"].get("tags", []))
+
+
+def _source(cell: Mapping[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def _types(line: ast.stmt, default: Any) -> tuple[type, ...]:
+    if not isinstance(line, ast.AnnAssign):
+        return (type(default),)
+    names = [node.id for node in ast.walk(line.annotation) if isinstance(node, ast.Name)]
+    return tuple(TYPES[name] for name in names if name in TYPES) or (type(default),)

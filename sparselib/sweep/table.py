@@ -1,0 +1,42 @@
+"""The table of a sweep, written as its runs are done, and never from two libraries."""
+
+from pathlib import Path
+
+from .grid import Sweep
+from .notebook import Run, complete
+from .rows import gather
+
+
+def is_done(run: Run) -> bool:
+    """Whether a run is complete and its row there."""
+    return run.row.is_file() and complete(run.executed)
+
+
+def publish(sweep: Sweep) -> Path | None:
+    """Write the rows that are there; return the file, or None if there is no row.
+
+    Rows of another version of library, notebook or data stay until every run of the grid has been
+    done anew; till then the new ones go into a file beside the executed notebooks.
+    """
+    rows = [run.row for run in sweep.runs if is_done(run)]
+    if not rows:
+        return None
+    finished = len(rows) == len(sweep.runs)
+    known = {run.key for run in sweep.runs}
+    table = sweep.results if finished or recorded(sweep.results) <= known else _aside(sweep)
+    gather(rows, table)
+    return table
+
+
+def recorded(table: Path) -> set[str]:
+    """Runs of which a table holds rows; a row without a name counts as one of another version."""
+    import pandas as pd
+
+    if not table.is_file():
+        return set()
+    frame = pd.read_csv(table, dtype=str)
+    return set(frame["run"]) if "run" in frame else {""} if len(frame) else set()
+
+
+def _aside(sweep: Sweep) -> Path:
+    return sweep.runs[0].folder.parent / sweep.results.name

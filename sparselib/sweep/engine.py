@@ -68,19 +68,19 @@ def _attempt(client: Any, runs: list[Run], workers: Workers, wait: bool) -> Iter
         return
     from distributed import as_completed
 
-    futures = {
-        client.submit(
-            notebook.execute,
-            run,
-            SOURCE,
-            wait,
-            key=f"{run.key}-{os.getpid()}-{wait}",
-            pure=False,
-            retries=RETRIES,
-            resources=workers.resources or None,
-        ): run
-        for run in runs
-    }
+    # keys of one group, submitted at once: then dask sends a worker one run at a time, in order
+    group = f"run-{os.getpid()}-{wait}"
+    submitted = client.map(
+        notebook.execute,
+        runs,
+        [SOURCE] * len(runs),
+        [wait] * len(runs),
+        key=[(group, run.key) for run in runs],
+        pure=False,
+        retries=RETRIES,
+        resources=workers.resources or None,
+    )
+    futures = dict(zip(submitted, runs))
     for future in as_completed(list(futures)):
         run = futures.pop(future)
         error = future.exception()
@@ -133,7 +133,7 @@ def _cluster(workers: Workers, runs: int) -> Any:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         resources=workers.resources,
         env=environment,

@@ -150,7 +150,7 @@ def _checksums(names: Iterable[str]) -> dict[str, str]:
 
 
 def _varied(points: list[Point]) -> list[str]:
-    names = points[0] if points else {}
+    names = [name for name in (points[0] if points else {}) if name != "scale"]
     return [name for name in names if len({json.dumps(point[name]) for point in points}) > 1]
 
 

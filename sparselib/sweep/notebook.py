@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -168,14 +169,18 @@ def _execute(run: Run) -> Outcome:
 def _papermill(run: Run, part: Path, row: Path) -> float:
     import papermill
 
+    # names and types were checked when the sweep file was read, better than papermill can
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = papermill.execute_notebook(
         run.notebook,
         part,
         run.parameters | {"results": str(row)},
         kernel_name="python3",
+        language="python",
         progress_bar=False,
         cwd=run.notebook.parent,
         start_timeout=120,
+        extra_arguments=["--IPKernelApp.log_level=40"],
         execution_timeout=run.timeout,
     )
     return float(executed.metadata.papermill["duration"])

@@ -1,0 +1,135 @@
+"""A notebook that counts its own executions and can be told to fail, and a real dask cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMETERS = """
+x: int = 1
+mode: str = "ok"
+pause: float = 0.0
+scale: str = "paper"
+results: str = ""
+"""
+WORK = """
+import json, os, signal, time
+from pathlib import Path
+
+here = Path(os.environ["SWEEP_LOG"])
+with here.open("a") as log:
+    log.write(json.dumps({"x": x, "kernel": os.getpid(), "worker": os.getppid()}) + "\\n")
+if mode == "raise":
+    raise ValueError(f"{x} is no good")
+if mode == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "murder":
+    os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(pause)
+Path(results).write_text(json.dumps({"x": x, "square": x * x}))
+"""
+
+
+class Place:
+    """A folder with a notebook, a sweep of it, and the traces of its runs."""
+
+    def __init__(self, folder, grid, **spec):
+        self.folder = folder
+        self.log = folder / "log"
+        self.table = folder / "out" / "table.csv"
+        parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        cells = [parameters, nbformat.v4.new_code_cell(WORK)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "page.ipynb")
+        self.file = folder / "sweep.yml"
+        self.write(grid=grid, **spec)
+
+    def write(self, **spec):
+        common = {"notebook": "page.ipynb", "results": "out/table.csv", "scale": "paper"}
+        self.file.write_text(yaml.safe_dump(common | spec))
+
+    def start(self, *options, environment=(), command=(), file=None):
+        command = [*command, sys.executable, "-m", "sparselib.sweep", str(file or self.file)]
+        return subprocess.Popen(
+            [*command, *map(str, options)],
+            cwd=self.folder,
+            env=environ(self.log) | dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *options, **more):
+        process = self.start(*options, **more)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def starts(self):
+        """What the notebooks wrote when they started."""
+        lines = self.log.read_text().splitlines() if self.log.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def rows(self):
+        return sorted(pd.read_csv(self.table).x)
+
+
+def environ(log):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "SWEEP_LOG": str(log), "OMP_NUM_THREADS": "1"}
+
+
+def until(condition, seconds=90):
+    """Wait for something to become true, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def cluster(folder, log, workers=2):
+    """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
+    note, processes = folder / "scheduler.json", []
+    environment = environ(log) | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+
+    def launch(kind, *options):
+        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--no-dashboard"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        options = ["--host", "127.0.0.1", "--scheduler-file", str(note), *options]
+        processes.append(subprocess.Popen([*command, *options], env=environment, **quiet))
+
+    launch("scheduler", "--port", "0")
+    until(lambda: note.is_file() and note.stat().st_size)
+    for _ in range(workers):
+        launch("worker", "--nthreads", "1", "--local-directory", str(folder), "--memory-limit", "0")
+    try:
+        yield json.loads(note.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)

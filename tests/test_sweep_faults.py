@@ -1,0 +1,129 @@
+"""Whatever dies, the other runs are done, and nothing is recorded twice."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from sweeping import Place, alive, cluster, kill, parent, until
+
+pytest.importorskip("distributed", reason="dask is not installed")
+pytestmark = pytest.mark.timeout(300)
+
+GRID = [{"product": {"x": [1, 2, 3, 4]}, "fixed": {"pause": 1.0}}]
+
+
+def finished(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out + err
+
+
+@pytest.mark.parametrize("and_nanny", [False, True])
+def test_a_worker_is_killed(tmp_path, and_nanny):
+    place = Place(tmp_path, GRID)
+    with cluster(tmp_path, place.log) as address:
+        sweep = place.start("--scheduler", address)
+        worker = until(place.starts)[0]["worker"]
+        nanny = parent(worker)
+        if and_nanny:
+            kill(nanny)
+        kill(worker)
+        code, told = finished(sweep)
+    assert code == 0, told
+    assert place.rows() == [1, 2, 3, 4]
+    assert len(place.starts()) > 4
+
+
+def recorded(place):
+    """Numbers x of the runs that are complete."""
+    paths = place.folder.glob("runs/*/*.ipynb")
+    rows = [path.with_suffix(".json") for path in paths if path.stem.isalnum()]
+    return [json.loads(row.read_text())["x"] for row in rows]
+
+
+def interrupt(place, *options):
+    """Kill the client when something is done; give the same command again."""
+    sweep = place.start(*options)
+    until(lambda: recorded(place))
+    kill(sweep.pid)
+    sweep.communicate()
+    done = recorded(place)
+    code, out, err = place.run(*options)
+    assert code == 0, out + err
+    started = [start["x"] for start in place.starts()]
+    assert {x: started.count(x) for x in done} == dict.fromkeys(done, 1)
+    assert place.rows() == [1, 2, 3, 4]
+
+
+def test_the_client_is_killed(tmp_path):
+    place = Place(tmp_path, GRID)
+    interrupt(place, "--workers", 2)
+    kernels = [start["kernel"] for start in place.starts()]
+    until(lambda: not any(map(alive, kernels)))
+
+
+def test_the_client_of_a_named_scheduler_is_killed(tmp_path):
+    place = Place(tmp_path, GRID)
+    with cluster(tmp_path, place.log) as address:
+        interrupt(place, "--scheduler", address)
+
+
+def test_a_kernel_dies(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "die"}]}])
+    code, out, _ = place.run("--workers", 2)
+    assert code == 1
+    assert "lost: x=3 mode=die\n  DeadKernelError" in out
+    assert place.rows() == [1, 2]
+
+
+def test_a_run_always_kills_its_worker(tmp_path):
+    grid = [{"points": [{"x": 0, "mode": "murder"}]}, {"product": {"x": [1, 2, 3]}}]
+    place = Place(tmp_path, grid)
+    with cluster(tmp_path, place.log) as address:
+        code, told = finished(place.start("--scheduler", address))
+    assert code == 1
+    assert "lost: x=0 mode=murder\n  KilledWorker" in told
+    assert place.rows() == [1, 2, 3]
+
+
+def can_mount():
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "x",
+        "/mnt",
+    ]
+    return shutil.which("unshare") and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system of one's own may be mounted here")
+def test_the_disk_of_the_table_is_full(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}}])
+    place.table.parent.mkdir()
+    full = (
+        f"mount -t tmpfs -o size=4k tmpfs {place.table.parent} && "
+        f'head -c 4096 /dev/zero > {place.table.parent}/filler; exec "$@"'
+    )
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", full, "sh"]
+    code, _, err = place.run(command=command)
+    assert code == 1
+    assert "No space left on device" in err
+    assert "its rows are safe in" in err
+    assert len(place.starts()) == 3
+    code, out, _ = place.run()
+    assert code == 0
+    assert place.rows() == [1, 2, 3]
+    assert len(place.starts()) == 3, out
+
+
+def test_two_sweeps_of_one_file_at_once(tmp_path):
+    place = Place(tmp_path, GRID)
+    sweeps = [place.start("--workers", 1) for _ in range(2)]
+    assert [finished(sweep)[0] for sweep in sweeps] == [0, 0]
+    assert place.rows() == [1, 2, 3, 4]
+    assert sorted(start["x"] for start in place.starts()) == [1, 2, 3, 4]

@@ -1,0 +1,196 @@
+"""What a sweep file says, what is refused, and what makes two runs the same."""
+
+import json
+import sys
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweeping import PARAMETERS, Place
+
+from sparselib.sweep import grid, notebook
+from sparselib.sweep.__main__ import main
+
+values = st.lists(st.integers(), min_size=1, max_size=4, unique=True)
+
+
+def page(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, *sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    return json.loads(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), values, max_size=3), st.lists(st.integers(), max_size=5)
+)
+def test_a_block_is_the_product_of_its_parts(product, column):
+    block = {"product": product, "zip": {"z": column, "minus": [-x for x in column]}}
+    points = grid.expand(block | {"fixed": {"f": 7}})
+    size = max(len(column), 1)
+    for choices in product.values():
+        size *= len(choices)
+    assert len(points) == size
+    assert all(point["f"] == 7 and point.get("z", 0) == -point.get("minus", 0) for point in points)
+    assert {name: {p[name] for p in points} for name in product} == {
+        name: set(choices) for name, choices in product.items()
+    }
+
+
+def test_points_stand_one_by_one_and_overrule_what_is_fixed():
+    block = {"product": {"x": [1, 2]}, "points": [{"y": 3}, {"y": 4, "f": 0}], "fixed": {"f": 9}}
+    assert grid.expand(block) == [
+        {"f": 9, "x": 1, "y": 3},
+        {"f": 0, "x": 1, "y": 4},
+        {"f": 9, "x": 2, "y": 3},
+        {"f": 0, "x": 2, "y": 4},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        ({"product": {"pauze": [1.0]}}, "no parameter 'pauze'; did you mean 'pause'"),
+        ({"product": {"x": ["1e-3"]}}, "x = '1e-3' is of type str, not int; YAML takes 1e-3 for"),
+        ({"product": {"x": [1.5]}}, "x = 1.5 is of type float, not int"),
+        ({"product": {"x": [True]}}, "x = True is of type bool, not int"),
+        ({"product": {"x": 3}}, "x needs a list of values, not 3"),
+        ({"zip": {"x": [1, 2], "pause": [1.0]}}, "equally long, not {'pause': 1, 'x': 2}"),
+        ({"poduct": {"x": [1]}}, "unknown key 'poduct'; did you mean 'product'"),
+        ({"product": {"x": [1, 1]}}, "holds this point twice"),
+        ({"product": {"results": ["a"]}}, "no parameter 'results'"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_runs(tmp_path, capsys, block, sentence):
+    place = Place(tmp_path, [block])
+    assert main([str(place.file), "--runs", str(tmp_path / "runs")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_without_a_scale_is_refused(tmp_path):
+    place = Place(tmp_path, [{}])
+    place.file.write_text("notebook: page.ipynb\nresults: t.csv\ngrid: [{}]\n")
+    with pytest.raises(ValueError, match=r"sweep.yml lacks the key 'scale'"):
+        grid.read(place.file)
+
+
+def test_a_whole_number_is_taken_for_a_float(tmp_path):
+    place = Place(tmp_path, [{"product": {"pause": [0, 1]}}])
+    assert [run.parameters["pause"] for run in grid.read(place.file).runs] == [0.0, 1.0]
+
+
+def test_types_of_the_parameters_cell():
+    cell = nbformat.v4.new_code_cell("a: float | list = 0.5  # one or several\nb = 'text'")
+    cell.metadata["tags"] = ["parameters"]
+    found = notebook.parameters({"cells": [cell]})
+    assert found == {"a": ((float, list), 0.5), "b": ((str,), "text")}
+
+
+def test_a_notebook_without_one_parameters_cell_is_refused():
+    with pytest.raises(ValueError, match="one cell tagged 'parameters', not 0"):
+        notebook.parameters({"cells": []})
+
+
+def test_the_key_covers_code_parameters_library_and_data(monkeypatch):
+    keys = {
+        notebook.run_key(page("x + 1"), {"x": 1}, {}),
+        notebook.run_key(page("x + 2"), {"x": 1}, {}),
+        notebook.run_key(page("x + 1"), {"x": 2}, {}),
+        notebook.run_key(page("x + 1"), {"x": 1}, {"file": "ab"}),
+    }
+    monkeypatch.setattr(notebook, "SOURCE", "another")
+    keys.add(notebook.run_key(page("x + 1"), {"x": 1}, {}))
+    assert len(keys) == 5
+
+
+def test_the_key_ignores_outputs_prose_and_the_place_of_the_row():
+    plain, told = page("x + 1"), page("x + 1")
+    told["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "2"}]
+    told["cells"].append({"cell_type": "markdown", "metadata": {}, "source": "words"})
+    there = notebook.run_key(told, {"x": 1, "results": "there.json"}, {})
+    assert notebook.run_key(plain, {"x": 1}, {}) == there
+
+
+@pytest.mark.parametrize(
+    ("mark", "whole"),
+    [
+        ({"end_time": "2026", "exception": None}, True),
+        ({"end_time": "2026", "exception": True}, False),
+        ({"end_time": None, "exception": None}, False),
+        ({}, False),
+    ],
+)
+def test_only_papermill_s_end_mark_makes_a_run_complete(tmp_path, mark, whole):
+    path = tmp_path / "run.ipynb"
+    path.write_text(json.dumps({"metadata": {"papermill": mark}}))
+    assert notebook.complete(path) is whole
+    path.write_text(path.read_text()[:-3])
+    assert not notebook.complete(path)
+
+
+def test_a_failing_notebook_is_a_result(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "raise"}]}])
+    code, out, _ = place.run("--workers", 1)
+    assert code == 1
+    assert "failed: x=3 mode=raise\n  ValueError: 3 is no good\n  see" in out
+    assert place.rows() == [1, 2]
+    assert len(list(tmp_path.glob("runs/*/*.failed.ipynb"))) == 1
+    code, out, _ = place.run()
+    assert code == 1
+    assert "2 done, 1 failed before" in out
+    assert len(place.starts()) == 3
+    assert place.run("--retry-failed")[0] == 1
+    assert len(place.starts()) == 4
+
+
+def test_only_limit_and_dry_run_choose(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2, 3], "pause": [0.0, 0.5]}}])
+    _, out, _ = place.run("--dry-run", "--only", "x=2")
+    assert "2 of 6 runs chosen" in out
+    assert out.count("x=2") == 2
+    assert place.starts() == []
+    assert place.run("--only", "x=2", "--only", "pause=0.5", "--limit", 1)[0] == 0
+    assert [start["x"] for start in place.starts()] == [2]
+    _, _, err = place.run("--only", "x=9")
+    assert "--only x=9: no run has this value; there are 1, 2, 3" in err
+
+
+def test_without_dask_runs_follow_each_other_and_it_is_said(tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "distributed.py").write_text("raise ImportError('not installed')")
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "die"}]}])
+    path = {"PYTHONPATH": f"{hidden}:{sys.path[0]}:{place_root()}"}
+    code, out, _ = place.run(environment=path)
+    assert code == 1
+    assert "dask is not installed: one run after the other" in out
+    assert "DeadKernelError" in out
+    assert place.rows() == [1, 2]
+    assert [start["x"] for start in place.starts()] == [1, 2, 3, 3, 3, 3, 3, 3]
+
+
+def place_root():
+    return grid.__file__.split("/sparselib/")[0]
+
+
+def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
+    place.table.parent.mkdir()
+    place.table.write_text("x,square,run\n1,1,old\n")
+    code, out, _ = place.run("--limit", 1, "--workers", 1)
+    assert code == 0
+    assert "keeps its rows of another version until the whole grid is done" in out
+    assert place.table.read_text() == "x,square,run\n1,1,old\n"
+    assert (tmp_path / "runs/table.csv").is_file()
+    assert place.run("--workers", 1)[0] == 0
+    assert "old" not in place.table.read_text()
+    assert place.rows() == [1, 2]
+
+
+def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
+    assert place.run("--workers", 1)[0] == 0
+    place.write(grid=[{"product": {"x": [2, 3]}}], results="out/other.csv")
+    assert place.run("--workers", 1)[0] == 0
+    assert [start["x"] for start in place.starts()] == [1, 2, 3]

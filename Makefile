@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 PAGES ?=
+SWEEP ?=
+OPTIONS ?=
 BIN := $(VENV)/bin
 # The pages' networks are small: one thread is as fast, and does not wait for other work.
 export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.sparselib-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint unit pages lab refresh check clean
+.PHONY: help book test lint unit pages lab sweep refresh check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
@@ -39,6 +41,10 @@ pages: $(READY)  ## run every page and compare what it prints with what is store
 
 lab: $(READY)  ## open the pages in JupyterLab
 	$(BIN)/jupyter lab book
+
+sweep: $(READY)  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml OPTIONS="--workers 2 --dry-run")
+	@test -n "$(SWEEP)" || { echo "name a sweep, SWEEP=... one of:"; ls book/*/sweeps/*.yml; exit 2; }
+	$(BIN)/python -m sparselib.sweep $(SWEEP) $(OPTIONS)
 
 refresh: $(READY)  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
 	$(BIN)/python book/_tools/refresh.py $(PAGES)

@@ -141,7 +141,9 @@ def _epoch(
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     for batch in batches:
         optimizer.zero_grad()
-        error = loss(model(samples.x[batch].to(like)), samples.y[batch].to(like.device))
+        error = loss(
+            model(samples.x.index_select(0, batch).to(like)), samples.y[batch].to(like.device)
+        )
         error.backward()
         optimizer.step()
         total += error.detach()

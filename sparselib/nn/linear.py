@@ -12,7 +12,7 @@ from sparselib.csr import CSR
 from sparselib.ranking import largest
 
 Topology = Callable[..., Tensor]
-Product = Callable[[CSR, Tensor, Tensor], Tensor]
+Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class CSRLinear(nn.Module):
@@ -38,7 +38,7 @@ class CSRLinear(nn.Module):
         ``(values, shape, generator)`` fills the values in place;
         `sparselib.init.sparse_xavier_` is the paper's.
     product : callable
-        ``(csr, values, x) -> y``. The default is the sparse product;
+        ``(csr, values, x, bias) -> y``. The default is the sparse product;
         `masked_product` multiplies by the dense twin instead, as a control.
     cache_transpose : bool
         Keep the transposed pattern for the input gradient (8 bytes a connection).
@@ -152,8 +152,7 @@ class CSRLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""
-        y = self.product(self.csr, self.values, x)
-        return y if self.bias is None else y + self.bias
+        return self.product(self.csr, self.values, x, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""
@@ -161,10 +160,13 @@ class CSRLinear(nn.Module):
 
 
 def masked_product(
-    csr: CSR, values: Float[Tensor, "nnz"], x: Float[Tensor, "*batch columns"]
+    csr: CSR,
+    values: Float[Tensor, "nnz"],
+    x: Float[Tensor, "*batch columns"],
+    bias: Float[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "*batch rows"]:
     """Multiply by the dense matrix of the same connections: same numbers, dense cost.
 
     The control that most of the literature trains, and the oracle of the tests.
     """
-    return nn.functional.linear(x, csr.to_dense(values))
+    return nn.functional.linear(x, csr.to_dense(values), bias)

@@ -13,22 +13,32 @@ backward work. W is (out, in) in CSR, its values a 1-D tensor. Nothing of size o
 of size batch x nnz is ever allocated.
 """
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sparselib.csr import CSR, transpose
-from sparselib.ops import reference
+from sparselib.ops import host, reference
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
+BACKENDS = ("auto", "reference", "cpu")
+BACKEND = os.environ.get("SPARSELIB_BACKEND", "auto")
+if BACKEND not in BACKENDS:
+    raise ValueError(f"SPARSELIB_BACKEND is {BACKEND!r}; it can be {', '.join(BACKENDS)}")
+
 
 def spmm(
-    csr: CSR, values: Float[Tensor, "nnz"], x: Float[Tensor, "*batch columns"]
+    csr: CSR,
+    values: Float[Tensor, "nnz"],
+    x: Float[Tensor, "*batch columns"],
+    bias: Float[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "*batch rows"]:
-    """Multiply a batch by the transposed sparse matrix, Y = X W^T: the layer's forward product.
+    """Multiply a batch by the transposed sparse matrix, Y = X W^T + b: the layer's forward product.
 
     Raises
     ------
@@ -36,7 +46,14 @@ def spmm(
         If shapes, dtypes or devices do not fit; the sentence names them.
     """
     _check(csr, values, x, csr.shape[1], "spmm")
-    return _by_rows(_spmm, csr, values, x)
+    if bias is not None and bias.shape != csr.shape[:1]:
+        raise ValueError(f"{csr.shape[0]} rows need as many biases, not {tuple(bias.shape)}")
+    if not _is_eager(x):
+        y = _by_rows(_spmm, csr, values, x)
+        return y if bias is None else y + bias
+    flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    y = _Linear.apply(values, bias, _feature_major(flat), csr.shape[1], *_indices(csr))
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def spmm_t(
@@ -101,20 +118,85 @@ def _transposed(indices: Indices, columns: int) -> Indices:
     return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
 
 
+def _backend(values: Tensor) -> Any:
+    """Return the module that computes: `host` for float32 on the CPU, else `reference`."""
+    fits = values.device.type == "cpu" and values.dtype == torch.float32
+    return host if fits and BACKEND != "reference" else reference
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Whether autograd may be written down directly, without a custom operator's cost."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) is not Tensor
+        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._functorch.maybe_current_level() is not None
+    )
+
+
+def _feature_major(x: Tensor) -> Tensor:
+    """Return x with the samples of a feature side by side, as the kernels read it."""
+    if x.t().is_contiguous() or _backend(x) is reference:
+        return x
+    return _Flip.apply(x) if x.requires_grad else host.features_first(x).t()
+
+
+class _Flip(torch.autograd.Function):
+    """The same numbers, stored feature-major."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return host.features_first(x).t()
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Tensor:
+        return dx
+
+
+class _Linear(torch.autograd.Function):
+    """Y = X W^T + b, with one pass over dY for both of its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, columns: int, *indices: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(values, x, *indices)
+        ctx.columns = columns
+        return _backend(values).spmm(values, indices[0], indices[1], x, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        values, x, *indices = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dvalues, dbias = _sddmm(dy, x, indices), dy.sum(0)
+            dx = _spmm_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[2] else None
+        else:
+            dy = _feature_major(dy)
+            dvalues, dbias = _backend(values).sddmm(indices[0], indices[1], dy, x)
+            dx = _product_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[2] else None
+        return dvalues, dbias if ctx.needs_input_grad[1] else None, dx, None, *[None] * len(indices)
+
+
+def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
+    crow_indices, col_indices, permutation = _transposed(indices, columns)
+    values = values.index_select(0, permutation)
+    return _backend(values).spmm(values, crow_indices, col_indices, y)
+
+
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
 def _spmm(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
-    return reference.spmm(values, indices[0], indices[1], x)
+    return _backend(values).spmm(values, indices[0], indices[1], x)
 
 
 @torch.library.custom_op("sparselib::spmm_t", mutates_args=())
 def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
-    crow_indices, col_indices, permutation = _transposed(indices, columns)
-    return reference.spmm(values[permutation], crow_indices, col_indices, y)
+    return _product_t(values, y, columns, indices)
 
 
 @torch.library.custom_op("sparselib::sddmm", mutates_args=())
 def _sddmm(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
-    return reference.sddmm(indices[0], indices[1], dy, x)
+    return _backend(x).sddmm(indices[0], indices[1], dy, x)[0]
 
 
 @_spmm.register_fake

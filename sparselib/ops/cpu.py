@@ -1,0 +1,347 @@
+"""Sparse products on the CPU: a vector type for numba, and the kernels written with it.
+
+``Vector(n)`` is LLVM's ``<n x float>``, spread over as many registers as it needs. With 256 lanes
+``sums = fma(w, load(x, i, 256), sums)`` in a loop is sixteen fused multiply-adds on AVX-512, each
+reading memory, and nothing else. Activations are feature-major, (features, samples), so that a
+weight meets many samples that lie side by side.
+
+Kernels get one array of int64: two counters that all threads share, then addresses and sizes.
+Nothing checks a bound in here; `sparselib.ops.host` does. numba's cache sees changes of this file
+and of no other, so whatever a kernel is made of stands here.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.core.datamodel import PrimitiveModel, register_default
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+FLOAT, INT = ir.FloatType(), ir.IntType(32)
+FLOATS, INTS, LONGS = (types.CPointer(t) for t in (types.float32, types.int32, types.int64))
+
+AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+LANES = 16 if AVX512 else 8  # of one register
+WIDE = 256 if AVX512 else 64  # columns that a row of the result holds in registers
+TILE = 64  # samples that walk through a whole network together
+ZERO = np.float32(0)
+
+
+class Vector(types.Type):
+    """numba's type of n floats side by side."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(name=f"Vector({n})")
+        self.n, self.llvm = n, ir.VectorType(FLOAT, n)
+
+
+@register_default(Vector)
+class VectorModel(PrimitiveModel):
+    """Tells numba what a `Vector` is in LLVM."""
+
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.llvm)
+
+
+def _load(b, pointer, i, n):  # type: ignore[no-untyped-def]
+    vector = b.load(b.bitcast(b.gep(pointer, [i]), ir.VectorType(FLOAT, n).as_pointer()))
+    vector.align = 4
+    return vector
+
+
+def _store(b, pointer, i, vector):  # type: ignore[no-untyped-def]
+    place = b.bitcast(b.gep(pointer, [i]), vector.type.as_pointer())
+    b.store(vector, place).align = 4
+
+
+def _pick(b, first, second, lanes):  # type: ignore[no-untyped-def]
+    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes)))
+
+
+def _splat(b, number, n):  # type: ignore[no-untyped-def]
+    one = b.insert_element(ir.Constant(ir.VectorType(number.type, n), ir.Undefined), number, INT(0))
+    return _pick(b, one, one, [0] * n)
+
+
+def _fma(b, x, y, z):  # type: ignore[no-untyped-def]
+    name, kind = f"llvm.fma.v{z.type.count}f32", ir.FunctionType(z.type, [z.type] * 3)
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), [x, y, z])
+
+
+@intrinsic(prefer_literal=True)
+def splat(_, x, n):  # type: ignore[no-untyped-def]
+    """Return x in each of n lanes."""
+    k = n.literal_value
+    return Vector(k)(types.float32, n), lambda ctx, b, sig, args: _splat(b, args[0], k)
+
+
+@intrinsic(prefer_literal=True)
+def load(_, p, i, n):  # type: ignore[no-untyped-def]
+    """Return p[i : i + n]."""
+    k = n.literal_value
+    kind = Vector(k)(FLOATS, types.int64, n)
+    return kind, lambda ctx, b, sig, args: _load(b, args[0], args[1], k)
+
+
+@intrinsic
+def store(_, p, i, v):  # type: ignore[no-untyped-def]
+    """Set p[i : i + n] to v."""
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        _store(b, *args)
+        return ctx.get_dummy_value()
+
+    return types.void(FLOATS, types.int64, v), emit
+
+
+@intrinsic
+def fma(_, w, x, sums):  # type: ignore[no-untyped-def]
+    """Return w * x + sums, with one number w."""
+    kind = sums(types.float32, x, sums)
+    return kind, lambda ctx, b, sig, a: _fma(b, _splat(b, a[0], sums.n), a[1], a[2])
+
+
+@intrinsic
+def relu(_, v):  # type: ignore[no-untyped-def]
+    """Return max(v, 0), where NaN stays NaN."""
+    zero = ir.Constant(v.llvm, [0.0] * v.n)
+    return v(v), lambda ctx, b, sig, a: b.select(b.fcmp_ordered("<", a[0], zero), zero, a[0])
+
+
+@intrinsic
+def blank(_, v, count):  # type: ignore[no-untyped-def]
+    """Return v with zeros in its first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(INT, v.n), list(range(v.n)))
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        keep = b.icmp_signed(">=", lanes, _splat(b, b.trunc(args[1], INT), v.n))
+        return b.select(keep, args[0], ir.Constant(v.llvm, [0.0] * v.n))
+
+    return v(v, types.int64), emit
+
+
+@intrinsic
+def dot(_, v, p, i):  # type: ignore[no-untyped-def]
+    """Sum of v * p[i : i + n]: a quarter of the lanes at a time, then as a tree."""
+    k = max(v.n // 4, min(v.n, 16))
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        vector, pointer, start = args
+        sums = ir.Constant(ir.VectorType(FLOAT, k), [0.0] * k)
+        for q in range(0, v.n, k):
+            part = _load(b, pointer, b.add(start, start.type(q)), k)
+            sums = _fma(b, _pick(b, vector, vector, range(q, q + k)), part, sums)
+        return _total(b, sums)
+
+    return types.float32(v, FLOATS, types.int64), emit
+
+
+def _total(b, vector):  # type: ignore[no-untyped-def]
+    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
+    kind = ir.FunctionType(FLOAT, [FLOAT, vector.type])
+    f = cgutils.get_or_insert_function(b.module, kind, name)
+    return b.call(f, [FLOAT(0.0), vector], fastmath=("reassoc",))
+
+
+@intrinsic
+def total(_, v):  # type: ignore[no-untyped-def]
+    """Sum of the lanes, as a tree."""
+    return types.float32(v), lambda ctx, b, sig, args: _total(b, args[0])
+
+
+@intrinsic(prefer_literal=True)
+def transpose(_, src, i, stride, dst, k, step, n):  # type: ignore[no-untyped-def]
+    """dst[k + c * step + r] = src[i + r * stride + c] for r, c < n, by rounds of interleaving."""
+    size = n.literal_value
+    half = size // 2
+    low = [lane for c in range(half) for lane in (c, size + c)]
+    high = [lane + half for lane in low]
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        source, first, stride, target, place, step, _ = args
+        at = [b.add(first, b.mul(stride, stride.type(r))) for r in range(size)]
+        rows = [_load(b, source, i, size) for i in at]
+        for _ in range(size.bit_length() - 1):
+            rows = [_pick(b, rows[c], rows[c + half], x) for c in range(half) for x in (low, high)]
+        for r, row in enumerate(rows):
+            _store(b, target, b.add(place, b.mul(step, step.type(r))), row)
+        return ctx.get_dummy_value()
+
+    long = types.int64
+    return types.void(FLOATS, long, long, FLOATS, long, long, n), emit
+
+
+@intrinsic
+def ticket(_, a, i):  # type: ignore[no-untyped-def]
+    """Return a[i] and add one to it, atomically, so that each thread gets another number."""
+    one = ir.IntType(64)(1)
+    return types.int64(LONGS, types.int64), lambda ctx, b, sig, args: b.atomic_rmw(
+        "add", b.gep(args[0], [args[1]]), one, "monotonic"
+    )
+
+
+def _pointer(kind: Any) -> Any:
+    @intrinsic
+    def cast(_, address):  # type: ignore[no-untyped-def]
+        emit = lambda ctx, b, sig, args: b.inttoptr(args[0], ctx.get_value_type(kind))  # noqa: E731
+        return kind(types.int64), emit
+
+    return cast
+
+
+floats, ints, longs = _pointer(FLOATS), _pointer(INTS), _pointer(LONGS)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call; a checker of types wrapped around it is taken off."""
+    return njit(error_model="numpy")(inspect.unwrap(function))
+
+
+def kernel(function: Callable[..., None]) -> Callable[[], Any]:
+    """Make a C function of one int64 array, compiled on first use and kept on disk."""
+    function = inspect.unwrap(function)
+
+    @functools.cache
+    def compiled() -> Any:
+        kind = types.void(LONGS)
+        try:
+            return cfunc(kind, cache=True, error_model="numpy")(function)
+        except RuntimeError:  # nowhere to keep it
+            return cfunc(kind, error_model="numpy")(function)
+
+    return compiled
+
+
+def _rows_of_product(n: int) -> Any:
+    @inline
+    def rows(o, end, crow, col, ld, w, bias, has_bias, act, x, i, y, k, ldy):  # type: ignore[no-untyped-def]
+        while o < end:
+            sums = splat(bias[o] if has_bias else ZERO, n)
+            for j in range(crow[o], crow[o + 1]):
+                sums = fma(w[j], load(x, i + col[j] * ld, n), sums)
+            if act:
+                sums = relu(sums)
+            store(y, k + o * ldy, sums)
+            o += 1
+
+    return rows
+
+
+wide_rows, lane_rows, one_row, tile_rows = map(_rows_of_product, (WIDE, LANES, 1, TILE))
+
+
+@kernel
+def spmm(a):  # type: ignore[no-untyped-def]
+    """y[s, o, n] = act(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N.
+
+    A linear layer has S = 1, N = ld = samples. A convolution has S samples, N points in time,
+    ld = 1, and in col the distance from a point of the output to the one it reads.
+    """
+    S, M, N, step, crow, col, ld = a[2], a[3], a[4], a[5], ints(a[6]), ints(a[7]), a[8]
+    w, bias, has_bias, act = floats(a[9]), floats(a[10]), a[10] != 0, a[11]
+    x, xs, y = floats(a[12]), a[13], floats(a[14])
+    blocks, chunks = (N + WIDE - 1) // WIDE, (M + step - 1) // step
+    while True:
+        t = ticket(a, 0)
+        if t >= S * blocks * chunks:
+            break
+        o, n, s = t % chunks * step, t // chunks % blocks * WIDE, t // chunks // blocks
+        e, end, i, k = min(M, o + step), min(N, n + WIDE), s * xs, s * M * N
+        while n < end:
+            # a rest overlaps its neighbour: the same values, written twice
+            if WIDE // 4 < end - n < WIDE <= N:
+                n = end - WIDE
+            elif end - n < LANES <= N:
+                n = end - LANES
+            if end - n >= WIDE:
+                wide_rows(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
+                n += WIDE
+            elif end - n >= LANES:
+                lane_rows(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
+                n += LANES
+            else:
+                one_row(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
+                n += 1
+
+
+def _rows_of_gradient(n: int) -> Any:
+    @inline
+    def rows(o, end, seen, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
+        while o < end:
+            costs = load(g, k + o * ldg, n)
+            if seen:
+                costs = blank(costs, seen)
+            db[o] += total(costs)
+            for j in range(crow[o], crow[o + 1]):
+                dw[j] += dot(costs, x, i + col[j] * ld)
+            o += 1
+
+    return rows
+
+
+wide_gradient, lane_gradient, one_gradient = map(_rows_of_gradient, (WIDE, LANES, 1))
+
+
+@kernel
+def sddmm(a):  # type: ignore[no-untyped-def]
+    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g[s, o, n].
+
+    A thread owns its rows, so sums have one order whatever the number of threads.
+    """
+    S, M, N, step, crow, col, ld = a[2], a[3], a[4], a[5], ints(a[6]), ints(a[7]), a[8]
+    g, x, xs, dw, db = floats(a[9]), floats(a[10]), a[11], floats(a[12]), floats(a[13])
+    while True:
+        o = ticket(a, 0) * step
+        if o >= M:
+            break
+        e = min(M, o + step)
+        for j in range(crow[o], crow[e]):
+            dw[j] = ZERO
+        for row in range(o, e):
+            db[row] = ZERO
+        for s in range(S):
+            n, k, i = 0, s * M * N, s * xs
+            while n < N:
+                # the last block overlaps its neighbour; lanes that were seen count zero
+                if N >= WIDE:
+                    seen = max(0, n + WIDE - N)
+                    n -= seen
+                    wide_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                    n += WIDE
+                elif N >= LANES:
+                    seen = max(0, n + LANES - N)
+                    n -= seen
+                    lane_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                    n += LANES
+                else:
+                    one_gradient(o, e, 0, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                    n += 1
+
+
+@inline
+def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untyped-def]
+    """dst[d + c * step + r] = src[s + r * stride + c] for r < rows, c < columns."""
+    whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
+    for r in range(0, whole_rows, LANES):
+        for c in range(0, whole_columns, LANES):
+            transpose(src, s + r * stride + c, stride, dst, d + c * step + r, step, LANES)
+    for r in range(rows):
+        for c in range(whole_columns if r < whole_rows else 0, columns):
+            dst[d + c * step + r] = src[s + r * stride + c]
+
+
+@kernel
+def transposed(a):  # type: ignore[no-untyped-def]
+    """Write y (columns, rows) = x (rows, columns)^T."""
+    rows, columns, x, y = a[2], a[3], floats(a[4]), floats(a[5])
+    while True:
+        r = ticket(a, 0) * 64
+        if r >= rows:
+            break
+        flip(x, r * columns, columns, y, r, rows, min(64, rows - r), columns)

@@ -1,0 +1,199 @@
+"""The CPU kernels against the definition in float64, for awkward sizes, threads and values."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sparselib as sl
+from sparselib.ops import host, reference
+
+# around the widths of a register, of a row of the result, and of the smaller ones without AVX-512
+BATCHES = [0, 1, 7, 8, 15, 16, 17, 37, 63, 64, 65, 100, 255, 256, 257, 300, 511, 512, 513, 777]
+sizes = st.integers(1, 40)
+
+
+def layer(rows, columns, sparsity, seed=0):
+    torch.manual_seed(seed)
+    linear = sl.CSRLinear(columns, rows, sparsity)
+    return linear.csr, linear.values.detach()
+
+
+def poisoned(*shape):
+    """Fill the memory that the next tensor of this shape will get with NaN."""
+    torch.full(shape, torch.nan)
+
+
+def double(tensor):
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_products_equal_the_definition(batch, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows, columns, sparsity in [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5)]:
+            csr, values = layer(rows, columns, sparsity)
+            x, dy, bias = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows)
+            indices = csr.crow_indices, csr.col_indices
+            poisoned(rows, batch)
+            y = host.spmm(values, *indices, x, bias)
+            exact = reference.spmm(values.double(), *indices, x.double(), bias.double())
+            torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+            poisoned(csr.nnz)
+            dvalues, dbias = host.sddmm(*indices, dy, x)
+            exact, sums = reference.sddmm(*indices, dy.double(), x.double())
+            torch.testing.assert_close(dvalues.double(), exact, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(dbias.double(), sums, rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(sizes, sizes, st.integers(0, 300), st.data())
+def test_any_pattern_with_empty_and_full_rows(rows, columns, batch, data):
+    cells = st.lists(st.integers(0, rows * columns - 1), unique=True, max_size=60)
+    positions = torch.tensor(sorted(data.draw(cells)), dtype=torch.int64)
+    csr = sl.CSR.from_positions(positions, (rows, columns))
+    values, x = torch.randn(csr.nnz), torch.randn(batch, columns)
+    y = host.spmm(values, csr.crow_indices, csr.col_indices, x)
+    dense = torch.zeros(rows * columns, dtype=torch.float64)
+    dense[positions] = values.double()
+    exact = x.double() @ dense.view(rows, columns).t()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@given(sizes, sizes)
+def test_features_first_is_the_transpose(rows, columns):
+    for factor in (1, 7):
+        x = torch.randn(rows * factor, columns * factor)
+        assert torch.equal(host.features_first(x), x.t())
+        assert host.features_first(x).is_contiguous()
+    view = torch.randn(columns, rows).t()
+    assert host.features_first(view).data_ptr() == view.data_ptr()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("batch", [5, 64, 300])
+def test_what_is_not_finite_passes_as_in_the_definition(bad, batch):
+    csr, values = layer(20, 30, 0.8)
+    x = torch.randn(batch, 30)
+    x[batch // 2, 3] = bad
+    indices = csr.crow_indices, csr.col_indices
+    y, exact = host.spmm(values, *indices, x), reference.spmm(values, *indices, x)
+    torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def gradients(product, csr, values, x, bias):
+    leaves = [tensor.clone().requires_grad_() for tensor in (values, x, bias)]
+    product(csr, leaves[0], leaves[1], leaves[2]).sin().sum().backward()
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("strides", ["batch-major", "feature-major"])
+def test_gradients_equal_those_of_the_dense_twin(strides):
+    csr, values = layer(40, 50, 0.85)
+    x = torch.randn(300, 50) if strides == "batch-major" else torch.randn(50, 300).t()
+    bias = torch.randn(40, generator=torch.Generator())
+    ours = gradients(sl.ops.spmm, csr, values, x, bias)
+    doubles = (tensor.double() for tensor in (values, x, bias))
+    exact = gradients(sl.masked_product, csr, *doubles)
+    for one, other in zip(ours, exact):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_in_float32():
+    csr, values = layer(8, 9, 0.5)
+    x = torch.randn(7, 9)
+
+    def second(product, values, x):
+        values, x = values.clone().requires_grad_(), x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(product(csr, values, x).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), [values, x])
+
+    for one, other in zip(
+        second(sl.ops.spmm, values, x), second(sl.masked_product, values.double(), x.double())
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sum_has_one_order_whatever_the_threads():
+    csr, _ = layer(50, 60, 0.8)
+    dy, x, before = torch.randn(700, 50), torch.randn(700, 60), torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(host.sddmm(csr.crow_indices, csr.col_indices, dy, x)[0])
+    torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_threads_of_python_may_call_at_once():
+    csr, values = layer(100, 100, 0.9)
+    x = torch.randn(1000, 100)
+    alone = host.spmm(values, csr.crow_indices, csr.col_indices, x)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(host.spmm, values, csr.crow_indices, csr.col_indices, x) for _ in range(40)
+        ]
+        assert all(torch.equal(call.result(), alone) for call in calls)
+
+
+def run(code, **environment):
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+PRODUCT = """
+import torch, sparselib as sl
+torch.manual_seed(0)
+layer = sl.CSRLinear(60, 40, 0.8)
+x = torch.randn(300, 60)
+exact = sl.masked_product(layer.csr, layer.values, x, layer.bias)
+torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_a_forked_worker_of_a_dataloader_multiplies():
+    code = PRODUCT + (
+        "class Rows(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return layer(x).detach()[i]\n"
+        "loader = torch.utils.data.DataLoader(Rows(), num_workers=2, batch_size=2)\n"
+        "got = torch.cat(list(loader))\n"
+        "torch.testing.assert_close(got, exact.detach()[:4], rtol=1e-5, atol=1e-5)\n"
+        "print('fine')"
+    )
+    assert run(code) == "fine\n"
+
+
+def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
+    code = PRODUCT + "from sparselib.ops import cpu; print(cpu.WIDE, cpu.LANES)"
+    plain = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
+    import platform
+
+    if platform.machine() != "x86_64":
+        pytest.skip("another architecture")
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path), **plain) == "64 8\n"
+
+
+def test_the_backend_can_be_forced_and_a_wrong_name_is_refused():
+    code = PRODUCT + "import sys; print('sparselib.ops.cpu' in sys.modules)"
+    assert run(code, SPARSELIB_BACKEND="reference") == "False\n"
+    assert run(code) == "True\n"
+    code = "try:\n    import sparselib\nexcept ValueError as error: print(error)"
+    said = run(code, SPARSELIB_BACKEND="gpuu")
+    assert said == "SPARSELIB_BACKEND is 'gpuu'; it can be auto, reference, cpu\n"

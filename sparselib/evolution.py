@@ -194,6 +194,8 @@ class Evolution:
 class _Watch:
     """A forward hook that keeps the last batch to pass forward and backward through a layer."""
 
+    is_for_training = True
+
     def __init__(self) -> None:
         self.batch: tuple[Tensor, Tensor] | None = None
 

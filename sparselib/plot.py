@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, which stay apart for colour-blind readers; lines differ in dash too.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,37 @@ def curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     if len(series) > 1:
         axes.legend()
+    return axes
+
+
+def dots(
+    axes: Axes, groups: Mapping[str, Any], paper: float | None = None, percent: bool = True
+) -> Axes:
+    """Draw every run as a dot in the column of its group, with the mean of the group as a bar.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    groups : mapping
+        Name to one number a run.
+    paper : float, optional
+        The paper's number, a grey line.
+    percent : bool
+        Numbers are shares; label them in per cent.
+    """
+    for place, (values, colour) in enumerate(zip(groups.values(), itertools.cycle(COLOURS))):
+        values = np.asarray(values, dtype=float)
+        axes.plot(np.full(len(values), place), values, "o", color=colour, alpha=0.55, ms=5)
+        axes.plot([place - 0.25, place + 0.25], [values.mean()] * 2, color=colour)
+    if paper is not None:
+        axes.axhline(paper, color=GREY, lw=1)
+        label: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate("paper", (1, paper), (-2, 2), ha="right", color=GREY, fontsize=9, **label)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     return axes
 
 

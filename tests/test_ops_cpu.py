@@ -197,3 +197,88 @@ def test_the_backend_can_be_forced_and_a_wrong_name_is_refused():
     code = "try:\n    import sparselib\nexcept ValueError as error: print(error)"
     said = run(code, SPARSELIB_BACKEND="gpuu")
     assert said == "SPARSELIB_BACKEND is 'gpuu'; it can be auto, reference, cpu\n"
+
+
+def network(*sizes, seed=0):
+    torch.manual_seed(seed)
+    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=0.8).eval()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.bias)
+    return model
+
+
+def layer_by_layer(model, x):
+    with torch.enable_grad():
+        return model(x).detach()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("samples", [192, 255, 256, 1000])
+def test_a_fused_network_gives_what_its_layers_give(samples, threads, monkeypatch):
+    before, calls = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        sl.ops, "network", lambda *given: calls.append(given) or host.network(*given)
+    )
+    torch.set_num_threads(threads)
+    try:
+        for sizes in [(20, 33, 10), (7, 5), (40, 64, 17, 3)]:
+            model, x = network(*sizes), torch.randn(samples, sizes[0])
+            with torch.no_grad():
+                fused = model(x)
+            torch.testing.assert_close(fused, layer_by_layer(model, x), rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+    assert len(calls) == 3
+
+
+def test_nan_reaches_the_end_of_a_fused_network():
+    model, x = network(20, 30, 10), torch.randn(300, 20)
+    x[7] = torch.nan
+    with torch.no_grad():
+        y = model(x)
+    torch.testing.assert_close(y, layer_by_layer(model, x), rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert y[7].isnan().all()
+    assert y[8:].isfinite().all()
+
+
+def test_what_must_be_seen_is_not_fused(monkeypatch):
+    monkeypatch.setattr(sl.ops, "network", lambda *given: pytest.fail("it was fused"))
+    x = torch.randn(300, 20)
+    seen = []
+    with torch.no_grad():
+        model = network(20, 30, 10)
+        model.layers[0].register_forward_hook(lambda *given: seen.append(given))
+        model(x)
+        network(20, 30, 10).train()(x)
+        network(20, 30, 10)(x[:5])
+        network(20, 30, 10).double()(x.double())
+        sl.MLP(20, 30, 10, layer=sl.CSRLinear, sparsity=0.8, product=sl.masked_product).eval()(x)
+        sl.MLP(20, 30, 10, layer=sl.CSRLinear, sparsity=0.8, activation=torch.nn.Tanh).eval()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            network(20, 30, 10)(x)
+    network(20, 30, 10)(x).sum().backward()
+    assert len(seen) == 1
+
+
+def test_an_evolution_does_not_keep_a_network_from_being_fused(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        sl.ops, "network", lambda *given: calls.append(given) or host.network(*given)
+    )
+    model = network(20, 30, 10)
+    evolution = sl.SET(model, torch.optim.SGD(model.parameters(), 0.1))
+    with torch.no_grad():
+        model(torch.randn(300, 20))
+    assert calls
+    assert evolution.steps == 0
+
+
+@pytest.mark.parametrize("batch", [17, 300])
+def test_inf_in_a_sample_counts_once_in_the_gradient(batch):
+    csr, _ = layer(6, 9, 0.5)
+    dy, x = torch.randn(batch, 6), torch.randn(batch, 9)
+    x[0, :] = torch.inf
+    indices = csr.crow_indices, csr.col_indices
+    ours, exact = host.sddmm(*indices, dy, x)[0], reference.sddmm(*indices, dy, x)[0]
+    torch.testing.assert_close(ours, exact, equal_nan=True)
+    assert ours.isinf().all()

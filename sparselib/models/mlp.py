@@ -7,6 +7,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparselib.nn import chain
+
 
 class MLP(nn.Module):
     """Layers of the given sizes with an activation between them.
@@ -55,7 +57,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Flatten each sample and return the last layer's outputs, without activation."""
-        x = x.flatten(1)
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        return chain(list(self.layers), self.activation, x.flatten(1))

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from sparselib.csr import CSR, transpose
 from sparselib.ops import host, reference
+from sparselib.ops.host import network
 
-__all__ = ["sddmm", "spmm", "spmm_t"]
+__all__ = ["can_fuse", "network", "sddmm", "spmm", "spmm_t"]
 
 BACKENDS = ("auto", "reference", "cpu")
 BACKEND = os.environ.get("SPARSELIB_BACKEND", "auto")
@@ -75,6 +76,18 @@ def sddmm(
     if len(dy) != len(x):
         raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
     return _sddmm(dy, x, _indices(csr))
+
+
+def can_fuse(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether `network` may carry x through layers with these parameters: see `nn.chain`."""
+    tensors = (x, *parameters)
+    return (
+        x.ndim == 2
+        and len(x) >= 64 * torch.get_num_threads()
+        and _is_eager(x)
+        and all(_backend(tensor) is host for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )
 
 
 def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:

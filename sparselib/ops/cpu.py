@@ -142,6 +142,16 @@ def dot(_, v, p, i):  # type: ignore[no-untyped-def]
     return types.float32(v, FLOATS, types.int64), emit
 
 
+@intrinsic
+def inner(_, v, w):  # type: ignore[no-untyped-def]
+    """Return the sum of v * w."""
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        return _total(b, _fma(b, *args, ir.Constant(v.llvm, [0.0] * v.n)))
+
+    return types.float32(v, v), emit
+
+
 def _total(b, vector):  # type: ignore[no-untyped-def]
     name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
     kind = ir.FunctionType(FLOAT, [FLOAT, vector.type])
@@ -277,9 +287,12 @@ def _rows_of_gradient(n: int) -> Any:
             costs = load(g, k + o * ldg, n)
             if seen:
                 costs = blank(costs, seen)
+                for j in range(crow[o], crow[o + 1]):
+                    dw[j] += inner(costs, blank(load(x, i + col[j] * ld, n), seen))
+            else:
+                for j in range(crow[o], crow[o + 1]):
+                    dw[j] += dot(costs, x, i + col[j] * ld)
             db[o] += total(costs)
-            for j in range(crow[o], crow[o + 1]):
-                dw[j] += dot(costs, x, i + col[j] * ld)
             o += 1
 
     return rows
@@ -345,3 +358,47 @@ def transposed(a):  # type: ignore[no-untyped-def]
         if r >= rows:
             break
         flip(x, r * columns, columns, y, r, rows, min(64, rows - r), columns)
+
+
+@kernel
+def network(a):  # type: ignore[no-untyped-def]
+    """Y (samples, out) from x (samples, in) through all layers, `TILE` samples at a time.
+
+    The activations of a tile stay in the cache: two buffers a thread, written in turn. `table` has
+    six numbers a layer: rows, and where crow, col, weights and biases are, and whether relu comes.
+    """
+    samples, width, layers, x, y = a[2], a[3], a[4], floats(a[5]), floats(a[6])
+    buffers, widest, table = floats(a[7]), a[8], longs(a[9])
+    here = ticket(a, 1) * 2 * widest * TILE
+    there = here + widest * TILE
+    while True:
+        first = ticket(a, 0) * TILE
+        if first >= samples:
+            break
+        n, rows = min(TILE, samples - first), width
+        if n < TILE:
+            for i in range(width * TILE):
+                buffers[here + i] = ZERO
+        flip(x, first * width, width, buffers, here, TILE, n, width)
+        for t in range(0, 6 * layers, 6):
+            rows, bias = table[t], floats(table[t + 4])
+            crow, col, w = ints(table[t + 1]), ints(table[t + 2]), floats(table[t + 3])
+            has_bias, act = table[t + 4] != 0, table[t + 5]
+            tile_rows(
+                0,
+                rows,
+                crow,
+                col,
+                TILE,
+                w,
+                bias,
+                has_bias,
+                act,
+                buffers,
+                here,
+                buffers,
+                there,
+                TILE,
+            )
+            here, there = there, here
+        flip(buffers, here, TILE, y, first * rows, rows, rows, n)

@@ -6,13 +6,16 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# crow and col indices, values, bias or None, and whether max(., 0) follows
+Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
 
 
 def spmm(
@@ -44,6 +47,26 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     kernel = _kernels().sddmm
     _launch(kernel, 1, rows, batch, step, crow, col, batch, dy, x, 0, dvalues, dbias)
     return dvalues, dbias
+
+
+def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Carry a batch through all layers at once, some samples at a time; float32, no gradient."""
+    kernels, (samples, width) = _kernels(), x.shape
+    x, rows = x.contiguous(), [len(crow) - 1 for crow, *_ in layers]
+    y = x.new_empty(samples, rows[-1])
+    widest = max(width, *rows)
+    buffers = x.new_empty(torch.get_num_threads() * 2 * widest * kernels.TILE)
+    # what is copied to be contiguous has to outlive the call
+    held = [[t if t is None else t.contiguous() for t in tensors] for *tensors, _ in layers]
+    table = [
+        number
+        for tensors, out, (*_, relu) in zip(held, rows, layers)
+        for number in (out, *(0 if t is None else t.data_ptr() for t in tensors), int(relu))
+    ]
+    addresses = torch.tensor(table)
+    if y.numel():
+        _launch(kernels.network, samples, width, len(layers), x, y, buffers, widest, addresses)
+    return y
 
 
 def features_first(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from sparselib import init as init
 from sparselib import metrics as metrics
 from sparselib import nn as nn
 from sparselib import ops as ops
+from sparselib import timing as timing
 from sparselib import topology as topology
 from sparselib.csr import CSR
 from sparselib.evolution import SET, Evolution, GradientGrowth, RigL
@@ -37,5 +38,6 @@ __all__ = [
     "ops",
     "sigmoid_squared_error",
     "sparsify",
+    "timing",
     "topology",
 ]

@@ -123,6 +123,17 @@ def evaluate(model: nn.Module, samples: Any, batch_size: int = 10_000) -> float:
     return metrics.accuracy(torch.cat(outputs), samples.y.to(like.device))
 
 
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss
+) -> Tensor:
+    """Take one training step; return the loss before it."""
+    optimizer.zero_grad()
+    error = loss(model(x), y)
+    error.backward()
+    optimizer.step()
+    return error.detach()
+
+
 def _epoch(
     model: nn.Module,
     samples: Any,
@@ -140,13 +151,8 @@ def _epoch(
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     for batch in batches:
-        optimizer.zero_grad()
-        error = loss(
-            model(samples.x.index_select(0, batch).to(like)), samples.y[batch].to(like.device)
-        )
-        error.backward()
-        optimizer.step()
-        total += error.detach()
+        x = samples.x.index_select(0, batch).to(like)
+        total += step(model, optimizer, x, samples.y[batch].to(like.device), loss)
         for hook in after_step:
             hook()
     return float(total) / len(batches)

@@ -14,7 +14,8 @@ of size batch x nnz is ever allocated.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from sparselib.csr import CSR, transpose
 from sparselib.ops import host, reference
 from sparselib.ops.host import network
 
-__all__ = ["can_fuse", "network", "sddmm", "spmm", "spmm_t"]
+__all__ = ["backend", "can_fuse", "network", "sddmm", "spmm", "spmm_t"]
 
 BACKENDS = ("auto", "reference", "cpu")
 BACKEND = os.environ.get("SPARSELIB_BACKEND", "auto")
@@ -76,6 +77,19 @@ def sddmm(
     if len(dy) != len(x):
         raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
     return _sddmm(dy, x, _indices(csr))
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Compute by the named backend within the block: ``"auto"``, ``"reference"`` or ``"cpu"``."""
+    global BACKEND
+    if name not in BACKENDS:
+        raise ValueError(f"there is no backend {name!r}; it can be {', '.join(BACKENDS)}")
+    before, BACKEND = BACKEND, name
+    try:
+        yield
+    finally:
+        BACKEND = before
 
 
 def can_fuse(x: Tensor, *parameters: Tensor) -> bool:

@@ -27,7 +27,7 @@ def record(
     measures : dict
         Numbers at full precision; a list is a curve.
     data : Split
-        Its `name` and `checksum` are recorded.
+        Its `name` and `checksum` are recorded; None for random numbers.
     scale : str
         ``"paper"``, or ``"reduced: "`` and what was reduced.
     device : torch.device
@@ -47,7 +47,7 @@ def record(
         | measures
         | provenance(device)
         | {
-            "data": f"{data.name} {data.checksum}",
+            "data": f"{data.name} {data.checksum}" if data else "random numbers",
             "scale": scale,
         }
     )

@@ -192,18 +192,19 @@ class Evolution:
 
 
 class _Watch:
-    """A forward hook that keeps the last batch to pass forward and backward through a layer."""
+    """A forward hook that keeps the last batch to pass forward and backward through a layer.
 
-    is_for_training = True
+    Where layers are fused it is not called, but given the batch to `keep`.
+    """
 
     def __init__(self) -> None:
         self.batch: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if layer.training and output.requires_grad:
-            output.register_hook(partial(self._keep, args[0].detach()))
+            output.register_hook(partial(self.keep, args[0].detach()))
 
-    def _keep(self, inputs: Tensor, costs: Tensor) -> None:
+    def keep(self, inputs: Tensor, costs: Tensor) -> None:
         self.batch = (
             inputs.reshape(-1, inputs.shape[-1]),
             costs.detach().reshape(-1, costs.shape[-1]),

@@ -19,9 +19,17 @@ Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
 
 
 def spmm(
-    values: Tensor, crow: Tensor, col: Tensor, x: Tensor, bias: Tensor | None = None
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    x: Tensor,
+    bias: Tensor | None = None,
+    permutation: Tensor | None = None,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in); float32."""
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in); float32.
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
     kernels = _kernels()
     rows, batch = crow.numel() - 1, x.shape[0]
     x = features_first(x)
@@ -31,7 +39,7 @@ def spmm(
     blocks, threads = -(-batch // kernels.WIDE), torch.get_num_threads()
     step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
     start = 0 if bias is None else bias.contiguous()
-    values = values.contiguous()
+    values = values.contiguous() if permutation is None else values.index_select(0, permutation)
     _launch(kernels.spmm, 1, rows, batch, step, crow, col, batch, values, start, 0, x, 0, y)
     return y.t()
 
@@ -67,6 +75,11 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     if y.numel():
         _launch(kernels.network, samples, width, len(layers), x, y, buffers, widest, addresses)
     return y
+
+
+def fewest_samples() -> int:
+    """Count the samples from which `network` is worth its start."""
+    return 64 * torch.get_num_threads()
 
 
 def features_first(x: Tensor) -> Tensor:

@@ -18,8 +18,13 @@ def spmm(
     col_indices: Tensor,
     x: Tensor,
     bias: Tensor | None = None,
+    permutation: Tensor | None = None,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in)."""
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in).
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
+    values = values if permutation is None else values.index_select(0, permutation)
     shape = (crow_indices.numel() - 1, x.shape[1])
     if values.numel() == 0 or x.shape[0] == 0:
         y = x.new_zeros((shape[0], x.shape[0])).t()

@@ -196,7 +196,7 @@ def test_the_backend_can_be_forced_and_a_wrong_name_is_refused():
     assert run(code) == "True\n"
     code = "try:\n    import sparselib\nexcept ValueError as error: print(error)"
     said = run(code, SPARSELIB_BACKEND="gpuu")
-    assert said == "SPARSELIB_BACKEND is 'gpuu'; it can be auto, reference, cpu\n"
+    assert said == "SPARSELIB_BACKEND is 'gpuu'; it can be auto, reference, cpu, gpu, interpret\n"
 
 
 @pytest.mark.parametrize("batch", [17, 300])

@@ -13,9 +13,7 @@ backward work. W is (out, in) in CSR, its values a 1-D tensor. Nothing of size o
 of size batch x nnz is ever allocated.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselib.csr import CSR, transpose
-from sparselib.ops import host, reference
-from sparselib.ops.host import network
+from sparselib.ops import reference
+from sparselib.ops.choice import backend, fits, takes_halves
+from sparselib.ops.choice import module as _backend
+from sparselib.ops.host import Layer
 
 __all__ = [
     "backend",
@@ -38,11 +38,6 @@ __all__ = [
 ]
 
 STALE = "the topology changed between the forward and the backward pass; evolve after it"
-
-BACKENDS = ("auto", "reference", "cpu")
-BACKEND = os.environ.get("SPARSELIB_BACKEND", "auto")
-if BACKEND not in BACKENDS:
-    raise ValueError(f"SPARSELIB_BACKEND is {BACKEND!r}; it can be {', '.join(BACKENDS)}")
 
 
 def spmm(
@@ -63,7 +58,7 @@ def spmm(
         raise ValueError(f"{csr.shape[0]} rows need as many biases, not {tuple(bias.shape)}")
     if not _is_eager(x):
         y = _by_rows(_spmm, csr, values, x)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
@@ -90,17 +85,9 @@ def sddmm(
     return _sddmm(dy, x, _indices(csr))
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Compute by the named backend within the block: ``"auto"``, ``"reference"`` or ``"cpu"``."""
-    global BACKEND
-    if name not in BACKENDS:
-        raise ValueError(f"there is no backend {name!r}; it can be {', '.join(BACKENDS)}")
-    before, BACKEND = BACKEND, name
-    try:
-        yield
-    finally:
-        BACKEND = before
+def network(layers: Sequence[Layer], x: Float[Tensor, "batch columns"]) -> Tensor:
+    """Carry a batch through (crow, col, values, bias, relu) layers at once: see `fast`."""
+    return _backend(x).network(layers, x)
 
 
 def fast(x: Tensor, *parameters: Tensor) -> Any:
@@ -109,8 +96,9 @@ def fast(x: Tensor, *parameters: Tensor) -> Any:
     None if there are none for their dtype and device, or if something has to see every operation:
     a compiler, a tracer, autocast, a transform of functions.
     """
-    found = {_backend(tensor) for tensor in (x, *parameters)}
-    return found.pop() if len(found) == 1 and reference not in found and _is_eager(x) else None
+    kernels = _backend(x)
+    known = all(tensor.device == x.device and fits(x, tensor) for tensor in parameters)
+    return kernels if known and kernels is not reference and _is_eager(x) else None
 
 
 def gradients(
@@ -153,7 +141,7 @@ def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> Non
             f"{name} needs one device; the input is on {x.device}, the values on "
             f"{values.device}, the indices on {csr.col_indices.device}"
         )
-    if x.dtype != values.dtype and not torch.is_autocast_enabled(x.device.type):
+    if not (torch.is_autocast_enabled(x.device.type) or fits(x, values)):
         raise ValueError(
             f"the input is {x.dtype} but the values are {values.dtype}; convert one of them, or "
             f"use autocast"
@@ -166,12 +154,6 @@ Indices = Sequence[Tensor]
 
 def _transposed(indices: Indices, columns: int) -> Indices:
     return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
-
-
-def _backend(values: Tensor) -> Any:
-    """Return the module that computes: `host` for float32 on the CPU, else `reference`."""
-    fits = values.device.type == "cpu" and values.dtype == torch.float32
-    return host if fits and BACKEND != "reference" else reference
 
 
 def _is_eager(x: Tensor) -> bool:
@@ -189,7 +171,7 @@ def feature_major(x: Tensor) -> Tensor:
     """Return x with the samples of a feature side by side, as the kernels read it."""
     if x.t().is_contiguous() or _backend(x) is reference:
         return x
-    return _Flip.apply(x) if x.requires_grad else host.features_first(x).t()
+    return _Flip.apply(x) if x.requires_grad else _backend(x).features_first(x).t()
 
 
 class _Flip(torch.autograd.Function):
@@ -197,7 +179,7 @@ class _Flip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return host.features_first(x).t()
+        return _backend(x).features_first(x).t()
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> Tensor:
@@ -230,8 +212,8 @@ class _Linear(torch.autograd.Function):
 
 def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
     crow_indices, col_indices, permutation = _transposed(indices, columns)
-    values = values.index_select(0, permutation)
-    return _backend(values).spmm(values, crow_indices, col_indices, y)
+    product = _backend(values).spmm
+    return product(values, crow_indices, col_indices, y, permutation=permutation)
 
 
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
@@ -261,7 +243,8 @@ def _(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
 
 @_sddmm.register_fake
 def _(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
-    return x.new_empty((indices[1].shape[0],))
+    sums = torch.float32 if takes_halves(x) else x.dtype
+    return x.new_empty((indices[1].shape[0],), dtype=sums)
 
 
 def _save_product(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

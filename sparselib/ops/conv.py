@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparselib.csr import CSR
-from sparselib.ops import STALE, fast
+from sparselib.ops import STALE, fast, host
 
 Padding = tuple[int, int]
 
@@ -47,7 +47,7 @@ def conv1d(
     """
     _check(csr, values, x, bias, padding)
     tensors = [values, *([] if bias is None else [bias])]
-    if fast(x, *tensors) is None:
+    if fast(x, *tensors) is not host:
         return _densely(csr, values, x, bias, padding)
     return _Convolution.apply(values, bias, x, csr, padding)
 
@@ -90,7 +90,7 @@ class _Convolution(torch.autograd.Function):
         taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
         places = _places(csr.col_indices, taps, signals.shape[2])
         length = signals.shape[2] - taps + 1
-        return fast(x).convolve(values, csr.crow_indices, places, signals, length, bias)
+        return host.convolve(values, csr.crow_indices, places, signals, length, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -103,9 +103,9 @@ class _Convolution(torch.autograd.Function):
             inputs = [t for t, needs in zip((values, bias, x), needed) if needs]
             found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
             return *(next(found) if needs else None for needs in needed), None, None
-        taps, signals, kernels = csr.shape[1] // x.shape[1], _padded(x, padding), fast(x)
+        taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
         places = _places(csr.col_indices, taps, signals.shape[2])
-        dvalues, dbias = kernels.correlate(csr.crow_indices, places, dy.contiguous(), signals)
+        dvalues, dbias = host.correlate(csr.crow_indices, places, dy.contiguous(), signals)
         dx = _back(csr, values, dy, x, padding) if needed[2] else None
         return dvalues, dbias if needed[1] else None, dx, None, None
 
@@ -121,7 +121,7 @@ def _back(csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding) -> 
     tap = csr.col_indices[permutation] % taps
     places = filters * signals.shape[2] + (taps - 1 - tap)
     pointers = crow[::taps].contiguous()
-    return fast(x).convolve(values[permutation], pointers, places, signals, x.shape[2])
+    return host.convolve(values[permutation], pointers, places, signals, x.shape[2])
 
 
 def _padded(x: Tensor, padding: Padding) -> Tensor:

@@ -26,11 +26,16 @@ def spmm(
     col: Tensor,
     x: Tensor,
     bias: Tensor | None = None,
+    permutation: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0); float32."""
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0); float32.
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
     rows, batch = crow.numel() - 1, x.shape[0]
-    x, values = features_first(x), values.contiguous()
+    x = features_first(x)
+    values = values.contiguous() if permutation is None else values.index_select(0, permutation)
     y = memory.empty(rows, batch)
     if rows and batch:
         step, pieces = _product_pieces(rows, batch)
@@ -137,6 +142,11 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     if y.numel():
         _launch(kernels.network, samples, width, len(layers), x, y, buffers, widest, addresses)
     return y
+
+
+def fewest_samples() -> int:
+    """Count the samples from which `network` is worth its start."""
+    return 64 * torch.get_num_threads()
 
 
 def features_first(x: Tensor) -> Tensor:

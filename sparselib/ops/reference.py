@@ -19,9 +19,14 @@ def spmm(
     col_indices: Tensor,
     x: Tensor,
     bias: Tensor | None = None,
+    permutation: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0)."""
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0).
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
+    values = values if permutation is None else values.index_select(0, permutation)
     shape = (crow_indices.numel() - 1, x.shape[1])
     if values.numel() == 0 or x.shape[0] == 0:
         y = x.new_zeros((shape[0], x.shape[0])).t()
@@ -54,5 +59,5 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
     crow, col, tcrow, tcol, permutation = indices
-    dx = spmm(values[permutation], tcrow, tcol, dy)
+    dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
     return *sddmm(crow, col, dy, x), dx.masked_fill(x <= 0, 0.0) if relu else dx

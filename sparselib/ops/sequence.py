@@ -44,7 +44,7 @@ def sequence(
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return _Sequence.apply(patterns, watches, ops.feature_major(x), *tensors)
-    if len(x) < 64 * torch.get_num_threads():
+    if len(x) < ops.fast(x).fewest_samples():
         return _steps(patterns, tensors, x)[-1]
     layers = [
         (csr.crow_indices, csr.col_indices, values, bias, relu)
@@ -63,7 +63,7 @@ def _steps(patterns: Sequence[CSR], tensors: Sequence[Any], x: Tensor) -> list[T
     passed, kernels = [x], ops.fast(x)
     for csr, values, bias, relu in _layers(patterns, tensors):
         indices = csr.crow_indices, csr.col_indices
-        passed.append(kernels.spmm(values, *indices, passed[-1], bias, relu))
+        passed.append(kernels.spmm(values, *indices, passed[-1], bias, relu=relu))
     return passed
 
 

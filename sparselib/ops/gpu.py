@@ -1,0 +1,268 @@
+"""Sparse products on the GPU: Triton kernels and what starts them.
+
+Activations are feature-major, (features, samples), so that a weight meets samples that lie side by
+side. One program computes a tile of rows by samples: in each step every row of the tile adds its
+next nonzero. Columns ascend within rows, so the rows of a tile walk through the columns side by
+side, and what one of them reads lies in the cache for its neighbours.
+
+Activations are float32, float16 or bfloat16; weights, biases, sums and their gradients float32.
+With ``TRITON_INTERPRET=1`` before the first import the same kernels run on the CPU, slowly.
+"""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparselib.ops.host import Layer
+
+# rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
+TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (16, 32, 1))
+# where four samples do not divide the batch nothing is read as a vector: four sums a thread
+ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
+PROGRAMS = 264  # two for each processor of the largest devices
+UNROLL = 2  # nonzeros of a row in one step
+GRADIENTS = 8  # nonzeros whose gradient a program of `sddmm` sums
+NETWORK_TILE = (128, 32, 16)
+WIDEST = 1024  # features of a network whose tile stays in the cache from layer to layer
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile for the GPU; a checker of types wrapped around the function is taken off."""
+    # sizes differ from batch to batch and from layer to layer; one program serves them all
+    return triton.jit(inspect.unwrap(function), do_not_specialize=("M", "groups", "widest"))
+
+
+@kernel
+def product(  # type: ignore[no-untyped-def]
+    crow, col, values, permutation, bias, x, ld, o_m, m_m, o_n, m_n,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Sums [ROWS, BLOCK] of values[j] x[col[j] * ld + n] over the nonzeros j of each row."""
+    first = tl.load(crow + o_m, mask=m_m, other=0)  # [ROWS]
+    count = tl.load(crow + o_m + 1, mask=m_m, other=0) - first
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for k in range(0, tl.max(count, axis=0), UNROLL):
+        for i in tl.static_range(UNROLL):
+            there = k + i < count
+            j = first + k + i
+            c = tl.load(col + j, mask=there, other=0).to(tl.int64)
+            if permutation is not None:
+                j = tl.load(permutation + j, mask=there, other=0)
+            w = tl.load(values + j, mask=there, other=0.0)
+            p_x = x + (c * ld)[:, None] + o_n[None, :]
+            b_x = tl.load(p_x, mask=there[:, None] & m_n[None, :], other=0.0)  # [ROWS, BLOCK]
+            sums += b_x.to(tl.float32) * w[:, None]
+    if bias is not None:
+        sums += tl.load(bias + o_m, mask=m_m, other=0.0)[:, None]
+    if RELU:
+        sums = tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return sums
+
+
+@kernel
+def spmm_kernel(  # type: ignore[no-untyped-def]
+    crow, col, values, permutation, bias, x, y, M, groups,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    RELU: tl.constexpr,
+):  # fmt: skip
+    """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT."""
+    N = groups * UNIT
+    o_m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_m, m_n = o_m < M, o_n < N
+    sums = product(
+        crow, col, values, permutation, bias, x, N, o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELU
+    )
+    p_y = y + (o_m.to(tl.int64) * N)[:, None] + o_n[None, :]
+    tl.store(p_y, sums.to(y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+
+
+@kernel
+def sddmm_kernel(  # type: ignore[no-untyped-def]
+    crow, col, dy, x, dvalues, dbias, groups,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, GRADIENTS: tl.constexpr,
+):  # fmt: skip
+    """dvalues[j] = sum_n dy[row of j, n] x[col[j], n]; dbias[m] = sum_n dy[m, n].
+
+    The programs (row, part) of a row take `GRADIENTS` of its nonzeros in turn; each sum is one
+    program's, over the samples in order, so its value is always the same.
+    """
+    N = groups * UNIT
+    row, part = tl.program_id(0), tl.program_id(1)
+    first, end = tl.load(crow + row), tl.load(crow + row + 1)
+    o_n = tl.arange(0, BLOCK)
+    p_dy = dy + row.to(tl.int64) * N + o_n
+    for k in range(first + part * GRADIENTS, end, tl.num_programs(1) * GRADIENTS):
+        j = k + tl.arange(0, GRADIENTS)
+        c = tl.load(col + j, mask=j < end, other=0).to(tl.int64)
+        p_x = x + (c * N)[:, None] + o_n[None, :]
+        sums = tl.zeros((GRADIENTS, BLOCK), tl.float32)
+        for n in range(0, N, BLOCK):
+            m_n = n + o_n < N
+            b_dy = tl.load(p_dy + n, mask=m_n, other=0.0).to(tl.float32)  # [BLOCK]
+            b_x = tl.load(p_x + n, mask=(j < end)[:, None] & m_n[None, :], other=0.0)
+            sums += b_x.to(tl.float32) * b_dy[None, :]  # [GRADIENTS, BLOCK]
+        tl.store(dvalues + j, tl.sum(sums, axis=1), mask=j < end)
+    if part == 0:
+        total = tl.zeros((BLOCK,), tl.float32)
+        for n in range(0, N, BLOCK):
+            total += tl.load(p_dy + n, mask=n + o_n < N, other=0.0).to(tl.float32)
+        tl.store(dbias + row, tl.sum(total, axis=0))
+
+
+@kernel
+def network_kernel(  # type: ignore[no-untyped-def]
+    layers, x, y, scratch, groups, widest,
+    UNIT: tl.constexpr, RELUS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, rows) each.
+
+    Between layers the samples lie in the program's own part of scratch, [2, widest, BLOCK].
+    """
+    N = groups * UNIT
+    o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_n = o_n < N
+    mine = scratch + tl.program_id(0).to(tl.int64) * 2 * widest * BLOCK
+    o_here = tl.arange(0, BLOCK)
+    for i in tl.static_range(len(RELUS)):
+        crow, col, values, bias, M = layers[i]
+        for m in range(0, M, ROWS):
+            o_m = m + tl.arange(0, ROWS)
+            m_m = o_m < M
+            if i == 0:
+                sums = product(
+                    crow, col, values, None, bias, x, N,
+                    o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELUS[i],
+                )  # fmt: skip
+            else:
+                sums = product(
+                    crow, col, values, None, bias, mine + (i - 1) % 2 * widest * BLOCK, BLOCK,
+                    o_m, m_m, o_here, m_n, ROWS, BLOCK, UNROLL, RELUS[i],
+                )  # fmt: skip
+            if i == len(RELUS) - 1:
+                p_y = y + (o_m.to(tl.int64) * N)[:, None] + o_n[None, :]
+            else:
+                p_y = mine + i % 2 * widest * BLOCK + (o_m * BLOCK)[:, None] + o_here[None, :]
+            tl.store(p_y, sums.to(y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+        tl.debug_barrier()
+
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def divisor(samples: int) -> int:
+    """Return what the kernels may take for granted to divide the batch: 8, 4 or 1."""
+    return math.gcd(samples, 8) if samples % 4 == 0 else 1
+
+
+def tile(rows: int, samples: int) -> tuple[int, int, int]:
+    """Return rows, samples and warps of a tile: the largest that leaves no processor idle."""
+    tiles = [t for t in TILES if t[1] == 32 or samples > 32] if samples % 4 == 0 else ODD_TILES
+    for shape in tiles:
+        if triton.cdiv(rows, shape[0]) * triton.cdiv(samples, shape[1]) >= PROGRAMS:
+            return shape
+    return tiles[-1]
+
+
+def spmm(
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    x: Tensor,
+    bias: Tensor | None = None,
+    permutation: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Y = act(X W^T + b) for W (out, in) in CSR and X (batch, in); Y has the type of X.
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
+    rows, samples = crow.numel() - 1, x.shape[0]
+    x, bias = features_first(x), bias if bias is None else bias.contiguous()
+    y = x.new_empty(rows, samples)
+    if not y.numel():
+        return y.t()
+    row_tile, block, warps = tile(rows, samples)
+    grid = triton.cdiv(rows, row_tile), triton.cdiv(samples, block)
+    with _on(x):
+        spmm_kernel[grid](
+            crow, col, values.contiguous(), permutation, bias, x, y, rows,
+            samples // divisor(samples), UNIT=divisor(samples), ROWS=row_tile, BLOCK=block,
+            UNROLL=UNROLL, RELU=relu, num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y.t()
+
+
+def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of dY^T X at the nonzeros, and the sums of dY over the batch; both float32."""
+    rows, samples = dy.shape[1], dy.shape[0]
+    dvalues = dy.new_empty(col.numel(), dtype=torch.float32)
+    dbias = dy.new_empty(rows, dtype=torch.float32)
+    if not rows * samples:
+        return dvalues.zero_(), dbias.zero_()
+    dy, x = features_first(dy), features_first(x)
+    block = 64 if samples > 32 else 32
+    parts = max(1, triton.cdiv(col.numel(), rows * GRADIENTS))
+    with _on(x):
+        sddmm_kernel[rows, parts](
+            crow, col, dy, x, dvalues, dbias, samples // divisor(samples),
+            UNIT=divisor(samples), BLOCK=block, GRADIENTS=GRADIENTS,
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return dvalues, dbias
+
+
+def gradients(
+    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
+    crow, col, tcrow, tcol, permutation = indices
+    dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
+    return *sddmm(crow, col, dy, x), dx.masked_fill_(x <= 0, 0.0) if relu else dx
+
+
+def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Carry a batch through all layers, in one kernel where a tile of it stays in the cache."""
+    samples, rows = x.shape[0], [len(crow) - 1 for crow, *_ in layers]
+    row_tile, block, warps = NETWORK_TILE
+    tiles, widest = triton.cdiv(samples, block), max(rows)
+    if max(widest, x.shape[1]) > WIDEST or 2 * tiles < PROGRAMS or len(layers) == 1:
+        for crow, col, values, bias, relu in layers:
+            x = spmm(values, crow, col, x, bias, relu=relu)
+        return x
+    x = features_first(x)
+    y, scratch = x.new_empty(rows[-1], samples), x.new_empty(tiles * 2 * widest * block)
+    held = tuple(
+        (crow, col, values.contiguous(), bias if bias is None else bias.contiguous(), out)
+        for (crow, col, values, bias, _), out in zip(layers, rows)
+    )
+    with _on(x):
+        network_kernel[(tiles,)](
+            held, x, y, scratch, samples // divisor(samples), widest,
+            UNIT=divisor(samples), RELUS=tuple(relu for *_, relu in layers),
+            ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y.t()
+
+
+def fewest_samples() -> int:
+    """Count the samples from which `network` is worth its start."""
+    return 1
+
+
+def features_first(x: Tensor) -> Tensor:
+    """Return the contiguous (features, batch) of a (batch, features); no copy where it is one."""
+    return x.t().contiguous()
+
+
+def _on(x: Tensor) -> Any:
+    """Launch on the device of x; the interpreter has none."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,114 @@
+"""Compile every kernel for sm_90, without a GPU, and print what the machine code is made of.
+
+Run in a process of its own by `test_ops_gpu_compile`, with Triton's interpreter off. One line of
+JSON a kernel: registers, and how often each kind of instruction occurs.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sparselib.ops import gpu
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+INSTRUCTIONS = {
+    "spills": r"\b(?:LDL|STL)\b",
+    "loads": r"\bLDG\b",
+    "wide_loads": r"\bLDG\.E\.(?:\w+\.)*128",
+    "fma": r"\bFFMA\b",
+    "multiplications": r"\bFMUL\b",
+    "atomics": r"\b(?:ATOM[GS]?|RED)\.",
+    "barriers": r"\bBAR\.SYNC",
+    "cached_for_good": r"\bLDG\S*\.CONSTANT",
+}
+INTS, FLOATS = "*i32", "*fp32"
+
+
+def aligned(signature):
+    """Paths of the pointers in a signature, all of which start at multiples of 16 bytes."""
+    paths = []
+    for place, kind in enumerate(signature):
+        if isinstance(kind, tuple):
+            paths += [(place, *path) for path in aligned(kind)]
+        elif kind.startswith("*"):
+            paths.append((place,))
+    return paths
+
+
+def compile_for_hopper(kernel, kinds, constants, warps):
+    signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+    attributes = {path: [["tt.divisibility", 16]] for path in aligned(signature.values())}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def facts(compiled):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [TOOLS / tool, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    counts = {name: len(re.findall(form, code)) for name, form in INSTRUCTIONS.items()}
+    return {"registers": registers, "stack": stack, **counts}
+
+
+def spmm(x, shape, permutation=None, bias=FLOATS, unit=8):
+    rows, block, warps = shape
+    kinds = {"crow": INTS, "col": INTS, "values": FLOATS, "x": x, "y": x, "M": "i32"}
+    kinds |= {"groups": "i32"} | {
+        name: kind for name, kind in (("permutation", permutation), ("bias", bias)) if kind
+    }
+    constants = {"UNIT": unit, "ROWS": rows, "BLOCK": block, "UNROLL": gpu.UNROLL, "RELU": True}
+    absent = {name: None for name in ("permutation", "bias") if name not in kinds}
+    return gpu.spmm_kernel, kinds, constants | absent, warps
+
+
+def sddmm(x, block, unit=8):
+    kinds = {"crow": INTS, "col": INTS, "dy": x, "x": x, "dvalues": FLOATS, "dbias": FLOATS}
+    constants = {"UNIT": unit, "BLOCK": block, "GRADIENTS": gpu.GRADIENTS}
+    return gpu.sddmm_kernel, kinds | {"groups": "i32"}, constants, 1
+
+
+def network(x, layers=4, unit=8):
+    rows, block, warps = gpu.NETWORK_TILE
+    one = (INTS, INTS, FLOATS, FLOATS, "i32")
+    kinds = {"layers": (one,) * layers, "x": x, "y": x, "scratch": x}
+    constants = {"UNIT": unit, "RELUS": (True,) * (layers - 1) + (False,)}
+    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": gpu.UNROLL}
+    return gpu.network_kernel, kinds | {"groups": "i32", "widest": "i32"}, constants, warps
+
+
+def shipped():
+    """Every kernel that the library can start, by name, type of the activations and tile."""
+    for x in ("*fp32", "*bf16"):
+        for shape in gpu.TILES:
+            yield f"spmm {x[1:]} {shape[0]}x{shape[1]}", spmm(x, shape)
+            if x == "*fp32":
+                yield f"spmm_t fp32 {shape[0]}x{shape[1]}", spmm(x, shape, INTS, None)
+        for block in (32, 64):
+            yield f"sddmm {x[1:]} {block}", sddmm(x, block)
+        yield f"network {x[1:]}", network(x)
+        for shape in gpu.ODD_TILES:
+            yield f"spmm_odd {x[1:]} {shape[0]}x{shape[1]}", spmm(x, shape, INTS, unit=1)
+        yield f"sddmm_odd {x[1:]} 64", sddmm(x, 64, unit=1)
+        yield f"network_odd {x[1:]}", network(x, unit=1)
+    yield "spmm fp16 64x64", spmm("*fp16", (64, 64, 8))
+
+
+if __name__ == "__main__":
+    for name, plan in shipped():
+        print(json.dumps({"kernel": name} | facts(compile_for_hopper(*plan))))
+        sys.stdout.flush()

@@ -1,0 +1,72 @@
+"""What the GPU's kernels are compiled to for sm_90, seen without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """Registers and instructions of every kernel, by name; compiled in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    answer = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compiled.py"))],
+        env=environment | {"SPARSELIB_BACKEND": "auto"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return {row.pop("kernel"): row for row in map(json.loads, answer.stdout.splitlines())}
+
+
+def of(kernels, family):
+    found = {name: row for name, row in kernels.items() if name.startswith(family + " ")}
+    assert found, f"nothing was compiled for {family}"
+    return found
+
+
+def test_no_kernel_spills_and_all_leave_room_for_others(kernels):
+    assert {name for name, row in kernels.items() if row["spills"] or row["stack"]} == set()
+    # two tiles of sixteen warps, or three of eight, fit into 65,536 registers
+    assert {name: row["registers"] for name, row in kernels.items() if row["registers"] > 80} == {}
+    large = [kernels[f"{p} fp32 {t}"] for p in ("spmm", "spmm_t") for t in ("256x32", "128x64")]
+    assert max(row["registers"] for row in [*large, *of(kernels, "network").values()]) <= 64
+
+
+def test_sums_are_fused_and_have_one_order(kernels):
+    # sixteen sums and two nonzeros a step; odd batches four, and a network the same in each layer
+    expected = {"spmm": 32, "spmm_t": 32, "spmm_odd": 8, "network": 64, "network_odd": 64}
+    for family, count in expected.items():
+        assert {row["fma"] for row in of(kernels, family).values()} == {count}
+    assert {name for name, row in kernels.items() if row["multiplications"]} == set()
+    assert {name for name, row in kernels.items() if row["atomics"]} == set()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "count"),
+    [
+        ("spmm", "fp32", 8),
+        ("spmm_t", "fp32", 8),
+        ("spmm", "bf16", 4),
+        ("spmm", "fp16", 4),
+        ("network", "fp32", 16),
+        ("network", "bf16", 8),
+    ],
+)
+def test_activations_are_read_sixteen_bytes_at_a_time(kernels, family, kind, count):
+    rows = [row for name, row in of(kernels, family).items() if kind in name]
+    assert {row["wide_loads"] for row in rows} == {count}
+    assert kernels["sddmm fp32 64"]["wide_loads"] == 4
+
+
+def test_a_network_waits_between_layers_and_sees_what_it_wrote(kernels):
+    for row in of(kernels, "network").values():
+        assert row["barriers"] >= 4
+        assert row["cached_for_good"] == 0

@@ -1,0 +1,107 @@
+"""The GPU's kernels equal the definition, in Triton's interpreter; and who chooses them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_every_kernel_in_the_interpreter():
+    tests = str(Path(__file__).with_name("interpreted.py"))
+    chosen = {"SPARSELIB_BACKEND": "interpret", "TRITON_INTERPRET": "1"}
+    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, **chosen)
+    assert answer.returncode == 0, answer.stdout[-5000:]
+    print(answer.stdout.splitlines()[-1])
+
+
+LAYER = """
+import sys, torch, sparselib as sl
+layer, x = sl.CSRLinear(6, 4, 0.5), torch.randn(3, 6)
+def attempt(call):
+    try: call()
+    except (ValueError, RuntimeError) as error: print(error)
+"""
+
+
+def test_the_operators_are_registered_as_torch_demands():
+    code = """
+import torch, sparselib as sl
+csr = sl.CSRLinear(7, 5, 0.6).csr
+values, x, y = (torch.randn(shape, requires_grad=True) for shape in (csr.nnz, (3, 7), (3, 5)))
+indices = [csr.crow_indices, csr.col_indices, *csr.transposed]
+halves = x.detach().bfloat16(), y.detach().bfloat16()
+for operator, arguments in (
+    (torch.ops.sparselib.spmm.default, (values, x, 7, indices)),
+    (torch.ops.sparselib.spmm_t.default, (values, y, 7, indices)),
+    (torch.ops.sparselib.sddmm.default, (y, x, indices)),
+    (torch.ops.sparselib.spmm.default, (values, halves[0], 7, indices)),
+    (torch.ops.sparselib.sddmm.default, (halves[1], halves[0], indices)),
+):
+    print(*torch.library.opcheck(operator, arguments).values())
+"""
+    answer = run("-c", code, SPARSELIB_BACKEND="interpret")
+    assert answer.stdout.splitlines() == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 5, answer.stderr
+
+
+def test_triton_is_loaded_by_nobody_but_the_kernels():
+    code = LAYER + "layer(x).sum().backward(); print('triton' in sys.modules)"
+    assert run("-c", code).stdout == "False\n"
+    code = LAYER + "layer(x).sum().backward(); print('triton' in sys.modules)"
+    assert run("-c", code, SPARSELIB_BACKEND="interpret").stdout == "True\n"
+
+
+def test_the_interpreter_is_refused_once_triton_compiles():
+    code = LAYER + (
+        "import triton.language\nwith sl.ops.backend('interpret'): attempt(lambda: layer(x))"
+    )
+    assert run("-c", code).stdout.startswith("Triton was loaded already, to compile")
+
+
+def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        + LAYER
+        + (
+            "from sparselib.ops import choice\n"
+            "with torch._subclasses.FakeTensorMode():\n"
+            "    print(choice.module(torch.empty(3, device='cuda')).__name__)\n"
+            "attempt(lambda: sl.ops.backend('interpret').__enter__())"
+        )
+    )
+    assert run("-c", code).stdout.splitlines() == [
+        "sparselib.ops.reference",
+        "the backend 'interpret' needs triton; pip install triton, or use 'auto'",
+    ]
+
+
+def test_the_gpu_is_refused_where_there_is_none():
+    code = LAYER + "attempt(lambda: sl.ops.backend('gpu').__enter__())"
+    answer = run("-c", code, CUDA_VISIBLE_DEVICES="")
+    assert answer.stdout == (
+        "the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'\n"
+    )
+
+
+def test_tensors_of_a_gpu_go_to_the_kernels_by_themselves():
+    code = LAYER + (
+        "from sparselib.ops import choice\n"
+        "with torch._subclasses.FakeTensorMode():\n"
+        "    for kind in (torch.float32, torch.bfloat16, torch.float64):\n"
+        "        print(choice.module(torch.empty(3, device='cuda', dtype=kind)).__name__)\n"
+    )
+    names = ["sparselib.ops.gpu", "sparselib.ops.gpu", "sparselib.ops.reference"]
+    assert run("-c", code).stdout.splitlines() == names

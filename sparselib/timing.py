@@ -55,9 +55,11 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Return milliseconds of each call, one a round, without the rounds that were disturbed.
 
-    Calls shorter than two milliseconds are repeated until they are not. A round counts as disturbed
-    if in any call the processor time per second of wall time stayed more than a tenth below what is
-    usual for that call: another program had the core.
+    In each round a call is made once before it is timed, so that it finds the cache as it left it,
+    as a step of training that follows another does. Calls shorter than two milliseconds are
+    repeated until they are not. A round counts as disturbed if in any call the processor time per
+    second of wall time stayed more than a tenth below what is usual for that call: another program
+    had the core.
     """
     device = torch.device(device)
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
@@ -66,6 +68,7 @@ def measure(
     for turn in range(rounds):
         for place in range(len(names))[:: 1 if turn % 2 else -1]:
             name = names[place]
+            calls[name]()
             wall[turn, place], busy[turn, place] = _time(calls[name], repeats[name], device)
     quiet = undisturbed(busy) if device.type == "cpu" else np.ones(rounds, dtype=bool)
     return {name: 1000 * wall[quiet, place] for place, name in enumerate(names)}

@@ -98,19 +98,23 @@ for sparsity in (0.6, 0.999):
     assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
 
 
-def test_compiles_without_a_graph_break():
-    program = """
+@pytest.mark.parametrize(
+    "model",
+    ["sl.CSRLinear(7, 5, 0.6)", "sl.MLP(7, 9, 5, layer=sl.CSRLinear, sparsity=0.6)"],
+)
+def test_compiles_without_a_graph_break(model):
+    program = f"""
 import torch, sparselib as sl
-layer = sl.CSRLinear(7, 5, 0.6)
+model = {model}
 x = torch.randn(3, 7, requires_grad=True)
-compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-for run in (layer, compiled):
+compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+for run in (model, compiled):
     run(x).relu().sum().backward()
-    print(torch.cat([x.grad.flatten(), layer.values.grad]).tolist())
-    x.grad = layer.values.grad = None
+    print(torch.cat([x.grad.flatten(), *(p.grad for p in model.parameters())]).tolist())
+    model.zero_grad(), x.grad.zero_()
 """
     eager, compiled = map(ast.literal_eval, run_plain(program))
-    assert compiled == pytest.approx(eager)
+    assert compiled == pytest.approx(eager, abs=1e-6)
 
 
 def test_any_leading_dimensions_and_strides_are_taken():

@@ -30,6 +30,7 @@ AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 LANES = 16 if AVX512 else 8  # of one register
 WIDE = 256 if AVX512 else 64  # columns that a row of the result holds in registers
 TILE = 64  # samples that walk through a whole network together
+PACK = 32  # samples whose copy stays in the cache while a product reads it again and again
 ZERO = np.float32(0)
 
 
@@ -261,7 +262,8 @@ def _rows_of_product(n: int) -> Any:
     return rows
 
 
-wide_rows, lane_rows, one_row, tile_rows = map(_rows_of_product, (WIDE, LANES, 1, TILE))
+wide_rows, lane_rows, one_row = map(_rows_of_product, (WIDE, LANES, 1))
+tile_rows, pack_rows = map(_rows_of_product, (TILE, PACK))
 
 
 @inline
@@ -287,21 +289,35 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
             n += 1
 
 
+@inline
+def packed(t, M, N, columns, crow, col, w, bias, mask, also, x, y, copy, k):  # type: ignore[no-untyped-def]
+    """Do piece t of `spmm` with S = 1: `PACK` samples for all rows, from a copy of them at k."""
+    n = min(t * PACK, N - PACK)
+    for c in range(columns):
+        store(copy, k + c * PACK, load(x, c * N + n, PACK))
+    pack_rows(0, M, crow, col, PACK, w, bias, mask, also, copy, k, y, n, N)
+
+
 @kernel
 def spmm(a):  # type: ignore[no-untyped-def]
     """y[s, o, n] = relu(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N.
 
     A linear layer has S = 1, N = ld = samples. A convolution has S samples, N points in time,
-    ld = 1, and in col the distance from a point of the output to the one it reads.
+    ld = 1, and in col the distance from a point of the output to the one it reads. A number of
+    columns asks for pieces of `PACK` samples, and there is room for copies of them, one a thread.
     """
     pieces, S, M, N, step = a[2], a[3], a[4], a[5], a[6]
     crow, col, ld, w, bias, also = ints(a[7]), ints(a[8]), a[9], floats(a[10]), floats(a[11]), a[12]
-    x, xs, y = floats(a[13]), a[14], floats(a[15])
+    x, xs, y, copies, columns = floats(a[13]), a[14], floats(a[15]), floats(a[16]), a[17]
+    mine = ticket(a, 1) * columns * PACK
     while True:
         t = ticket(a, 0)
         if t >= pieces:
             break
-        product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
+        if columns:
+            packed(t, M, N, columns, crow, col, w, bias, x, also, x, y, copies, mine)
+        else:
+            product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
 
 
 def _rows_of_gradient(n: int) -> Any:
@@ -382,14 +398,18 @@ def gradients(a):  # type: ignore[no-untyped-def]
     samples, pieces, N, g, dw, db, dx = a[2], a[3], a[4], floats(a[5]), a[6], a[7], floats(a[8])
     M, step, crow, col, x = a[9], a[10], ints(a[11]), ints(a[12]), floats(a[13])
     columns, chunk, tcrow, tcol, w = a[14], a[15], ints(a[16]), ints(a[17]), floats(a[18])
-    also = a[19]
+    also, copies, rows = a[19], floats(a[20]), a[21]
+    mine = ticket(a, 1) * rows * PACK
     while True:
         t = ticket(a, 0)
         if t < samples:
             sample(t, 1, M, N, step, crow, col, N, g, x, 0, floats(dw), floats(db))
         elif t < pieces:
             t -= samples
-            product(t, 1, columns, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
+            if rows:
+                packed(t, columns, N, rows, tcrow, tcol, w, w, x, also, g, dx, copies, mine)
+            else:
+                product(t, 1, columns, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
         else:
             break
 

@@ -38,10 +38,10 @@ def spmm(
     values = values.contiguous() if permutation is None else values.index_select(0, permutation)
     y = memory.empty(rows, batch)
     if rows and batch:
-        step, pieces = _product_pieces(rows, batch)
+        step, pieces, *copies = _product_pieces(rows, x.shape[0], batch, col.numel())
         start, also = _also(bias, relu)
         numbers = (pieces, 1, rows, batch, step, crow, col, batch, values, start, also, x, 0, y)
-        _launch(_kernels().spmm, *numbers)
+        _launch(_kernels().spmm, *numbers, *copies)
     return y.t()
 
 
@@ -73,10 +73,10 @@ def gradients(
         return dvalues.zero_(), dbias.copy_(dy.sum(0)), dx.zero_().t()
     dy, x, values = features_first(dy), features_first(x), values.index_select(0, permutation)
     step, samples = _sample_pieces(rows)
-    chunk, pieces = _product_pieces(columns, batch)
+    chunk, pieces, *copies = _product_pieces(columns, rows, batch, col.numel())
     numbers = (samples, samples + pieces, batch, dy, dvalues, dbias, dx, rows, step, crow, col, x)
     also = _kernels().MASK if relu else 0
-    _launch(_kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also)
+    _launch(_kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also, *copies)
     return dvalues, dbias, dx.t()
 
 
@@ -86,11 +86,20 @@ def _also(bias: Tensor | None, relu: bool) -> tuple[Tensor | int, int]:
     return (0, flag) if bias is None else (bias.contiguous(), flag | _kernels().BIAS)
 
 
-def _product_pieces(rows: int, columns: int, samples: int = 1) -> tuple[int, int]:
+def _pieces(rows: int, columns: int, samples: int = 1) -> tuple[int, int]:
     """How many rows a thread takes at a time, and how many such pieces there are."""
     blocks, threads = samples * -(-columns // _kernels().WIDE), torch.get_num_threads()
     step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
     return step, blocks * -(-rows // step)
+
+
+def _product_pieces(rows: int, columns: int, batch: int, nnz: int) -> tuple[int, int, Any, int]:
+    """Rows of a piece, number of pieces, and room for copies, of so many columns or none."""
+    pack, threads = _kernels().PACK, torch.get_num_threads()
+    # copying pays if each number is read several times, and all threads have something to do
+    if batch >= 2 * threads * pack and nnz >= 4 * columns:
+        return rows, -(-batch // pack), memory.empty(threads * columns, pack), columns
+    return *_pieces(rows, batch), 0, 0
 
 
 def _sample_pieces(rows: int) -> tuple[int, int]:
@@ -105,10 +114,10 @@ def convolve(
     samples, rows = x.shape[0], crow.numel() - 1
     y = memory.empty(samples * rows, length).view(samples, rows, length)
     if y.numel():
-        step, pieces = _product_pieces(rows, length, samples)
+        step, pieces = _pieces(rows, length, samples)
         x, values, (start, also) = x.contiguous(), values.contiguous(), _also(bias, False)
         numbers = (pieces, samples, rows, length, step, crow, places, 1, values, start, also)
-        _launch(_kernels().spmm, *numbers, x, x[0].numel(), y)
+        _launch(_kernels().spmm, *numbers, x, x[0].numel(), y, 0, 0)
     return y
 
 

@@ -27,9 +27,9 @@ FLOORS = {
         "datasets",
     ],
     1: ["ops", "topology", "init", "training", "sweep"],
-    2: ["nn", "drop", "grow"],
+    2: ["nn", "drop", "grow", "graphs"],
     3: ["models", "evolution", "cost"],
-    4: ["saliency", "pruning", "explain"],
+    4: ["resident", "saliency", "pruning", "explain"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(LIBRARY.rglob("*.py"))

@@ -192,10 +192,11 @@ def spmm(
         return y.t()
     row_tile, block, warps = tile(rows, samples)
     grid = triton.cdiv(rows, row_tile), triton.cdiv(samples, block)
+    values, unit = values.contiguous(), divisor(samples)
     with _on(x):
         spmm_kernel[grid](
-            crow, col, values.contiguous(), permutation, bias, x, y, rows, samples // divisor(samples),
-            UNIT=divisor(samples), ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, RELU=relu,
+            crow, col, values, permutation, bias, x, y, rows, samples // unit,
+            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, RELU=relu,
             num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y.t()
@@ -209,13 +210,12 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     if not rows * samples:
         return dvalues.zero_(), dbias.zero_()
     dy, x = features_first(dy), features_first(x)
-    block = 64 if samples > 32 else 32
+    block, unit = 64 if samples > 32 else 32, divisor(samples)
     parts = max(1, triton.cdiv(col.numel(), rows * GRADIENTS))
     with _on(x):
         sddmm_kernel[rows, parts](
-            crow, col, dy, x, dvalues, dbias, samples // divisor(samples),
-            UNIT=divisor(samples), BLOCK=block, GRADIENTS=GRADIENTS,
-            num_warps=1, enable_fp_fusion=True,
+            crow, col, dy, x, dvalues, dbias, samples // unit,
+            UNIT=unit, BLOCK=block, GRADIENTS=GRADIENTS, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
     return dvalues, dbias
 
@@ -229,7 +229,7 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
         for crow, col, values, bias, relu in layers:
             x = spmm(values, crow, col, x, bias, relu=relu)
         return x
-    x = features_first(x)
+    x, unit = features_first(x), divisor(samples)
     y, scratch = x.new_empty(rows[-1], samples), x.new_empty(tiles * 2 * widest * block)
     held = tuple(
         (crow, col, values.contiguous(), bias if bias is None else bias.contiguous(), out)
@@ -237,8 +237,8 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     )
     with _on(x):
         network_kernel[(tiles,)](
-            held, x, y, scratch, samples // divisor(samples), widest,
-            UNIT=divisor(samples), RELUS=tuple(relu for *_, relu in layers),
+            held, x, y, scratch, samples // unit, widest,
+            UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
             ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y.t()

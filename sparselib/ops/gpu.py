@@ -27,7 +27,6 @@ TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (1
 # where four samples do not divide the batch nothing is read as a vector: four sums a thread
 ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
 PROGRAMS = 264  # two for each processor of the largest devices
-UNROLL = 2  # nonzeros of a row in one step
 GRADIENTS = 8  # nonzeros whose gradient a program of `sddmm` sums
 NETWORK_TILE = (128, 32, 16)
 WIDEST = 1024  # features of a network whose tile stays in the cache from layer to layer
@@ -172,6 +171,16 @@ def tile(rows: int, samples: int) -> tuple[int, int, int]:
     return tiles[-1]
 
 
+def options(warps: int) -> dict[str, Any]:
+    """Return the compiler's options: registers for two programs of 16 warps or three of 8."""
+    return {"num_warps": warps, "maxnreg": 64 if warps == 16 else 80, "enable_fp_fusion": True}
+
+
+def unroll(warps: int, is_permuted: bool) -> int:
+    """Count the nonzeros of a row in one step: as many as the registers have room for."""
+    return 1 if warps == 16 and is_permuted else 2
+
+
 def spmm(
     values: Tensor,
     crow: Tensor,
@@ -196,8 +205,8 @@ def spmm(
     with _on(x):
         spmm_kernel[grid](
             crow, col, values, permutation, bias, x, y, rows, samples // unit,
-            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, RELU=relu,
-            num_warps=warps, enable_fp_fusion=True,
+            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps, permutation is not None),
+            RELU=relu, **options(warps),
         )  # fmt: skip
     return y.t()
 
@@ -215,7 +224,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     with _on(x):
         sddmm_kernel[rows, parts](
             crow, col, dy, x, dvalues, dbias, samples // unit,
-            UNIT=unit, BLOCK=block, GRADIENTS=GRADIENTS, num_warps=1, enable_fp_fusion=True,
+            UNIT=unit, BLOCK=block, GRADIENTS=GRADIENTS, **options(1),
         )  # fmt: skip
     return dvalues, dbias
 
@@ -239,7 +248,7 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
         network_kernel[(tiles,)](
             held, x, y, scratch, samples // unit, widest,
             UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
-            ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, num_warps=warps, enable_fp_fusion=True,
+            ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps, False), **options(warps),
         )  # fmt: skip
     return y.t()
 

@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.sparselib-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint unit pages lab sweep refresh check clean
+.PHONY: help book test lint unit pages lab sweep bench refresh check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
@@ -45,6 +45,9 @@ lab: $(READY)  ## open the pages in JupyterLab
 sweep: $(READY)  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml OPTIONS="--workers 2 --dry-run")
 	@test -n "$(SWEEP)" || { echo "name a sweep, SWEEP=... one of:"; ls book/*/sweeps/*.yml; exit 2; }
 	$(BIN)/python -m sparselib.sweep $(SWEEP) $(OPTIONS)
+
+bench: $(READY)  ## measure the speed claims here, on a quiet machine; fails if one does not hold
+	$(BIN)/python book/_tools/bench.py
 
 refresh: $(READY)  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
 	$(BIN)/python book/_tools/refresh.py $(PAGES)

@@ -17,6 +17,9 @@ class Transposed(NamedTuple):
     permutation: Tensor
 
 
+_CACHE = tuple(f"transposed_{name}" for name in Transposed._fields)
+
+
 def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> None:
     """Raise ValueError with a sentence that names the fault, unless the arrays are a valid CSR.
 
@@ -142,8 +145,8 @@ class CSR(nn.Module):
         self.cache_transpose = cache_transpose
         self.register_buffer("crow_indices", crow_indices.to(torch.int32).clone())
         self.register_buffer("col_indices", col_indices.to(torch.int32).clone())
-        for name in Transposed._fields:
-            self.register_buffer(f"transposed_{name}", None, persistent=False)
+        for name in _CACHE:
+            self.register_buffer(name, None, persistent=False)
         self._refresh()
         self.register_load_state_dict_pre_hook(_refuse_invalid)
         self.register_load_state_dict_post_hook(_refresh_loaded)
@@ -187,8 +190,13 @@ class CSR(nn.Module):
     def transposed(self) -> Transposed:
         """The transposed pattern: from the cache, or built now if the cache is off."""
         if self.cache_transpose:
-            return Transposed(*(getattr(self, f"transposed_{name}") for name in Transposed._fields))
+            return Transposed(*(self.__dict__["_buffers"][name] for name in _CACHE))
         return transpose(self.crow_indices, self.col_indices, self.shape[1])
+
+    @property
+    def version(self) -> int:
+        """A number that changes whenever the topology does."""
+        return 0 if self.col_indices.is_inference() else self.col_indices._version
 
     def fan_in(self) -> Int[Tensor, "rows"]:
         """Count the connections of each row (neuron)."""
@@ -244,10 +252,10 @@ class CSR(nn.Module):
     def _refresh(self) -> None:
         if self.cache_transpose:
             fresh = transpose(self.crow_indices, self.col_indices, self.shape[1])
-            for name, array in zip(Transposed._fields, fresh):
-                cache = getattr(self, f"transposed_{name}")
+            for name, array in zip(_CACHE, fresh):
+                cache = getattr(self, name)
                 if cache is None or cache.device != array.device:
-                    setattr(self, f"transposed_{name}", array)
+                    setattr(self, name, array)
                 else:
                     cache.copy_(array)
 

@@ -144,7 +144,7 @@ class Evolution:
             _state_tensors(layer.values, self.optimizer)
         for name, planned in plans.items():
             evolve(self.layers[name], planned, self.optimizer)
-            if not self._watches[name].is_static:
+            if not self._watches[name].in_graph:
                 self._watches[name].batch = None
         self.state, self.steps = states, self.steps + 1
         counts = {name: (plans[name].source < 0).sum() for name in self.layers}
@@ -208,28 +208,28 @@ class Evolution:
 
 
 class _Watch:
-    """A forward hook that keeps the last batch to pass forward and backward through a layer."""
+    """A forward hook that keeps the last batch to pass forward and backward through a layer.
 
-    is_for_training = True
+    Where layers are fused it is not called, but given the batch to `keep`.
+    """
 
     def __init__(self) -> None:
         self.batch: tuple[Tensor, Tensor] | None = None
-        self.is_static = False
+        self.in_graph = False
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if layer.training and output.requires_grad:
-            output.register_hook(partial(self._keep, args[0].detach()))
+            output.register_hook(partial(self.keep, args[0].detach()))
 
-    def _keep(self, inputs: Tensor, costs: Tensor) -> None:
+    def keep(self, inputs: Tensor, costs: Tensor) -> None:
         self.batch = (
             inputs.reshape(-1, inputs.shape[-1]),
             costs.detach().reshape(-1, costs.shape[-1]),
         )
-        # a CUDA graph writes every batch to the same place
-        self.is_static = costs.is_cuda and torch.cuda.is_current_stream_capturing()
+        self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"batch": None, "is_static": False}
+        return {"batch": None, "in_graph": False}
 
 
 def _lr(values: Tensor, optimizer: torch.optim.Optimizer, name: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -105,6 +105,30 @@ def dots(
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     return axes
+
+
+def heat(axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[Any]) -> None:
+    """Draw ratios as a map of numbers: orange below 1, blue above, on a logarithmic scale.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    ratios : array, shape (rows, columns)
+        What to draw; the first row comes lowest.
+    rows, columns : sequence
+        Labels.
+    """
+    palette = LinearSegmentedColormap.from_list("heat", [ORANGE, "white", BLUE])
+    shades = np.clip(np.log2(ratios) / 4, -1, 1)
+    axes.imshow(shades, cmap=palette, vmin=-1, vmax=1, aspect="auto", origin="lower")
+    for (row, column), ratio in np.ndenumerate(ratios):
+        colour = "white" if abs(shades[row, column]) > 0.75 else BLACK
+        text = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(columns)), list(columns))
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.grid(False)
 
 
 def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:

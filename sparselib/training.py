@@ -77,7 +77,8 @@ def fit(
     Returns
     -------
     dict of list
-        ``loss``, ``accuracy`` (in [0, 1]) and ``seconds``, one entry an epoch.
+        ``loss``, ``accuracy`` (in [0, 1]) and ``seconds`` with all that belongs to the epoch, the
+        measurement and what comes after it too; one entry an epoch.
 
     Raises
     ------
@@ -102,13 +103,13 @@ def fit(
             raise FloatingPointError(
                 f"the loss became {mean} in epoch {epoch + 1} of {epochs}; lower the learning rate"
             )
-        history["seconds"].append(time.perf_counter() - start)
         history["loss"].append(mean)
         history["accuracy"].append(evaluate(model, monitor))
         bar.set_postfix(loss=f"{mean:.4f}", accuracy=f"{history['accuracy'][-1]:.2%}")
         if epoch + 1 < epochs:
             for hook in _all(after_epoch):
                 hook()
+        history["seconds"].append(time.perf_counter() - start)
     return history
 
 

@@ -55,6 +55,11 @@ def test_points_stand_one_by_one_and_overrule_what_is_fixed():
         ({"product": {"x": [1.5]}}, "x = 1.5 is of type float, not int"),
         ({"product": {"x": [True]}}, "x = True is of type bool, not int"),
         ({"product": {"x": 3}}, "x needs a list of values, not 3"),
+        ({"zip": {"x": 3}}, "x needs a list of values, not 3"),
+        ({"product": [1]}, "product must hold keys and values, not [1]"),
+        ({"points": {"x": 1}}, "points must hold a list, not {'x': 1}"),
+        ({"points": [1]}, "a point must hold keys and values, not 1"),
+        ([1], "must hold keys and values, not [1]"),
         ({"zip": {"x": [1, 2], "pause": [1.0]}}, "equally long, not {'pause': 1, 'x': 2}"),
         ({"poduct": {"x": [1]}}, "unknown key 'poduct'; did you mean 'product'"),
         ({"product": {"x": [1, 1]}}, "holds this point twice"),
@@ -66,6 +71,14 @@ def test_a_wrong_file_is_refused_before_anything_runs(tmp_path, capsys, block, s
     assert main([str(place.file), "--runs", str(tmp_path / "runs")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("part", [{"data": ["a"]}, {"fixed": 3}, {"grid": "x"}, {"resources": [1]}])
+def test_a_part_of_the_wrong_kind_is_refused_in_a_sentence(tmp_path, part):
+    place = Place(tmp_path, [{}])
+    place.write(**({"grid": [{}]} | part))
+    with pytest.raises(ValueError, match=r"must hold (a list|keys and values), not"):
+        grid.read(place.file)
 
 
 def test_a_file_without_a_scale_is_refused(tmp_path):

@@ -5,55 +5,67 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sparselib import ops
 from sparselib.nn.linear import CSRLinear
+from sparselib.ops.sequence import sequence
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def chain(
-    layers: Sequence[nn.Module], activation: Activation, x: Float[Tensor, "batch columns"]
+    layers: Sequence[Any], activation: Activation, x: Float[Tensor, "batch columns"]
 ) -> Float[Tensor, "batch rows"]:
     """Apply layers with an activation between them; fused where that gives the same numbers.
 
-    Fused means that a few samples at a time walk through all layers without leaving the cache,
-    so that no activation is written to memory. It needs layers in evaluation mode, no gradient,
-    float32 on the CPU, ReLU, 64 samples a thread, and no forward hook that has to see a layer.
+    Fused means that biases and ReLU are part of the products and, without a gradient, that a few
+    samples at a time walk through all layers without leaving the cache. It needs `CSRLinear`
+    layers and ``nn.ReLU``, a backend with kernels of its own, and no hook that has to see what a
+    layer returns; those of an evolution are served.
     """
-    if _can_fuse(layers, activation, x):
-        relu = [True] * (len(layers) - 1) + [False]
-        return ops.network([(*_tensors(layer), act) for layer, act in zip(layers, relu)], x)
+    if not _is_plain(layers, activation, x):
+        return _one_by_one(layers, activation, x)
+    tensors = [tensor for layer in layers for tensor in (layer.values, layer.bias)]
+    if ops.fast(x, *(tensor for tensor in tensors if tensor is not None)) is None:
+        return _one_by_one(layers, activation, x)
+    watches = [
+        [hook.keep for hook in layer._forward_hooks.values()] if layer.training else []
+        for layer in layers
+    ]
+    return sequence([layer.csr for layer in layers], tensors, x, watches)
+
+
+def _one_by_one(layers: Sequence[nn.Module], activation: Activation, x: Tensor) -> Tensor:
     for layer in layers[:-1]:
         x = activation(layer(x))
     return layers[-1](x)
 
 
-def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    assert isinstance(layer, CSRLinear)
-    return layer.csr.crow_indices, layer.csr.col_indices, layer.values, layer.bias
-
-
-def _can_fuse(layers: Sequence[nn.Module], activation: Activation, x: Tensor) -> bool:
+def _is_plain(layers: Sequence[Any], activation: Activation, x: Tensor) -> bool:
     return (
-        all(map(_is_plain, layers))
-        and type(activation) is nn.ReLU
-        and not activation._forward_hooks
-        and ops.can_fuse(x, *(p for layer in layers for p in layer.parameters()))
-        and _fits(layers, x.shape[-1])
+        type(activation) is nn.ReLU
+        and not (activation._forward_hooks or activation._forward_pre_hooks)
+        and not activation._backward_hooks
+        and not _has_any_global_hook()
+        and all(map(_is_unobserved, layers))
+        and x.ndim == 2
+        and _fits(layers, x.shape[1])
     )
 
 
 def _fits(layers: Sequence[Any], width: int) -> bool:
-    widths = [width, *(layer.shape[0] for layer in layers)]
-    return all(layer.shape[1] == width for layer, width in zip(layers, widths))
+    for layer in layers:
+        if layer.in_features != width:
+            return False
+        width = layer.out_features
+    return True
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    # the hook of an evolution looks at nothing in evaluation mode
-    hooks = [h for h in layer._forward_hooks.values() if not getattr(h, "is_for_training", False)]
+def _is_unobserved(layer: nn.Module) -> bool:
     return (
         type(layer) is CSRLinear
         and layer.product is ops.spmm
-        and not (layer.training or hooks or layer._forward_pre_hooks)
+        and all(hasattr(hook, "keep") for hook in layer._forward_hooks.values())
+        and not (layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
     )

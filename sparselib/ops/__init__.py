@@ -26,7 +26,18 @@ from sparselib.ops.choice import backend, fits, takes_halves
 from sparselib.ops.choice import module as _backend
 from sparselib.ops.host import Layer
 
-__all__ = ["backend", "can_fuse", "network", "sddmm", "spmm", "spmm_t"]
+__all__ = [
+    "backend",
+    "fast",
+    "feature_major",
+    "gradients",
+    "network",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+]
+
+STALE = "the topology changed between the forward and the backward pass; evolve after it"
 
 
 def spmm(
@@ -49,7 +60,7 @@ def spmm(
         y = _by_rows(_spmm, csr, values, x)
         return y if bias is None else y + bias.to(y.dtype)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    y = _Linear.apply(values, bias, _feature_major(flat), csr.shape[1], *_indices(csr))
+    y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -75,21 +86,33 @@ def sddmm(
 
 
 def network(layers: Sequence[Layer], x: Float[Tensor, "batch columns"]) -> Tensor:
-    """Carry a batch through (crow, col, values, bias, relu) layers at once: see `can_fuse`."""
+    """Carry a batch through (crow, col, values, bias, relu) layers at once: see `fast`."""
     return _backend(x).network(layers, x)
 
 
-def can_fuse(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether `network` may carry x through layers with these parameters: see `nn.chain`."""
-    tensors = (x, *parameters)
-    return (
-        x.ndim == 2
-        and _is_eager(x)
-        and _backend(x) is not reference
-        and len(x) >= _backend(x).fewest_samples()
-        and all(tensor.device == x.device and fits(x, tensor) for tensor in parameters)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-    )
+def fast(x: Tensor, *parameters: Tensor) -> Any:
+    """Return the module with the kernels for x and the parameters, or None.
+
+    None if there are none for their dtype and device, or if something has to see every operation:
+    a compiler, a tracer, autocast, a transform of functions.
+    """
+    kernels = _backend(x)
+    known = all(tensor.device == x.device and fits(x, tensor) for tensor in parameters)
+    return kernels if known and kernels is not reference and _is_eager(x) else None
+
+
+def gradients(
+    values: Tensor, csr: CSR, dy: Tensor, x: Tensor, further: bool = True, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of a layer's values, biases and, if it goes further, input.
+
+    With `relu` the input is what a ReLU returned, and its gradient is that of the argument.
+    """
+    dy, kernels = feature_major(dy), _backend(values)
+    if further:
+        indices = (csr.crow_indices, csr.col_indices, *csr.transposed)
+        return kernels.gradients(values, indices, dy, x, relu)
+    return *kernels.sddmm(csr.crow_indices, csr.col_indices, dy, x), None
 
 
 def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
@@ -144,7 +167,7 @@ def _is_eager(x: Tensor) -> bool:
     )
 
 
-def _feature_major(x: Tensor) -> Tensor:
+def feature_major(x: Tensor) -> Tensor:
     """Return x with the samples of a feature side by side, as the kernels read it."""
     if x.t().is_contiguous() or _backend(x) is reference:
         return x
@@ -164,27 +187,27 @@ class _Flip(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """Y = X W^T + b, with one pass over dY for both of its gradients."""
+    """Y = X W^T + b, with one piece of work for all of its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, columns: int, *indices: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(values, x, *indices)
-        ctx.columns = columns
-        return _backend(values).spmm(values, indices[0], indices[1], x, bias)
+    def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR) -> Tensor:
+        ctx.save_for_backward(values, x)
+        ctx.csr, ctx.version = csr, csr.version
+        return _backend(values).spmm(values, csr.crow_indices, csr.col_indices, x, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        values, x, *indices = ctx.saved_tensors
+        values, x = ctx.saved_tensors
+        csr, (_, has_bias, has_x, _) = ctx.csr, ctx.needs_input_grad
+        if csr.version != ctx.version:
+            raise RuntimeError(STALE)
         if torch.is_grad_enabled():
+            indices = _indices(csr)
             dvalues, dbias = _sddmm(dy, x, indices), dy.sum(0)
-            dx = _spmm_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[2] else None
+            dx = _spmm_t(values, dy, csr.shape[1], indices) if has_x else None
         else:
-            dy = _feature_major(dy)
-            dvalues, dbias = _backend(values).sddmm(indices[0], indices[1], dy, x)
-            dx = _product_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[2] else None
-        return dvalues, dbias if ctx.needs_input_grad[1] else None, dx, None, *[None] * len(indices)
+            dvalues, dbias, dx = gradients(values, csr, dy, x, has_x)
+        return dvalues, dbias if has_bias else None, dx, None
 
 
 def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:

@@ -115,6 +115,18 @@ def relu(_, v):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def masked(_, v, p, i):  # type: ignore[no-untyped-def]
+    """Return v where p[i : i + n] is positive or NaN, else 0: the derivative of `relu`."""
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        vector, pointer, start = args
+        zero = ir.Constant(v.llvm, [0.0] * v.n)
+        return b.select(b.fcmp_ordered("<=", _load(b, pointer, start, v.n), zero), zero, vector)
+
+    return v(v, FLOATS, types.int64), emit
+
+
+@intrinsic
 def blank(_, v, count):  # type: ignore[no-untyped-def]
     """Return v with zeros in its first `count` lanes."""
     lanes = ir.Constant(ir.VectorType(INT, v.n), list(range(v.n)))
@@ -228,15 +240,21 @@ def kernel(function: Callable[..., None]) -> Callable[[], Any]:
     return compiled
 
 
+# what a product takes on its way
+BIAS, RELU, MASK = 1, 2, 4
+
+
 def _rows_of_product(n: int) -> Any:
     @inline
-    def rows(o, end, crow, col, ld, w, bias, has_bias, act, x, i, y, k, ldy):  # type: ignore[no-untyped-def]
+    def rows(o, end, crow, col, ld, w, bias, mask, also, x, i, y, k, ldy):  # type: ignore[no-untyped-def]
         while o < end:
-            sums = splat(bias[o] if has_bias else ZERO, n)
+            sums = splat(bias[o] if also & BIAS else ZERO, n)
             for j in range(crow[o], crow[o + 1]):
                 sums = fma(w[j], load(x, i + col[j] * ld, n), sums)
-            if act:
+            if also & RELU:
                 sums = relu(sums)
+            if also & MASK:
+                sums = masked(sums, mask, k + o * ldy)
             store(y, k + o * ldy, sums)
             o += 1
 
@@ -246,38 +264,44 @@ def _rows_of_product(n: int) -> Any:
 wide_rows, lane_rows, one_row, tile_rows = map(_rows_of_product, (WIDE, LANES, 1, TILE))
 
 
+@inline
+def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
+    """Do piece t of `spmm`: a block of columns for some rows of a sample."""
+    blocks, chunks = (N + WIDE - 1) // WIDE, (M + step - 1) // step
+    o, n, s = t % chunks * step, t // chunks % blocks * WIDE, t // chunks // blocks
+    e, end, i, k = min(M, o + step), min(N, n + WIDE), s * xs, s * M * N
+    while n < end:
+        # a rest overlaps its neighbour: the same values, written twice
+        if WIDE // 4 < end - n < WIDE <= N:
+            n = end - WIDE
+        elif end - n < LANES <= N:
+            n = end - LANES
+        if end - n >= WIDE:
+            wide_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            n += WIDE
+        elif end - n >= LANES:
+            lane_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            n += LANES
+        else:
+            one_row(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            n += 1
+
+
 @kernel
 def spmm(a):  # type: ignore[no-untyped-def]
-    """y[s, o, n] = act(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N.
+    """y[s, o, n] = relu(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N.
 
     A linear layer has S = 1, N = ld = samples. A convolution has S samples, N points in time,
     ld = 1, and in col the distance from a point of the output to the one it reads.
     """
-    S, M, N, step, crow, col, ld = a[2], a[3], a[4], a[5], ints(a[6]), ints(a[7]), a[8]
-    w, bias, has_bias, act = floats(a[9]), floats(a[10]), a[10] != 0, a[11]
-    x, xs, y = floats(a[12]), a[13], floats(a[14])
-    blocks, chunks = (N + WIDE - 1) // WIDE, (M + step - 1) // step
+    pieces, S, M, N, step = a[2], a[3], a[4], a[5], a[6]
+    crow, col, ld, w, bias, also = ints(a[7]), ints(a[8]), a[9], floats(a[10]), floats(a[11]), a[12]
+    x, xs, y = floats(a[13]), a[14], floats(a[15])
     while True:
         t = ticket(a, 0)
-        if t >= S * blocks * chunks:
+        if t >= pieces:
             break
-        o, n, s = t % chunks * step, t // chunks % blocks * WIDE, t // chunks // blocks
-        e, end, i, k = min(M, o + step), min(N, n + WIDE), s * xs, s * M * N
-        while n < end:
-            # a rest overlaps its neighbour: the same values, written twice
-            if WIDE // 4 < end - n < WIDE <= N:
-                n = end - WIDE
-            elif end - n < LANES <= N:
-                n = end - LANES
-            if end - n >= WIDE:
-                wide_rows(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
-                n += WIDE
-            elif end - n >= LANES:
-                lane_rows(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
-                n += LANES
-            else:
-                one_row(o, e, crow, col, ld, w, bias, has_bias, act, x, i + n, y, k + n, N)
-                n += 1
+        product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
 
 
 def _rows_of_gradient(n: int) -> Any:
@@ -301,40 +325,73 @@ def _rows_of_gradient(n: int) -> Any:
 wide_gradient, lane_gradient, one_gradient = map(_rows_of_gradient, (WIDE, LANES, 1))
 
 
+@inline
+def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[no-untyped-def]
+    """Do piece t of `sddmm`: some rows, which one thread owns, so that sums have one order."""
+    o, e = t * step, min(M, (t + 1) * step)
+    for j in range(crow[o], crow[e]):
+        dw[j] = ZERO
+    for row in range(o, e):
+        db[row] = ZERO
+    for s in range(S):
+        n, k, i = 0, s * M * N, s * xs
+        while n < N:
+            # the last block overlaps its neighbour; lanes that were seen count zero
+            if N >= WIDE:
+                seen = max(0, n + WIDE - N)
+                n -= seen
+                wide_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                n += WIDE
+            elif N >= LANES:
+                seen = max(0, n + LANES - N)
+                n -= seen
+                lane_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                n += LANES
+            else:
+                one_gradient(o, e, 0, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+                n += 1
+
+
 @kernel
 def sddmm(a):  # type: ignore[no-untyped-def]
-    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g[s, o, n].
-
-    A thread owns its rows, so sums have one order whatever the number of threads.
-    """
-    S, M, N, step, crow, col, ld = a[2], a[3], a[4], a[5], ints(a[6]), ints(a[7]), a[8]
-    g, x, xs, dw, db = floats(a[9]), floats(a[10]), a[11], floats(a[12]), floats(a[13])
+    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g."""
+    pieces, S, M, N, step, crow, col, ld = (
+        a[2],
+        a[3],
+        a[4],
+        a[5],
+        a[6],
+        ints(a[7]),
+        ints(a[8]),
+        a[9],
+    )
+    g, x, xs, dw, db = floats(a[10]), floats(a[11]), a[12], floats(a[13]), floats(a[14])
     while True:
-        o = ticket(a, 0) * step
-        if o >= M:
+        t = ticket(a, 0)
+        if t >= pieces:
             break
-        e = min(M, o + step)
-        for j in range(crow[o], crow[e]):
-            dw[j] = ZERO
-        for row in range(o, e):
-            db[row] = ZERO
-        for s in range(S):
-            n, k, i = 0, s * M * N, s * xs
-            while n < N:
-                # the last block overlaps its neighbour; lanes that were seen count zero
-                if N >= WIDE:
-                    seen = max(0, n + WIDE - N)
-                    n -= seen
-                    wide_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                    n += WIDE
-                elif N >= LANES:
-                    seen = max(0, n + LANES - N)
-                    n -= seen
-                    lane_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                    n += LANES
-                else:
-                    one_gradient(o, e, 0, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                    n += 1
+        sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db)
+
+
+@kernel
+def gradients(a):  # type: ignore[no-untyped-def]
+    """Both gradients of a linear layer at once: `sddmm`, then `spmm` of the transposed pattern.
+
+    With `also` = MASK, x is what `relu` returned, and dx becomes the gradient of its argument.
+    """
+    samples, pieces, N, g, dw, db, dx = a[2], a[3], a[4], floats(a[5]), a[6], a[7], floats(a[8])
+    M, step, crow, col, x = a[9], a[10], ints(a[11]), ints(a[12]), floats(a[13])
+    columns, chunk, tcrow, tcol, w = a[14], a[15], ints(a[16]), ints(a[17]), floats(a[18])
+    also = a[19]
+    while True:
+        t = ticket(a, 0)
+        if t < samples:
+            sample(t, 1, M, N, step, crow, col, N, g, x, 0, floats(dw), floats(db))
+        elif t < pieces:
+            t -= samples
+            product(t, 1, columns, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
+        else:
+            break
 
 
 @inline
@@ -365,7 +422,7 @@ def network(a):  # type: ignore[no-untyped-def]
     """Y (samples, out) from x (samples, in) through all layers, `TILE` samples at a time.
 
     The activations of a tile stay in the cache: two buffers a thread, written in turn. `table` has
-    six numbers a layer: rows, and where crow, col, weights and biases are, and whether relu comes.
+    six numbers a layer: rows, where crow, col, weights and biases are, and `also`.
     """
     samples, width, layers, x, y = a[2], a[3], a[4], floats(a[5]), floats(a[6])
     buffers, widest, table = floats(a[7]), a[8], longs(a[9])
@@ -381,24 +438,9 @@ def network(a):  # type: ignore[no-untyped-def]
                 buffers[here + i] = ZERO
         flip(x, first * width, width, buffers, here, TILE, n, width)
         for t in range(0, 6 * layers, 6):
-            rows, bias = table[t], floats(table[t + 4])
+            rows, also = table[t], table[t + 5]
             crow, col, w = ints(table[t + 1]), ints(table[t + 2]), floats(table[t + 3])
-            has_bias, act = table[t + 4] != 0, table[t + 5]
-            tile_rows(
-                0,
-                rows,
-                crow,
-                col,
-                TILE,
-                w,
-                bias,
-                has_bias,
-                act,
-                buffers,
-                here,
-                buffers,
-                there,
-                TILE,
-            )
+            bias, b = floats(table[t + 4]), buffers
+            tile_rows(0, rows, crow, col, TILE, w, bias, b, also, b, here, b, there, TILE)
             here, there = there, here
         flip(buffers, here, TILE, y, first * rows, rows, rows, n)

@@ -229,6 +229,15 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     return dvalues, dbias
 
 
+def gradients(
+    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
+    crow, col, tcrow, tcol, permutation = indices
+    dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
+    return *sddmm(crow, col, dy, x), dx.masked_fill_(x <= 0, 0.0) if relu else dx
+
+
 def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """Carry a batch through all layers, in one kernel where a tile of it stays in the cache."""
     samples, rows = x.shape[0], [len(crow) - 1 for crow, *_ in layers]

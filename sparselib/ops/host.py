@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparselib.ops import memory
+
 # crow and col indices, values, bias or None, and whether max(., 0) follows
 Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
 
@@ -25,22 +27,21 @@ def spmm(
     x: Tensor,
     bias: Tensor | None = None,
     permutation: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in); float32.
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0); float32.
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
-    kernels = _kernels()
     rows, batch = crow.numel() - 1, x.shape[0]
     x = features_first(x)
-    y = x.new_empty(rows, batch)
-    if not y.numel():
-        return y.t()
-    blocks, threads = -(-batch // kernels.WIDE), torch.get_num_threads()
-    step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
-    start = 0 if bias is None else bias.contiguous()
     values = values.contiguous() if permutation is None else values.index_select(0, permutation)
-    _launch(kernels.spmm, 1, rows, batch, step, crow, col, batch, values, start, 0, x, 0, y)
+    y = memory.empty(rows, batch)
+    if rows and batch:
+        step, pieces = _product_pieces(rows, batch)
+        start, also = _also(bias, relu)
+        numbers = (pieces, 1, rows, batch, step, crow, col, batch, values, start, also, x, 0, y)
+        _launch(_kernels().spmm, *numbers)
     return y.t()
 
 
@@ -51,9 +52,75 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     if not rows * batch:
         return dvalues.zero_(), dbias.zero_()
     dy, x = features_first(dy), features_first(x)
+    step, pieces = _sample_pieces(rows)
+    numbers = (pieces, 1, rows, batch, step, crow, col, batch, dy, x, 0, dvalues, dbias)
+    _launch(_kernels().sddmm, *numbers)
+    return dvalues, dbias
+
+
+def gradients(
+    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sddmm`, and dX = dY W by the transposed pattern, as one piece of work; float32.
+
+    With `relu` X is what a ReLU returned, and the gradient is that of its argument.
+    """
+    crow, col, tcrow, tcol, permutation = indices
+    (batch, rows), columns = dy.shape, x.shape[1]
+    dvalues, dbias = dy.new_empty(col.numel()), dy.new_empty(rows)
+    dx = memory.empty(columns, batch)
+    if not rows * columns * batch:
+        return dvalues.zero_(), dbias.copy_(dy.sum(0)), dx.zero_().t()
+    dy, x, values = features_first(dy), features_first(x), values.index_select(0, permutation)
+    step, samples = _sample_pieces(rows)
+    chunk, pieces = _product_pieces(columns, batch)
+    numbers = (samples, samples + pieces, batch, dy, dvalues, dbias, dx, rows, step, crow, col, x)
+    also = _kernels().MASK if relu else 0
+    _launch(_kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also)
+    return dvalues, dbias, dx.t()
+
+
+def _also(bias: Tensor | None, relu: bool) -> tuple[Tensor | int, int]:
+    """Where the biases are, and what else the kernel is to do, as it wants to know it."""
+    flag = _kernels().RELU if relu else 0
+    return (0, flag) if bias is None else (bias.contiguous(), flag | _kernels().BIAS)
+
+
+def _product_pieces(rows: int, columns: int, samples: int = 1) -> tuple[int, int]:
+    """How many rows a thread takes at a time, and how many such pieces there are."""
+    blocks, threads = samples * -(-columns // _kernels().WIDE), torch.get_num_threads()
+    step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
+    return step, blocks * -(-rows // step)
+
+
+def _sample_pieces(rows: int) -> tuple[int, int]:
     step = max(1, -(-rows // (4 * torch.get_num_threads())))
-    kernel = _kernels().sddmm
-    _launch(kernel, 1, rows, batch, step, crow, col, batch, dy, x, 0, dvalues, dbias)
+    return step, -(-rows // step)
+
+
+def convolve(
+    values: Tensor, crow: Tensor, places: Tensor, x: Tensor, length: int, bias: Tensor | None = None
+) -> Tensor:
+    """y[s, o, t] = b[o] + sum of values[j] x[s][places[j] + t] over row o, for t < length."""
+    samples, rows = x.shape[0], crow.numel() - 1
+    y = memory.empty(samples * rows, length).view(samples, rows, length)
+    if y.numel():
+        step, pieces = _product_pieces(rows, length, samples)
+        x, values, (start, also) = x.contiguous(), values.contiguous(), _also(bias, False)
+        numbers = (pieces, samples, rows, length, step, crow, places, 1, values, start, also)
+        _launch(_kernels().spmm, *numbers, x, x[0].numel(), y)
+    return y
+
+
+def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of dy[s, o, t] x[s][places[j] + t] over s and t for each j of row o, and of dy."""
+    samples, rows, length = dy.shape
+    dvalues, dbias = dy.new_empty(places.numel()), dy.new_empty(rows)
+    if not dy.numel():
+        return dvalues.zero_(), dbias.zero_()
+    step, pieces = _sample_pieces(rows)
+    numbers = (pieces, samples, rows, length, step, crow, places, 1, dy, x, x[0].numel())
+    _launch(_kernels().sddmm, *numbers, dvalues, dbias)
     return dvalues, dbias
 
 
@@ -65,11 +132,11 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     widest = max(width, *rows)
     buffers = x.new_empty(torch.get_num_threads() * 2 * widest * kernels.TILE)
     # what is copied to be contiguous has to outlive the call
-    held = [[t if t is None else t.contiguous() for t in tensors] for *tensors, _ in layers]
+    held = [(crow, col, values.contiguous(), *_also(b, r)) for crow, col, values, b, r in layers]
     table = [
-        number
-        for tensors, out, (*_, relu) in zip(held, rows, layers)
-        for number in (out, *(0 if t is None else t.data_ptr() for t in tensors), int(relu))
+        number if isinstance(number, int) else number.data_ptr()
+        for out, layer in zip(rows, held)
+        for number in (out, *layer)
     ]
     addresses = torch.tensor(table)
     if y.numel():
@@ -88,7 +155,7 @@ def features_first(x: Tensor) -> Tensor:
     if view.is_contiguous():
         return view
     x = x.contiguous()
-    y = x.new_empty(x.shape[1], x.shape[0])
+    y = memory.empty(x.shape[1], x.shape[0])
     if y.numel():
         _launch(_kernels().transposed, *x.shape, x, y)
     return y
@@ -97,8 +164,8 @@ def features_first(x: Tensor) -> Tensor:
 def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
     """Run a kernel; tensors travel as addresses and must be contiguous and outlive the call."""
     # while torch.jit traces, sizes are tensors too, without a dimension
-    numbers = (a.data_ptr() if isinstance(a, Tensor) and a.ndim else int(a) for a in arguments)
-    array = (ctypes.c_int64 * (len(arguments) + 2))(0, 0, *numbers)
+    numbers = [a if isinstance(a, int) else a.data_ptr() if a.ndim else int(a) for a in arguments]
+    array = _array(len(numbers) + 2)(0, 0, *numbers)
     function, threads = _compiled(kernel), torch.get_num_threads()
     if threads == 1:
         function.ctypes(array)
@@ -106,6 +173,11 @@ def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
         parallel(function.address, array, threads, 0)
     else:
         list(_pool().map(lambda _: function.ctypes(array), range(threads)))
+
+
+@functools.cache
+def _array(length: int) -> Any:
+    return ctypes.c_int64 * length
 
 
 @functools.cache

@@ -5,6 +5,7 @@ kernels prefer, and return a transposed view; the next layer takes that view wit
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ def spmm(
     x: Tensor,
     bias: Tensor | None = None,
     permutation: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Y = X W^T + b for W (out, in) in CSR and X (batch, in).
+    """Y = X W^T + b for W (out, in) in CSR and X (batch, in), or max(Y, 0).
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
@@ -28,12 +30,13 @@ def spmm(
     shape = (crow_indices.numel() - 1, x.shape[1])
     if values.numel() == 0 or x.shape[0] == 0:
         y = x.new_zeros((shape[0], x.shape[0])).t()
-        return y if bias is None else y + bias
-    weight = torch.sparse_csr_tensor(
-        crow_indices, col_indices, values, size=shape, check_invariants=False
-    )
-    y = (weight @ x.t().contiguous()).t()
-    return y if bias is None else y + bias
+    else:
+        weight = torch.sparse_csr_tensor(
+            crow_indices, col_indices, values, size=shape, check_invariants=False
+        )
+        y = (weight @ x.t().contiguous()).t()
+    y = y if bias is None else y + bias
+    return y.relu() if relu else y
 
 
 def sddmm(
@@ -49,3 +52,12 @@ def sddmm(
     )
     left, right = dy.t().contiguous(), x.t().contiguous().t()
     return torch.sparse.sampled_addmm(pattern, left, right, beta=0.0).values(), dy.sum(0)
+
+
+def gradients(
+    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
+    crow, col, tcrow, tcol, permutation = indices
+    dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
+    return *sddmm(crow, col, dy, x), dx.masked_fill(x <= 0, 0.0) if relu else dx

@@ -69,33 +69,35 @@ def read(file: str | Path, folder: str | Path = "runs") -> Sweep:
     known = parameters(page)
     if not {"results", "scale"} <= known.keys():
         raise ValueError(f"{path.name} needs the parameters 'results' and 'scale' to be swept")
-    common = {"scale": spec["scale"]} | spec.get("fixed", {})
-    given = [common | point for block in spec["grid"] for point in expand(block)]
+    common = {"scale": spec["scale"]} | _part(spec, "fixed", dict)
+    given = [common | point for block in _part(spec, "grid", list) for point in expand(block)]
     points = [_complete(point, known, file.name) for point in given]
-    checksums = {name: _checksums(names) for name, names in spec.get("data", {}).items()}
+    checksums = {name: _checksums(names) for name, names in _part(spec, "data", dict).items()}
     home = Path(folder).resolve() / f"{path.parent.name}-{path.stem}"
     timeout = spec.get("timeout")
     keys = [run_key(page, point, checksums.get(point.get("dataset"), {})) for point in points]
     _check_distinct(keys, given, file.name)
     runs = [Run(key, path, point, home, timeout) for key, point in zip(keys, points)]
     table = (file.parent / spec["results"]).resolve()
-    return Sweep(file, table, runs, _varied(points), spec.get("resources", {}))
+    return Sweep(file, table, runs, _varied(points), _part(spec, "resources", dict))
 
 
-def expand(block: Mapping[str, Any]) -> list[Point]:
+def expand(block: Any) -> list[Point]:
     """Expand one block of the grid into its points."""
     _check_keys(block, BLOCK, "a block of the grid")
-    product, columns = block.get("product", {}), block.get("zip", {})
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the columns of a zip must be equally long, not {lengths}")
+    product, columns = _part(block, "product", dict), _part(block, "zip", dict)
     for name, values in (product | columns).items():
         if not isinstance(values, list):
             raise ValueError(f"{name} needs a list of values, not {values!r}")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a zip must be equally long, not {lengths}")
     combined = [dict(zip(product, values)) for values in itertools.product(*product.values())]
     beside = [dict(zip(columns, values)) for values in zip(*columns.values())] or [{}]
-    points = block.get("points", [{}])
-    fixed = block.get("fixed", {})
+    points = _part(block, "points", list) or [{}]
+    if strange := [point for point in points if not isinstance(point, dict)]:
+        raise ValueError(f"a point must hold keys and values, not {strange[0]!r}")
+    fixed = _part(block, "fixed", dict)
     return [fixed | a | b | c for a in combined for b in beside for c in points]
 
 
@@ -126,6 +128,14 @@ def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
     for key in spec:
         if key not in known:
             raise ValueError(f"{name}: unknown key {key!r}{_like(key, known)}")
+
+
+def _part(spec: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = spec.get(key, kind())
+    if not isinstance(value, kind):
+        wanted = "a list" if kind is list else "keys and values"
+        raise ValueError(f"{key} must hold {wanted}, not {value!r}")
+    return value
 
 
 def _check_distinct(keys: list[str], points: list[Point], name: str) -> None:

@@ -128,8 +128,15 @@ def _name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name", platform.machine())
+    if "cpu family" not in facts:
+        return name
+    # processors of several generations share a name
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})"
 
 
 def _checksum(package: Path) -> str:

@@ -1,0 +1,133 @@
+"""The 1-D convolution with few weights: the same two products, on shifted signals.
+
+A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, so a `CSR` of that
+shape says which weights exist. With the signals padded once, each weight reads one stretch of one
+channel, and the output is the sum of such stretches: no weight that is absent costs anything.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from sparselib.csr import CSR
+from sparselib.ops import STALE, fast, host
+
+Padding = tuple[int, int]
+
+
+def conv1d(
+    csr: CSR,
+    values: Float[Tensor, "nnz"],
+    x: Float[Tensor, "batch channels time"],
+    bias: Float[Tensor, "filters"] | None = None,
+    padding: Padding = (0, 0),
+) -> Float[Tensor, "batch filters new_time"]:
+    """Cross-correlate signals with sparse kernels, y[o, t] = b[o] + sum w[o, c, k] x[c, t + k - p].
+
+    Parameters
+    ----------
+    csr : CSR
+        Pattern of the kernels, (filters, channels * taps).
+    values : Tensor, shape (nnz,)
+        Weights at the pattern's positions.
+    x : Tensor, shape (batch, channels, time)
+        Signals.
+    bias : Tensor, shape (filters,), optional
+        One number a filter.
+    padding : (int, int)
+        Zeros before and after each signal. ``((taps - 1) // 2, taps // 2)`` keeps the length.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or the padded signals are shorter than a kernel.
+    """
+    _check(csr, values, x, bias, padding)
+    tensors = [values, *([] if bias is None else [bias])]
+    if fast(x, *tensors) is not host:
+        return _densely(csr, values, x, bias, padding)
+    return _Convolution.apply(values, bias, x, csr, padding)
+
+
+def _check(csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding) -> None:
+    filters, columns = csr.shape
+    if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
+        raise ValueError(
+            f"a pattern of {filters} x {columns} needs signals (batch, channels, time) whose "
+            f"channels divide {columns}; the input has shape {tuple(x.shape)}"
+        )
+    taps = columns // x.shape[1]
+    if min(padding) < 0 or x.shape[2] + sum(padding) < taps:
+        raise ValueError(
+            f"{x.shape[2]} points with a padding of {padding} are fewer than the {taps} taps of "
+            f"a kernel"
+        )
+    if values.shape != (csr.nnz,) or (bias is not None and bias.shape != (filters,)):
+        raise ValueError(
+            f"{csr.nnz} connections of {filters} filters need as many values and biases, not "
+            f"{tuple(values.shape)} and {None if bias is None else tuple(bias.shape)}"
+        )
+
+
+def _densely(csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding) -> Tensor:
+    """Convolve with the dense kernels: the definition, and what has derivatives of any order."""
+    weight = csr.to_dense(values).view(csr.shape[0], x.shape[1], -1)
+    return functional.conv1d(functional.pad(x, padding), weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """Each gradient is one of the two products again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, padding: Padding
+    ) -> Tensor:
+        ctx.save_for_backward(values, x, bias)
+        ctx.csr, ctx.version, ctx.padding = csr, csr.version, padding
+        taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
+        places = _places(csr.col_indices, taps, signals.shape[2])
+        length = signals.shape[2] - taps + 1
+        return host.convolve(values, csr.crow_indices, places, signals, length, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        values, x, bias = ctx.saved_tensors
+        csr, padding, needed = ctx.csr, ctx.padding, ctx.needs_input_grad[:3]
+        if csr.version != ctx.version:
+            raise RuntimeError(STALE)
+        if torch.is_grad_enabled():
+            y = _densely(csr, values, x, bias, padding)
+            inputs = [t for t, needs in zip((values, bias, x), needed) if needs]
+            found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+            return *(next(found) if needs else None for needs in needed), None, None
+        taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
+        places = _places(csr.col_indices, taps, signals.shape[2])
+        dvalues, dbias = host.correlate(csr.crow_indices, places, dy.contiguous(), signals)
+        dx = _back(csr, values, dy, x, padding) if needed[2] else None
+        return dvalues, dbias if needed[1] else None, dx, None, None
+
+
+def _back(csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding) -> Tensor:
+    """Convolve the output's gradient with the kernels turned round, channels and filters changed.
+
+    The transposed pattern is sorted by channel, then tap, so every `taps`-th pointer starts a
+    channel.
+    """
+    taps, (crow, filters, permutation) = csr.shape[1] // x.shape[1], csr.transposed
+    signals = _padded(dy, (taps - 1 - padding[0], taps - 1 - padding[1]))
+    tap = csr.col_indices[permutation] % taps
+    places = filters * signals.shape[2] + (taps - 1 - tap)
+    pointers = crow[::taps].contiguous()
+    return host.convolve(values[permutation], pointers, places, signals, x.shape[2])
+
+
+def _padded(x: Tensor, padding: Padding) -> Tensor:
+    return functional.pad(x, padding).contiguous()
+
+
+def _places(columns: Tensor, taps: int, length: int) -> Tensor:
+    """Return how far from a point of the output, in one sample, each weight reads."""
+    return columns // taps * length + columns % taps

@@ -1,0 +1,183 @@
+"""Layers carried out at once give what they give one by one, and what has to be seen is seen."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sparselib as sl
+from sparselib.ops import host
+from sparselib.ops.sequence import _Sequence
+
+SIZES = [(20, 33, 10), (7, 5), (40, 64, 17, 3), (12, 300, 12)]
+
+
+def network(*sizes, **options):
+    torch.manual_seed(0)
+    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=0.8, **options).eval()
+    for layer in model.layers:
+        if layer.bias is not None:
+            torch.nn.init.normal_(layer.bias)
+    return model
+
+
+def one_by_one(model, x):
+    """Apply the same layers as a user's own module would."""
+    for layer in model.layers[:-1]:
+        x = torch.relu(layer(x))
+    return model.layers[-1](x)
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """List the calls of the ways to carry out layers at once."""
+    calls = []
+    network, apply = host.network, _Sequence.apply
+    monkeypatch.setattr(sl.ops, "network", lambda *a: calls.append("network") or network(*a))
+    monkeypatch.setattr(_Sequence, "apply", lambda *a: calls.append("training") or apply(*a))
+    return calls
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("samples", [192, 255, 256, 1000])
+def test_a_network_gives_what_its_layers_give(samples, threads, fused):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for sizes in SIZES:
+            model, x = network(*sizes), torch.randn(samples, sizes[0])
+            with torch.no_grad():
+                torch.testing.assert_close(model(x), one_by_one(model, x), rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+    assert fused == ["network"] * len(SIZES)
+
+
+def test_nan_reaches_the_end_of_a_network():
+    model, x = network(20, 30, 10), torch.randn(300, 20)
+    x[7] = torch.nan
+    with torch.no_grad():
+        y = model(x)
+        torch.testing.assert_close(y, one_by_one(model, x), rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert y[7].isnan().all()
+    assert y[8:].isfinite().all()
+
+
+@given(st.sampled_from(SIZES), st.integers(0, 300), st.booleans(), st.booleans(), st.booleans())
+def test_training_gives_the_gradients_of_the_layers(sizes, batch, bias, wants_x, rows_first):
+    model = network(*sizes, bias=bias)
+    x = torch.randn(batch, sizes[0]) if rows_first else torch.randn(sizes[0], batch).t()
+    dy = torch.randn(batch, sizes[-1])
+    found = []
+    for function in (model, lambda x: one_by_one(model, x)):
+        given = x.detach().clone().requires_grad_(wants_x)
+        model.zero_grad()
+        y = function(given)
+        y.backward(dy)
+        found.append([y, *([given.grad] if wants_x else []), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_training_is_fused_and_counts_nan_as_the_layers_do(fused):
+    model, x = network(20, 30, 10).train(), torch.randn(50, 20)
+    x[3] = torch.nan
+    gradients = []
+    for function in (model, lambda x: one_by_one(model, x)):
+        model.zero_grad()
+        function(x).sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*gradients):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert fused == ["training"]
+
+
+def test_gradients_of_gradients_equal_those_of_the_layers():
+    model, x = network(9, 14, 5), torch.randn(40, 9)
+    found = []
+    for function in (model, lambda x: one_by_one(model, x)):
+        given = x.clone().requires_grad_()
+        values = [layer.values for layer in model.layers]
+        slopes = torch.autograd.grad(function(given).pow(2).sum(), given, create_graph=True)[0]
+        found.append(torch.autograd.grad(slopes.pow(2).sum(), values))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_a_frozen_parameter_gets_no_gradient(fused):
+    model, x = network(20, 30, 10), torch.randn(50, 20)
+    model.layers[0].values.requires_grad_(False)
+    model.layers[1].bias.requires_grad_(False)
+    model(x).sum().backward()
+    assert [p.grad is None for p in model.parameters()] == [True, False, False, True]
+    assert fused == ["training"]
+
+
+def test_an_evolution_is_given_what_it_would_have_seen(fused):
+    model = network(20, 30, 30, 10).train()
+    x, y = torch.randn(64, 20), torch.randint(10, (64,))
+    found = []
+    for one_sees in (False, True):
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+        evolution = sl.GradientGrowth(twin, optimizer, fraction=0.3)
+        if one_sees:
+            twin.layers[1].register_forward_hook(lambda *_: None)
+        torch.nn.functional.cross_entropy(twin(x), y).backward()
+        batches = [tensor for watch in evolution._watches.values() for tensor in watch.batch]
+        evolution.step()
+        found.append((batches, [layer.positions for layer in twin.layers]))
+    assert fused == ["training"]
+    for ours, theirs in zip(found[0][0], found[1][0]):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(found[0][1], found[1][1]):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_evolution_sees_nothing_of_evaluation(fused):
+    model = network(20, 30, 10)
+    evolution = sl.SET(model, torch.optim.SGD(model.parameters(), 0.1))
+    model(torch.randn(300, 20)).sum().backward()
+    with torch.no_grad():
+        model(torch.randn(300, 20))
+    assert fused == ["training", "network"]
+    assert all(watch.batch is None for watch in evolution._watches.values())
+
+
+def test_a_topology_that_changed_before_the_backward_pass_is_refused():
+    model = network(20, 30, 10)
+    for function in (model, lambda x: one_by_one(model, x)):
+        y = function(torch.randn(50, 20)).sum()
+        layer = model.layers[0]
+        layer.rewire(layer.positions, layer.values.detach())
+        with pytest.raises(RuntimeError, match=r"topology changed|modified by an inplace"):
+            y.backward()
+
+
+def test_what_has_to_be_seen_is_not_fused(fused):
+    x, seen = torch.randn(300, 20), []
+    model = network(20, 30, 10)
+    handles = [
+        model.layers[0].register_forward_hook(lambda *given: seen.append("hook")),
+        model.layers[1].register_full_backward_hook(lambda *given: seen.append("backward")),
+        model.activation.register_forward_hook(lambda *given: seen.append("activation")),
+    ]
+    model(x).sum().backward()
+    for handle in handles:
+        handle.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append("global"))
+    model(x)
+    handle.remove()
+    network(20, 30, 10).double()(x.double())
+    network(20, 30, 10, product=sl.masked_product)(x)
+    network(20, 30, 10, activation=torch.nn.Tanh)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(20, 30, 10)(x)
+    with sl.ops.backend("reference"):
+        network(20, 30, 10)(x)
+    with pytest.raises(ValueError, match="needs a last dimension of 20"):
+        network(20, 30, 10)(x[:, :19])
+    assert not fused
+    assert seen == ["hook", "activation", "backward"] + 4 * ["global"]

@@ -1,0 +1,97 @@
+"""Memory of results is written again, but never while anybody can still read it."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from sparselib.ops import memory
+
+ROWS, COLUMNS = 512, 1024
+
+
+@pytest.fixture(autouse=True)
+def none_waits():
+    memory.release()
+    yield
+    memory.release()
+
+
+def test_memory_that_nobody_holds_is_written_again():
+    address = memory.empty(ROWS, COLUMNS).data_ptr()
+    assert memory.waiting() == 4 * ROWS * COLUMNS
+    assert memory.empty(ROWS, COLUMNS).data_ptr() == address
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda t: t.t(),
+        lambda t: t.view(-1)[5:6],
+        lambda t: t.numpy(),
+        lambda t: t.detach(),
+        lambda t: torch.from_dlpack(t),
+        lambda t: t.untyped_storage(),
+        lambda t: (t.requires_grad_() * 2).grad_fn,
+    ],
+)
+def test_memory_that_is_held_in_any_way_is_left_alone(holder):
+    address = memory.empty(ROWS, COLUMNS).data_ptr()
+    held = holder(memory.empty(ROWS, COLUMNS).fill_(7))
+    if not hasattr(held, "next_functions"):
+        assert memory.waiting() == 0
+        assert memory.empty(ROWS, COLUMNS).data_ptr() != address
+    del held
+    gc.collect()
+    assert memory.empty(ROWS, COLUMNS).data_ptr() == address
+
+
+def test_what_autograd_saves_is_held():
+    x = memory.empty(ROWS, COLUMNS).fill_(3).requires_grad_()
+    y = (x * x).sum()
+    del x
+    assert memory.waiting() == 0
+    leaf = y.grad_fn.next_functions[0][0].next_functions[0][0].variable
+    y.backward()
+    assert torch.equal(leaf.grad, torch.full((ROWS, COLUMNS), 6.0))
+
+
+def test_small_results_do_not_wait():
+    memory.empty(2, 3)
+    assert memory.waiting() == 0
+
+
+def test_no_more_waits_than_the_limit(monkeypatch):
+    monkeypatch.setattr(memory, "LIMIT", 3 * 4 * ROWS * COLUMNS)
+    held = [memory.empty(ROWS, COLUMNS) for _ in range(5)]
+    held.clear()
+    assert memory.waiting() == memory.LIMIT
+    memory.empty(2 * ROWS, COLUMNS)
+    assert memory.waiting() <= memory.LIMIT
+
+
+def test_threads_never_share_memory():
+    def work(number):
+        for _ in range(300):
+            block = memory.empty(ROWS, COLUMNS)
+            block[::64, ::64] = number
+            if not (block[::64, ::64] == number).all():
+                faults.append(number)
+
+    faults: list[int] = []
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_a_result_is_an_ordinary_tensor():
+    block = memory.empty(ROWS, COLUMNS)
+    assert block.dtype == torch.float32
+    assert block.is_contiguous()
+    assert block.data_ptr() % 64 == 0
+    assert isinstance(block.numpy(), np.ndarray)

@@ -1,0 +1,114 @@
+"""The sparse convolution against torch's dense one in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sparselib as sl
+from sparselib.ops.conv import conv1d
+
+# channels, filters, taps, time: around the widths of a register and of a row of the result
+CASES = [(1, 4, 3, 20), (3, 5, 1, 300), (5, 7, 4, 257), (4, 2, 30, 700), (2, 3, 5, 5)]
+
+
+def problem(channels, filters, taps, time, batch=3, sparsity=0.6):
+    torch.manual_seed(0)
+    layer = sl.CSRLinear(channels * taps, filters, sparsity)
+    x = torch.randn(batch, channels, time)
+    return layer.csr, layer.values.detach(), torch.randn(filters), x
+
+
+def exact(csr, values, x, bias, padding):
+    weight = csr.to_dense(values.double()).view(csr.shape[0], x.shape[1], -1)
+    padded = torch.nn.functional.pad(x.double(), padding)
+    return torch.nn.functional.conv1d(padded, weight, None if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("how", ["none", "same", "more"])
+def test_outputs_and_gradients_equal_the_dense_ones(case, threads, how):
+    taps = case[2]
+    padding = {"none": (0, 0), "same": ((taps - 1) // 2, taps // 2), "more": (taps + 2, 1)}[how]
+    csr, *given = problem(*case)
+    values, bias, x = (tensor.requires_grad_() for tensor in given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = conv1d(csr, values, x, bias, padding)
+        dy = torch.randn(y.shape)
+        found = torch.autograd.grad(y, (values, bias, x), dy)
+    finally:
+        torch.set_num_threads(before)
+    right = exact(csr, values, x, bias, padding)
+    torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(right, (values, bias, x), dy.double())
+    for ours, theirs in zip(found, wanted):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 90), st.data())
+def test_any_pattern_with_empty_and_full_filters(channels, filters, taps, more, data):
+    cells = st.lists(st.integers(0, filters * channels * taps - 1), unique=True, max_size=40)
+    positions = torch.tensor(sorted(data.draw(cells)), dtype=torch.int64)
+    csr = sl.CSR.from_positions(positions, (filters, channels * taps))
+    values = torch.randn(csr.nnz, requires_grad=True)
+    x = torch.randn(2, channels, taps + more, requires_grad=True)
+    y = conv1d(csr, values, x)
+    right = exact(csr, values, x, None, (0, 0))
+    torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(y.sum(), (values, x))
+    wanted = torch.autograd.grad(right.sum(), (values, x))
+    for ours, theirs in zip(found, wanted):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_and_other_types_take_the_dense_way():
+    csr, values, bias, x = (t.double() if torch.is_tensor(t) else t for t in problem(2, 3, 4, 12))
+    inputs = tuple(tensor.requires_grad_() for tensor in (values, x, bias))
+    torch.autograd.gradcheck(lambda *a: conv1d(csr, *a, (1, 2)), inputs)
+    single = tuple(tensor.detach().float().requires_grad_() for tensor in inputs)
+    found = []
+    for tensors, function in ((single, conv1d), (inputs, exact)):
+        slopes = torch.autograd.grad(
+            function(csr, *tensors, (1, 2)).pow(2).sum(), tensors[1], create_graph=True
+        )[0]
+        found.append(torch.autograd.grad(slopes.pow(2).sum(), tensors[0])[0])
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_nan_reaches_the_points_that_read_it_and_no_others():
+    csr, values, bias, x = problem(2, 3, 4, 300, sparsity=0.0)
+    x[1, 0, 150] = torch.nan
+    y = conv1d(csr, values, x, bias)
+    assert torch.equal(y.isnan(), exact(csr, values, x, bias, (0, 0)).isnan())
+
+
+def test_a_sum_over_time_has_one_order_whatever_the_threads():
+    csr, values, bias, x = problem(5, 7, 4, 1000)
+    found = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        leaf = values.clone().requires_grad_()
+        conv1d(csr, leaf, x, bias).pow(2).sum().backward()
+        torch.set_num_threads(before)
+        found.append(leaf.grad)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda v, b, x: (v, x.repeat(1, 3, 1), b), r"whose channels divide 12; .*\(3, 9, 20\)"),
+        (lambda v, b, x: (v, x[:, :, :2], b), r"2 points with a padding of \(0, 0\) are fewer"),
+        (lambda v, b, x: (v[1:], x, b), "as many values and biases"),
+        (lambda v, b, x: (v, x, b[1:]), "as many values and biases"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(change, sentence):
+    csr, values, bias, x = problem(3, 5, 4, 20)
+    csr = sl.CSR.from_positions(csr.positions, csr.shape)
+    with pytest.raises(ValueError, match=sentence):
+        conv1d(csr, *change(values, bias, x))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparselib.ops.choice import refresh
 from sparselib.training import Loss, step
 
 WARMUP = 3
@@ -110,6 +111,7 @@ def _recorded(call: Callable[..., Tensor], *batch: Tensor) -> Callable[..., Tens
                     f"{tuple(given.shape)}; record another graph"
                 )
             own.copy_(given)
+        refresh()
         graph.replay()
         return output
 

@@ -67,12 +67,12 @@ def facts(compiled):
 
 def spmm(x, shape, permutation=None, bias=FLOATS, unit=8):
     rows, block, warps = shape
-    kinds = {"crow": INTS, "col": INTS, "values": FLOATS, "x": x, "y": x, "M": "i32"}
+    kinds = {"crow": INTS, "col": INTS, "values": FLOATS, "order": INTS, "x": x, "y": x, "M": "i32"}
     kinds |= {"groups": "i32"} | {
         name: kind for name, kind in (("permutation", permutation), ("bias", bias)) if kind
     }
     constants = {"UNIT": unit, "ROWS": rows, "BLOCK": block, "RELU": True}
-    constants["UNROLL"] = gpu.unroll(warps, permutation is not None)
+    constants["UNROLL"] = gpu.unroll(warps)
     absent = {name: None for name in ("permutation", "bias") if name not in kinds}
     return gpu.spmm_kernel, kinds, constants | absent, warps
 
@@ -85,10 +85,10 @@ def sddmm(x, block, unit=8):
 
 def network(x, layers=4, unit=8):
     rows, block, warps = gpu.NETWORK_TILE
-    one = (INTS, INTS, FLOATS, FLOATS, "i32")
+    one = (INTS, INTS, FLOATS, FLOATS, INTS, "i32")
     kinds = {"layers": (one,) * layers, "x": x, "y": x, "scratch": x}
     constants = {"UNIT": unit, "RELUS": (True,) * (layers - 1) + (False,)}
-    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": gpu.unroll(warps, False)}
+    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": 2}
     return gpu.network_kernel, kinds | {"groups": "i32", "widest": "i32"}, constants, warps
 
 

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparselib.ops.host import Layer
 
@@ -67,15 +68,19 @@ def product(  # type: ignore[no-untyped-def]
 
 @kernel
 def spmm_kernel(  # type: ignore[no-untyped-def]
-    crow, col, values, permutation, bias, x, y, M, groups,
+    crow, col, values, permutation, bias, order, x, y, M, groups,
     UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     RELU: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT."""
+    """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT.
+
+    The rows of a tile take as many steps as the longest of them, so rows come in order of length.
+    """
     N = groups * UNIT
     o_m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_m, m_n = o_m < M, o_n < N
+    o_m = tl.load(order + o_m, mask=m_m, other=0)
     sums = product(
         crow, col, values, permutation, bias, x, N, o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELU
     )
@@ -122,7 +127,7 @@ def network_kernel(  # type: ignore[no-untyped-def]
     UNIT: tl.constexpr, RELUS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, rows) each.
+    """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, order, rows).
 
     Between layers the samples lie in the program's own part of scratch, [2, widest, BLOCK].
     """
@@ -132,10 +137,11 @@ def network_kernel(  # type: ignore[no-untyped-def]
     mine = scratch + tl.program_id(0).to(tl.int64) * 2 * widest * BLOCK
     o_here = tl.arange(0, BLOCK)
     for i in tl.static_range(len(RELUS)):
-        crow, col, values, bias, M = layers[i]
+        crow, col, values, bias, order, M = layers[i]
         for m in range(0, M, ROWS):
             o_m = m + tl.arange(0, ROWS)
             m_m = o_m < M
+            o_m = tl.load(order + o_m, mask=m_m, other=0)
             if i == 0:
                 sums = product(
                     crow, col, values, None, bias, x, N,
@@ -155,6 +161,26 @@ def network_kernel(  # type: ignore[no-untyped-def]
 
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+# rows by length, with the version of the row pointers that they were sorted for
+_orders: Any = WeakTensorKeyDictionary()
+
+
+def by_length(crow: Tensor) -> Tensor:
+    """Return the rows from long to short; kept, and sorted anew in place once the rows changed."""
+    version = 0 if crow.is_inference() else crow._version
+    order, known = _orders.get(crow, (None, None))
+    if order is None or version != known:
+        fresh = torch.sort(crow.diff(), descending=True, stable=True).indices.to(torch.int32)
+        order = fresh if order is None else order.copy_(fresh)
+        _orders[crow] = order, version
+    return order
+
+
+def refresh() -> None:
+    """Sort the rows of every pattern that changed: a graph that replays does not look."""
+    for crow in list(_orders):
+        by_length(crow)
 
 
 def divisor(samples: int) -> int:
@@ -176,9 +202,9 @@ def options(warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "maxnreg": 64 if warps == 16 else 80, "enable_fp_fusion": True}
 
 
-def unroll(warps: int, is_permuted: bool) -> int:
-    """Count the nonzeros of a row in one step: as many as the registers have room for."""
-    return 1 if warps == 16 and is_permuted else 2
+def unroll(warps: int) -> int:
+    """Count the nonzeros of a row in one step of `spmm`: as many as registers have room for."""
+    return 1 if warps == 16 else 2
 
 
 def spmm(
@@ -204,8 +230,8 @@ def spmm(
     values, unit = values.contiguous(), divisor(samples)
     with _on(x):
         spmm_kernel[grid](
-            crow, col, values, permutation, bias, x, y, rows, samples // unit,
-            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps, permutation is not None),
+            crow, col, values, permutation, bias, by_length(crow), x, y, rows, samples // unit,
+            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps),
             RELU=relu, **options(warps),
         )  # fmt: skip
     return y.t()
@@ -250,14 +276,17 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     x, unit = features_first(x), divisor(samples)
     y, scratch = x.new_empty(rows[-1], samples), x.new_empty(tiles * 2 * widest * block)
     held = tuple(
-        (crow, col, values.contiguous(), bias if bias is None else bias.contiguous(), out)
+        (
+            *(crow, col, values.contiguous(), bias if bias is None else bias.contiguous()),
+            *(by_length(crow), out),
+        )
         for (crow, col, values, bias, _), out in zip(layers, rows)
     )
     with _on(x):
         network_kernel[(tiles,)](
             held, x, y, scratch, samples // unit, widest,
             UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
-            ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps, False), **options(warps),
+            ROWS=row_tile, BLOCK=block, UNROLL=2, **options(warps),
         )  # fmt: skip
     return y.t()
 

@@ -171,8 +171,9 @@ def by_length(crow: Tensor) -> Tensor:
     version = 0 if crow.is_inference() else crow._version
     order, known = _orders.get(crow, (None, None))
     if order is None or version != known:
-        fresh = torch.sort(crow.diff(), descending=True, stable=True).indices.to(torch.int32)
-        order = fresh if order is None else order.copy_(fresh)
+        with torch.inference_mode(False):
+            fresh = torch.sort(crow.diff(), descending=True, stable=True).indices.to(torch.int32)
+            order = fresh if order is None else order.copy_(fresh)
         _orders[crow] = order, version
     return order
 

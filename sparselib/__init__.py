@@ -3,11 +3,13 @@
 from sparselib import cost as cost
 from sparselib import datasets as datasets
 from sparselib import drop as drop
+from sparselib import graphs as graphs
 from sparselib import grow as grow
 from sparselib import init as init
 from sparselib import metrics as metrics
 from sparselib import nn as nn
 from sparselib import ops as ops
+from sparselib import resident as resident
 from sparselib import timing as timing
 from sparselib import topology as topology
 from sparselib.csr import CSR
@@ -30,12 +32,14 @@ __all__ = [
     "drop",
     "evaluate",
     "fit",
+    "graphs",
     "grow",
     "init",
     "masked_product",
     "metrics",
     "nn",
     "ops",
+    "resident",
     "sigmoid_squared_error",
     "sparsify",
     "timing",

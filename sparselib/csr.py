@@ -91,11 +91,10 @@ def compress(positions: Int[Tensor, "nnz"], shape: tuple[int, int]) -> tuple[Ten
 
 def transpose(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Transposed:
     """Build the transposed pattern by one stable sort: rows ascend within each column."""
-    permutation = torch.sort(col_indices, stable=True).indices
+    ascending, permutation = torch.sort(col_indices, stable=True)
     rows = _rows(crow_indices, col_indices.numel())
-    counts = torch.bincount(col_indices, minlength=columns)
-    pointers = torch.zeros(columns + 1, dtype=torch.int32, device=col_indices.device)
-    pointers[1:] = counts.cumsum(0)
+    starts = torch.arange(columns + 1, dtype=ascending.dtype, device=ascending.device)
+    pointers = torch.searchsorted(ascending, starts, out_int32=True)
     return Transposed(pointers, rows[permutation].to(torch.int32), permutation.to(torch.int32))
 
 
@@ -207,8 +206,15 @@ class CSR(nn.Module):
         """Count the connections of each column (input)."""
         return torch.bincount(self.col_indices, minlength=self.shape[1])
 
-    def rewire(self, positions: Int[Tensor, "nnz"]) -> None:
+    def rewire(self, positions: Int[Tensor, "nnz"], check: bool = True) -> None:
         """Replace the topology in place, on its device, by as many other positions.
+
+        Parameters
+        ----------
+        positions : Tensor, int64, shape (nnz,)
+            Flat positions, ascending.
+        check : bool
+            See that they are valid, for which the processor has to wait for the device.
 
         Raises
         ------
@@ -221,7 +227,8 @@ class CSR(nn.Module):
                 f"rewire keeps the number of connections: {self.nnz} are here, "
                 f"{positions.numel()} were given"
             )
-        _check_positions(positions, self.shape)
+        if check:
+            _check_positions(positions, self.shape)
         crow_indices, col_indices = compress(positions, self.shape)
         self.crow_indices.copy_(crow_indices)
         self.col_indices.copy_(col_indices)
@@ -246,7 +253,11 @@ class CSR(nn.Module):
         if self.cache_transpose:
             fresh = transpose(self.crow_indices, self.col_indices, self.shape[1])
             for name, array in zip(_CACHE, fresh):
-                setattr(self, name, array)
+                cache = getattr(self, name)
+                if cache is None or cache.device != array.device:
+                    setattr(self, name, array)
+                else:
+                    cache.copy_(array)
 
 
 def _check_positions(positions: Tensor, shape: tuple[int, int]) -> None:

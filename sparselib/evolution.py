@@ -20,12 +20,16 @@ Grow = Callable[[Any, int, grows.Context], grows.Grown]
 class Plan(NamedTuple):
     """The next topology of a layer.
 
-    Entry i comes from old entry ``source[i]``, or is new where ``source[i]`` is -1.
+    Entry i comes from old entry ``source[i]``, or is new where that is -1. If `trusted`, no check.
     """
 
     positions: Tensor
     values: Tensor
     source: Tensor
+    trusted: bool = False
+
+
+Whole = Callable[[Any, float, dict[str, Any], grows.Context, bool], Plan]
 
 
 def plan(layer: Any, leaving: Tensor, grow: Grow, context: grows.Context) -> Plan:
@@ -46,7 +50,8 @@ def evolve(layer: Any, planned: Plan, optimizer: torch.optim.Optimizer | None = 
     for the new; so is the gradient. Scalars such as Adam's step count stay.
     """
     tensors = [] if optimizer is None else _state_tensors(layer.values, optimizer)
-    layer.rewire(planned.positions, planned.values)
+    unseen = {"check": False} if planned.trusted else {}
+    layer.rewire(planned.positions, planned.values, **unseen)
     new = planned.source < 0
     for tensor in tensors:
         tensor.copy_(tensor[planned.source].masked_fill(new, 0))
@@ -80,6 +85,8 @@ class Evolution:
         Release the "lost weights" of Ertl's Figure 11: connections into a neuron without a
         connection onward leave too, and none grow into it. Onward means the next evolvable layer,
         if it reads as many features as this one writes.
+    whole : callable, optional
+        ``(layer, fraction, state, context, regrow) -> Plan`` in place of both, see `resident`.
 
     Raises
     ------
@@ -98,9 +105,12 @@ class Evolution:
         seed: int = 0,
         regrow: bool = True,
         repair: bool = False,
+        whole: Whole | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
+        if repair and whole is not None:
+            raise ValueError("repair=True needs drop and grow one after the other, not whole=")
         self.layers = {
             name: layer
             for name, layer in evolvable_layers(model).items()
@@ -112,7 +122,7 @@ class Evolution:
                 f"grow"
             )
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
-        self.seed, self.regrow, self.repair = seed, regrow, repair
+        self.seed, self.regrow, self.repair, self.whole = seed, regrow, repair, whole
         self.steps = 0
         self.state: dict[str, dict[str, Any]] = {name: {} for name in self.layers}
         self._watches = {name: _Watch() for name in self.layers}
@@ -122,7 +132,7 @@ class Evolution:
             weakref.finalize(self, handle.remove)
 
     @torch.no_grad()
-    def step(self) -> dict[str, int]:
+    def step(self) -> dict[str, Any]:
         """Evolve every layer once; return how many connections each replaced."""
         plans: dict[str, Plan] = {}
         states = {name: dict(state) for name, state in self.state.items()}
@@ -134,9 +144,11 @@ class Evolution:
             _state_tensors(layer.values, self.optimizer)
         for name, planned in plans.items():
             evolve(self.layers[name], planned, self.optimizer)
-            self._watches[name].batch = None
+            if not self._watches[name].in_graph:
+                self._watches[name].batch = None
         self.state, self.steps = states, self.steps + 1
-        return {name: int((plans[name].source < 0).sum()) for name in self.layers}
+        counts = {name: (plans[name].source < 0).sum() for name in self.layers}
+        return counts if self.whole else {name: int(n) for name, n in counts.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
@@ -155,6 +167,17 @@ class Evolution:
     def _plan(self, name: str, state: dict[str, Any], rows: Tensor) -> Plan:
         layer = self.layers[name]
         values, positions = layer.values.detach(), layer.positions
+        inputs, costs = self._watches[name].batch or (None, None)
+        context = grows.Context(
+            occupied=positions,
+            rows=rows,
+            inputs=inputs,
+            costs=costs,
+            lr=_lr(layer.values, self.optimizer, name),
+            generator=_generator(self.seed, name, self.steps),
+        )
+        if self.whole is not None:
+            return self.whole(layer, self.fraction, state, context, self.regrow)
         broken = int((~torch.isfinite(values)).sum())
         if broken:
             raise ValueError(
@@ -164,15 +187,8 @@ class Evolution:
         leaving = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
         leaving[self.drop(values, self.fraction, state)] = True
         leaving |= ~torch.isin(positions // layer.shape[1], rows)
-        inputs, costs = self._watches[name].batch or (None, None)
-        context = grows.Context(
-            occupied=positions[~leaving] if self.regrow else positions,
-            rows=rows,
-            inputs=inputs,
-            costs=costs,
-            lr=_lr(layer.values, self.optimizer, name),
-            generator=_generator(self.seed, name, self.steps),
-        )
+        if self.regrow:
+            context = context._replace(occupied=positions[~leaving])
         try:
             return plan(layer, leaving, self.grow, context)
         except ValueError as error:
@@ -199,6 +215,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.batch: tuple[Tensor, Tensor] | None = None
+        self.in_graph = False
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if layer.training and output.requires_grad:
@@ -209,9 +226,10 @@ class _Watch:
             inputs.reshape(-1, inputs.shape[-1]),
             costs.detach().reshape(-1, costs.shape[-1]),
         )
+        self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
 
-    def __getstate__(self) -> dict[str, None]:
-        return {"batch": None}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"batch": None, "in_graph": False}
 
 
 def _lr(values: Tensor, optimizer: torch.optim.Optimizer, name: str) -> float:

@@ -46,8 +46,8 @@ def compile_for_hopper(kernel, kinds, constants, warps):
     signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
     attributes = {path: [["tt.divisibility", 16]] for path in aligned(signature.values())}
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": warps, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    target = GPUTarget("cuda", 90, 32)
+    return triton.compile(source, target=target, options=gpu.options(warps))
 
 
 def facts(compiled):
@@ -67,11 +67,12 @@ def facts(compiled):
 
 def spmm(x, shape, permutation=None, bias=FLOATS, unit=8):
     rows, block, warps = shape
-    kinds = {"crow": INTS, "col": INTS, "values": FLOATS, "x": x, "y": x, "M": "i32"}
+    kinds = {"crow": INTS, "col": INTS, "values": FLOATS, "order": INTS, "x": x, "y": x, "M": "i32"}
     kinds |= {"groups": "i32"} | {
         name: kind for name, kind in (("permutation", permutation), ("bias", bias)) if kind
     }
-    constants = {"UNIT": unit, "ROWS": rows, "BLOCK": block, "UNROLL": gpu.UNROLL, "RELU": True}
+    constants = {"UNIT": unit, "ROWS": rows, "BLOCK": block, "RELU": True}
+    constants["UNROLL"] = gpu.unroll(warps)
     absent = {name: None for name in ("permutation", "bias") if name not in kinds}
     return gpu.spmm_kernel, kinds, constants | absent, warps
 
@@ -84,10 +85,10 @@ def sddmm(x, block, unit=8):
 
 def network(x, layers=4, unit=8):
     rows, block, warps = gpu.NETWORK_TILE
-    one = (INTS, INTS, FLOATS, FLOATS, "i32")
+    one = (INTS, INTS, FLOATS, FLOATS, INTS, "i32")
     kinds = {"layers": (one,) * layers, "x": x, "y": x, "scratch": x}
     constants = {"UNIT": unit, "RELUS": (True,) * (layers - 1) + (False,)}
-    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": gpu.UNROLL}
+    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": 2}
     return gpu.network_kernel, kinds | {"groups": "i32", "widest": "i32"}, constants, warps
 
 
@@ -96,8 +97,8 @@ def shipped():
     for x in ("*fp32", "*bf16"):
         for shape in gpu.TILES:
             yield f"spmm {x[1:]} {shape[0]}x{shape[1]}", spmm(x, shape)
-            if x == "*fp32":
-                yield f"spmm_t fp32 {shape[0]}x{shape[1]}", spmm(x, shape, INTS, None)
+            if x == "*fp32" or shape[2] == 16:
+                yield f"spmm_t {x[1:]} {shape[0]}x{shape[1]}", spmm(x, shape, INTS, None)
         for block in (32, 64):
             yield f"sddmm {x[1:]} {block}", sddmm(x, block)
         yield f"network {x[1:]}", network(x)

@@ -76,6 +76,20 @@ def test_products_equal_the_definition(batch):
         close(ours, exact)
 
 
+def test_rows_are_taken_by_length_and_sorted_anew_in_place():
+    csr, _ = pattern()
+    with torch.inference_mode():
+        order = gpu.by_length(csr.crow_indices)
+    lengths = csr.fan_in()[order.long()]
+    assert torch.equal(lengths, lengths.sort(descending=True).values)
+    assert gpu.by_length(csr.crow_indices) is order
+    csr.rewire(torch.arange(csr.nnz))
+    sl.ops.choice.refresh()
+    lengths = csr.fan_in()[order.long()]
+    assert torch.equal(lengths, lengths.sort(descending=True).values)
+    assert gpu.by_length(csr.crow_indices) is order
+
+
 def test_relu_keeps_nan_and_drops_what_is_negative():
     csr, values = pattern()
     x = torch.randn(37, 29)

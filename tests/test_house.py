@@ -27,9 +27,9 @@ FLOORS = {
         "datasets",
     ],
     1: ["ops", "topology", "init", "training", "sweep"],
-    2: ["nn", "drop", "grow"],
+    2: ["nn", "drop", "grow", "graphs"],
     3: ["models", "evolution", "cost"],
-    4: ["saliency", "pruning", "explain"],
+    4: ["resident", "saliency", "pruning", "explain"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(LIBRARY.rglob("*.py"))
@@ -111,8 +111,9 @@ def test_floors_can_be_broken() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_files_and_functions_are_short(path: Path) -> None:
-    # numba's cache sees changes of one file only, so the kernels and all they are made of share it
-    limit = 480 if path == LIBRARY / "ops/cpu.py" else 300
+    # numba's cache sees changes of one file only, so the kernels and all they are made of share it;
+    # Triton's kernels stand beside what starts them, so that they are imported together
+    limit = 480 if path in (LIBRARY / "ops/cpu.py", LIBRARY / "ops/gpu.py") else 300
     assert len(path.read_text().splitlines()) <= limit
     long = {f.name: code_lines(f) for f in functions(TREES[path]) if not is_kernel(f)}
     assert {key: lines for key, lines in long.items() if lines > 50} == {}

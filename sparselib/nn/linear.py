@@ -141,13 +141,15 @@ class CSRLinear(nn.Module):
         return self.csr.sparsity
 
     @torch.no_grad()
-    def rewire(self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"]) -> None:
-        """Replace connections and values in place; their number never changes."""
+    def rewire(
+        self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
+    ) -> None:
+        """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
         if values.shape != self.values.shape:
             raise ValueError(
                 f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
             )
-        self.csr.rewire(positions)
+        self.csr.rewire(positions, check)
         self.values.copy_(values)
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:

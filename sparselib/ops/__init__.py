@@ -141,7 +141,7 @@ def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> Non
             f"{name} needs one device; the input is on {x.device}, the values on "
             f"{values.device}, the indices on {csr.col_indices.device}"
         )
-    if not (torch.is_autocast_enabled(x.device.type) or fits(x, values)):
+    if not (fits(x, values) or torch.is_autocast_enabled(x.device.type)):
         raise ValueError(
             f"the input is {x.dtype} but the values are {values.dtype}; convert one of them, or "
             f"use autocast"

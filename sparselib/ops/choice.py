@@ -85,6 +85,12 @@ def takes_halves(x: Tensor) -> bool:
     return x.dtype in HALVES and module(x) is not reference
 
 
+def refresh() -> None:
+    """Bring up to date what the GPU's kernels know of topologies that changed between replays."""
+    if loaded := sys.modules.get("sparselib.ops.gpu"):
+        loaded.refresh()
+
+
 @functools.cache
 def _kernels(interpreted: bool) -> Any:
     from sparselib.ops import gpu

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparselib.ops.host import Layer
 
@@ -27,7 +28,6 @@ TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (1
 # where four samples do not divide the batch nothing is read as a vector: four sums a thread
 ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
 PROGRAMS = 264  # two for each processor of the largest devices
-UNROLL = 2  # nonzeros of a row in one step
 GRADIENTS = 8  # nonzeros whose gradient a program of `sddmm` sums
 NETWORK_TILE = (128, 32, 16)
 WIDEST = 1024  # features of a network whose tile stays in the cache from layer to layer
@@ -68,15 +68,19 @@ def product(  # type: ignore[no-untyped-def]
 
 @kernel
 def spmm_kernel(  # type: ignore[no-untyped-def]
-    crow, col, values, permutation, bias, x, y, M, groups,
+    crow, col, values, permutation, bias, order, x, y, M, groups,
     UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     RELU: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT."""
+    """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT.
+
+    The rows of a tile take as many steps as the longest of them, so rows come in order of length.
+    """
     N = groups * UNIT
     o_m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_m, m_n = o_m < M, o_n < N
+    o_m = tl.load(order + o_m, mask=m_m, other=0)
     sums = product(
         crow, col, values, permutation, bias, x, N, o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELU
     )
@@ -123,7 +127,7 @@ def network_kernel(  # type: ignore[no-untyped-def]
     UNIT: tl.constexpr, RELUS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, rows) each.
+    """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, order, rows).
 
     Between layers the samples lie in the program's own part of scratch, [2, widest, BLOCK].
     """
@@ -133,10 +137,11 @@ def network_kernel(  # type: ignore[no-untyped-def]
     mine = scratch + tl.program_id(0).to(tl.int64) * 2 * widest * BLOCK
     o_here = tl.arange(0, BLOCK)
     for i in tl.static_range(len(RELUS)):
-        crow, col, values, bias, M = layers[i]
+        crow, col, values, bias, order, M = layers[i]
         for m in range(0, M, ROWS):
             o_m = m + tl.arange(0, ROWS)
             m_m = o_m < M
+            o_m = tl.load(order + o_m, mask=m_m, other=0)
             if i == 0:
                 sums = product(
                     crow, col, values, None, bias, x, N,
@@ -157,6 +162,27 @@ def network_kernel(  # type: ignore[no-untyped-def]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# rows by length, with the version of the row pointers that they were sorted for
+_orders: Any = WeakTensorKeyDictionary()
+
+
+def by_length(crow: Tensor) -> Tensor:
+    """Return the rows from long to short; kept, and sorted anew in place once the rows changed."""
+    version = 0 if crow.is_inference() else crow._version
+    order, known = _orders.get(crow, (None, None))
+    if order is None or version != known:
+        with torch.inference_mode(False):
+            fresh = torch.sort(crow.diff(), descending=True, stable=True).indices.to(torch.int32)
+            order = fresh if order is None else order.copy_(fresh)
+        _orders[crow] = order, version
+    return order
+
+
+def refresh() -> None:
+    """Sort the rows of every pattern that changed: a graph that replays does not look."""
+    for crow in list(_orders):
+        by_length(crow)
+
 
 def divisor(samples: int) -> int:
     """Return what the kernels may take for granted to divide the batch: 8, 4 or 1."""
@@ -170,6 +196,16 @@ def tile(rows: int, samples: int) -> tuple[int, int, int]:
         if triton.cdiv(rows, shape[0]) * triton.cdiv(samples, shape[1]) >= PROGRAMS:
             return shape
     return tiles[-1]
+
+
+def options(warps: int) -> dict[str, Any]:
+    """Return the compiler's options: registers for two programs of 16 warps or three of 8."""
+    return {"num_warps": warps, "maxnreg": 64 if warps == 16 else 80, "enable_fp_fusion": True}
+
+
+def unroll(warps: int) -> int:
+    """Count the nonzeros of a row in one step of `spmm`: as many as registers have room for."""
+    return 1 if warps == 16 else 2
 
 
 def spmm(
@@ -192,11 +228,12 @@ def spmm(
         return y.t()
     row_tile, block, warps = tile(rows, samples)
     grid = triton.cdiv(rows, row_tile), triton.cdiv(samples, block)
+    values, unit = values.contiguous(), divisor(samples)
     with _on(x):
         spmm_kernel[grid](
-            crow, col, values.contiguous(), permutation, bias, x, y, rows,
-            samples // divisor(samples), UNIT=divisor(samples), ROWS=row_tile, BLOCK=block,
-            UNROLL=UNROLL, RELU=relu, num_warps=warps, enable_fp_fusion=True,
+            crow, col, values, permutation, bias, by_length(crow), x, y, rows, samples // unit,
+            UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps),
+            RELU=relu, **options(warps),
         )  # fmt: skip
     return y.t()
 
@@ -209,13 +246,12 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     if not rows * samples:
         return dvalues.zero_(), dbias.zero_()
     dy, x = features_first(dy), features_first(x)
-    block = 64 if samples > 32 else 32
+    block, unit = 64 if samples > 32 else 32, divisor(samples)
     parts = max(1, triton.cdiv(col.numel(), rows * GRADIENTS))
     with _on(x):
         sddmm_kernel[rows, parts](
-            crow, col, dy, x, dvalues, dbias, samples // divisor(samples),
-            UNIT=divisor(samples), BLOCK=block, GRADIENTS=GRADIENTS,
-            num_warps=1, enable_fp_fusion=True,
+            crow, col, dy, x, dvalues, dbias, samples // unit,
+            UNIT=unit, BLOCK=block, GRADIENTS=GRADIENTS, **options(1),
         )  # fmt: skip
     return dvalues, dbias
 
@@ -238,17 +274,20 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
         for crow, col, values, bias, relu in layers:
             x = spmm(values, crow, col, x, bias, relu=relu)
         return x
-    x = features_first(x)
+    x, unit = features_first(x), divisor(samples)
     y, scratch = x.new_empty(rows[-1], samples), x.new_empty(tiles * 2 * widest * block)
     held = tuple(
-        (crow, col, values.contiguous(), bias if bias is None else bias.contiguous(), out)
+        (
+            *(crow, col, values.contiguous(), bias if bias is None else bias.contiguous()),
+            *(by_length(crow), out),
+        )
         for (crow, col, values, bias, _), out in zip(layers, rows)
     )
     with _on(x):
         network_kernel[(tiles,)](
-            held, x, y, scratch, samples // divisor(samples), widest,
-            UNIT=divisor(samples), RELUS=tuple(relu for *_, relu in layers),
-            ROWS=row_tile, BLOCK=block, UNROLL=UNROLL, num_warps=warps, enable_fp_fusion=True,
+            held, x, y, scratch, samples // unit, widest,
+            UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
+            ROWS=row_tile, BLOCK=block, UNROLL=2, **options(warps),
         )  # fmt: skip
     return y.t()
 

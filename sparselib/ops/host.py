@@ -202,9 +202,14 @@ def _compiled(kernel: Callable[[], Any]) -> Any:
         return kernel()
 
 
+@functools.cache
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _told(sentence: str) -> Iterator[None]:
-    timer = threading.Timer(1.0, print, [sentence], {"file": sys.stderr})
+    timer = threading.Timer(1.0, _say, [sentence])
     timer.start()
     try:
         yield

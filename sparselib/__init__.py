@@ -12,8 +12,9 @@ from sparselib import ops as ops
 from sparselib import resident as resident
 from sparselib import timing as timing
 from sparselib import topology as topology
+from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
 from sparselib.csr import CSR
-from sparselib.evolution import SET, Evolution, GradientGrowth, RigL
+from sparselib.evolution import Evolution
 from sparselib.models import MLP
 from sparselib.nn import CSRLinear, masked_product, sparsify
 from sparselib.training import evaluate, fit, sigmoid_squared_error
@@ -26,6 +27,7 @@ __all__ = [
     "CSRLinear",
     "Evolution",
     "GradientGrowth",
+    "LiSET",
     "RigL",
     "cost",
     "datasets",

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparselib import drop as drops
 from sparselib import grow as grows
 from sparselib.nn.evolvable import evolvable_layers
 
@@ -87,6 +86,8 @@ class Evolution:
         if it reads as many features as this one writes.
     whole : callable, optional
         ``(layer, fraction, state, context, regrow) -> Plan`` in place of both, see `resident`.
+    after : callable, optional
+        Called without arguments at the end of every step.
 
     Raises
     ------
@@ -106,6 +107,7 @@ class Evolution:
         regrow: bool = True,
         repair: bool = False,
         whole: Whole | None = None,
+        after: Callable[[], Any] | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
@@ -123,6 +125,7 @@ class Evolution:
             )
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
         self.seed, self.regrow, self.repair, self.whole = seed, regrow, repair, whole
+        self.after = after
         self.steps = 0
         self.state: dict[str, dict[str, Any]] = {name: {} for name in self.layers}
         self._watches = {name: _Watch() for name in self.layers}
@@ -147,6 +150,8 @@ class Evolution:
             if not self._watches[name].in_graph:
                 self._watches[name].batch = None
         self.state, self.steps = states, self.steps + 1
+        if self.after is not None:
+            self.after()
         counts = {name: (plans[name].source < 0).sum() for name in self.layers}
         return counts if self.whole else {name: int(n) for name, n in counts.items()}
 
@@ -270,31 +275,3 @@ def _check_grown(positions: Tensor, values: Tensor, count: int, occupied: Tensor
         raise ValueError("the grow rule returned a position twice or one that is taken")
     if not torch.isfinite(values).all():
         raise ValueError("the grow rule returned weights that are not finite")
-
-
-def SET(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
-) -> Evolution:
-    """Sparse evolutionary training (Mocanu et al., 2018): random connections, at zero.
-
-    Drops `fraction` of the positive and of the negative weights nearest zero.
-    """
-    return Evolution(model, optimizer, drops.set_fractions, grows.random, fraction, **options)
-
-
-def GradientGrowth(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
-) -> Evolution:
-    """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons."""
-    return Evolution(
-        model, optimizer, drops.adaptive_threshold, grows.gradient_of_costliest, fraction, **options
-    )
-
-
-def RigL(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
-) -> Evolution:
-    """Evci et al. (2020): smallest magnitudes leave, largest gradients of all come, at zero."""
-    return Evolution(
-        model, optimizer, drops.magnitude, grows.full_gradient_at_zero, fraction, **options
-    )

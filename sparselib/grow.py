@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselib.ranking import draw, largest
+from sparselib.ranking import draw, largest, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
 
@@ -57,6 +57,22 @@ def random(layer: Any, count: int, context: Context) -> Grown:
     before = taken - torch.arange(taken.numel(), device=rows.device)
     cell = rank + torch.searchsorted(before, rank, right=True)
     return rows[cell // columns] * columns + cell % columns, torch.zeros_like(layer.values[:count])
+
+
+def random_normal(layer: Any, count: int, context: Context, std: float = 0.1) -> Grown:
+    """Grow anywhere with equal probability, at N(0, `std`²) (SET's program for SciPy)."""
+    positions, values = random(layer, count, context)
+    normal = torch.randn(count, dtype=torch.float64, generator=context.generator)
+    return positions, (std * normal).to(values)
+
+
+def random_uniform(layer: Any, count: int, context: Context) -> Grown:
+    r"""Grow anywhere with equal probability, uniformly in :math:`\pm 1 / \sqrt{N_{out}}`.
+
+    LiSET without features: its author's program with gamma = 0.
+    """
+    positions, _ = random(layer, count, context)
+    return positions, uniform_values(layer, count, context)
 
 
 def gradient_of_costliest(
@@ -117,6 +133,58 @@ def gradient(
     return costs.t() @ inputs
 
 
+def linear_features(
+    layer: Any, count: int, context: Context, importance: Float[Tensor, "columns"]
+) -> Grown:
+    r"""Grow where important features are read (LiSET, Radu, Eq. 2).
+
+    Free cells are drawn one after the other without replacement, each in proportion to the
+    importance :math:`\tilde w` of its column:
+    :math:`p(W_{i_1 j_1}) / p(W_{i_2 j_2}) = \tilde w_{i_1} / \tilde w_{i_2}`. Values are uniform
+    in :math:`\pm 1 / \sqrt{N_{out}}`, as in the author's program; the paper gives none.
+
+    Raises
+    ------
+    ValueError
+        If an importance is negative or not finite, or the columns above 0 have too little room.
+    """
+    weights = _checked_importance(layer, importance).cpu()
+    columns, height = layer.shape[1], context.rows.numel()
+    cells = _within(context, columns).cpu()
+    taken = (cells % columns * height + cells // columns).sort().values
+    drawn = weighted_draw(weights, height, taken, count, context.generator).to(context.rows.device)
+    positions = context.rows[drawn % max(height, 1)] * columns + drawn // max(height, 1)
+    return positions, uniform_values(layer, count, context)
+
+
+def likeliest_features(
+    layer: Any, count: int, context: Context, importance: Float[Tensor, "columns"]
+) -> Grown:
+    r"""Grow the largest :math:`u \tilde w` of all free cells, :math:`u` uniform in [0, 1).
+
+    The author's program for LiSET. Unlike Eq. 2 it gives nothing to features of low importance:
+    what is chosen lies above a threshold that only :math:`\tilde w` near its maximum can reach.
+    """
+    weights = _checked_importance(layer, importance).to(context.rows.device)
+    columns = layer.shape[1]
+    positions, scores = context.rows[:0], weights[:0]
+    for block in context.rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
+        cells = _free_cells(context._replace(rows=block), columns)
+        uniform = torch.rand(cells.numel(), dtype=torch.float64, generator=context.generator)
+        positions = torch.cat([positions, block[cells // columns] * columns + cells % columns])
+        scores = torch.cat([scores, uniform.to(weights.device) * weights[cells % columns]])
+        best = largest(scores, min(count, scores.numel()))
+        positions, scores = positions[best], scores[best]
+    _check_room(count, positions.numel())
+    return positions, uniform_values(layer, count, context)
+
+
+def uniform_values(layer: Any, count: int, context: Context) -> Tensor:
+    r"""Draw `count` weights uniformly in :math:`\pm 1 / \sqrt{N_{out}}`."""
+    uniform = torch.rand(count, dtype=torch.float64, generator=context.generator)
+    return ((2 * uniform - 1) * layer.shape[0] ** -0.5).to(layer.values)
+
+
 def recall(layer: Any, count: int, context: Context, neurons: int) -> float:
     """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
     best, _ = full_gradient(layer, count, context)
@@ -141,11 +209,29 @@ def _largest_gradients(layer: Any, count: int, context: Context, rows: Tensor) -
 def _free_gradients(inputs: Tensor, costs: Tensor, rows: Tensor, context: Context) -> Grown:
     columns = inputs.shape[1]
     block = gradient(inputs, costs[:, rows]).flatten()
-    taken = _within(context._replace(rows=rows), columns)
-    free = torch.ones(block.numel(), dtype=torch.bool, device=block.device)
-    free[taken] = False
-    cells = free.nonzero().flatten()
+    cells = _free_cells(context._replace(rows=rows), columns)
     return rows[cells // columns] * columns + cells % columns, block[cells]
+
+
+def _free_cells(context: Context, columns: int) -> Int[Tensor, "free"]:
+    """Free cells of the open rows, counted as if no other rows existed."""
+    cells = context.rows.numel() * columns
+    free = torch.ones(cells, dtype=torch.bool, device=context.rows.device)
+    free[_within(context, columns)] = False
+    return free.nonzero().flatten()
+
+
+def _checked_importance(layer: Any, importance: Tensor) -> Tensor:
+    weights = importance.detach().double()
+    if weights.shape != (layer.shape[1],):
+        raise ValueError(
+            f"{layer.shape[1]} features need as many importances, not {tuple(weights.shape)}"
+        )
+    if not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(
+            f"importances are finite and at least 0, not {weights.min():g} to {weights.max():g}"
+        )
+    return weights
 
 
 def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:

@@ -33,3 +33,18 @@ def xavier_(
     :math:`\sqrt 2`; the paper's is kept as printed.
     """
     return values.normal_(0.0, 2 / math.sqrt(max(sum(shape), 1)), generator=generator)
+
+
+@torch.no_grad()
+def linear_(
+    values: Float[Tensor, "nnz"],
+    shape: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "nnz"]:
+    r"""Fill with the law of ``nn.Linear``, uniform in :math:`\pm 1 / \sqrt{N_{in}}`.
+
+    What is left if the weights of a dense layer are masked, as in Radu's program: the sparser the
+    layer, the smaller its outputs.
+    """
+    bound = max(shape[1], 1) ** -0.5
+    return values.uniform_(-bound, bound, generator=generator)

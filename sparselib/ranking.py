@@ -50,3 +50,52 @@ def draw(cells: int, count: int, generator: torch.Generator | None = None) -> In
         drawn = torch.cat([drawn, more]).unique()
     surplus = torch.randperm(drawn.numel(), generator=generator)[:count]
     return drawn[surplus].sort().values
+
+
+def weighted_draw(
+    weights: Float[Tensor, "columns"],
+    height: int,
+    taken: Int[Tensor, "taken"],
+    count: int,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "count"]:
+    """Draw distinct free cells one after the other, in proportion to the weight of their column.
+
+    The columns have `height` cells each; cell r of column c has the number ``c * height + r``, and
+    `taken` are those that are not free, sorted. Drawn with replacement, and what was drawn before
+    is passed over: that is drawing without replacement, in O(columns + taken + count) memory.
+
+    Raises
+    ------
+    ValueError
+        If the columns of positive weight have fewer than `count` free cells.
+    """
+    free = height - torch.bincount(taken // max(height, 1), minlength=weights.numel())
+    room = int(free[weights > 0].sum())
+    if count > room:
+        raise ValueError(f"cannot draw {count} distinct cells of {room} with a weight above 0")
+    drawn = taken[:0]
+    while drawn.numel() < count:
+        occupied = torch.cat([taken, drawn]).sort().values
+        more = _free_draws(weights.double(), height, occupied, count - drawn.numel(), generator)
+        drawn = torch.cat([drawn, more])
+    return drawn
+
+
+def _free_draws(
+    weights: Tensor, height: int, taken: Tensor, count: int, generator: torch.Generator | None
+) -> Tensor:
+    """Draw `count` times with replacement; return the distinct cells in order of appearance."""
+    free = height - torch.bincount(taken // height, minlength=weights.numel())
+    mass = (weights / weights.max() * free).cumsum(0)
+    which, where = torch.rand(2, count, dtype=torch.float64, generator=generator)
+    column = torch.searchsorted(mass, which * mass[-1], right=True).clamp(max=mass.argmax())
+    inside = torch.minimum((where * free[column]).long(), free[column] - 1)
+    rank = (free.cumsum(0) - free)[column] + inside
+    # the r-th free cell lies behind as many taken cells as have at most r free cells before them
+    before = taken - torch.arange(taken.numel())
+    ordered = (rank + torch.searchsorted(before, rank, right=True)).sort(stable=True)
+    is_first = torch.ones(count, dtype=torch.bool)
+    is_first[1:] = ordered.values[1:] != ordered.values[:-1]
+    appearance = ordered.indices[is_first].sort()
+    return ordered.values[is_first][appearance.indices]

@@ -52,12 +52,46 @@ def even_fan_in(
     return rows * in_features + start + torch.minimum((uniform * width).long(), width - 1)
 
 
-def uniform(
+def erdos_renyi(
     out_features: int,
     in_features: int,
     sparsity: float,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "nnz"]:
-    """Exactly N_in N_out (1 - sparsity) connections, every set of that size equally likely."""
+    """Exactly N_in N_out (1 - sparsity) connections, every set of that size equally likely.
+
+    The random graph G(n, M) of Erdős and Rényi (1959). Mocanu et al. (2018) and Radu (Eq. 1) give
+    every cell the same probability instead, so that the count holds on average only.
+    """
     count = connections(out_features, in_features, sparsity)
     return draw(out_features * in_features, count, generator)
+
+
+def epsilon_to_sparsity(out_features: int, in_features: int, epsilon: float) -> float:
+    r"""Sparsity of a layer with :math:`\epsilon (n^k + n^{k-1})` connections (Radu, Eq. 1).
+
+    Clipped at 0, where the layer has no more cells than that.
+
+    Raises
+    ------
+    ValueError
+        If `epsilon` is not above 0, or the layer has no cells.
+    """
+    cells = out_features * in_features
+    if not epsilon > 0 or cells <= 0:
+        raise ValueError(
+            f"epsilon must be above 0 and the layer have cells, not epsilon={epsilon} for "
+            f"{out_features} x {in_features}"
+        )
+    return max(0.0, 1 - epsilon * (out_features + in_features) / cells)
+
+
+def sparsity_to_epsilon(out_features: int, in_features: int, sparsity: float) -> float:
+    """Invert `epsilon_to_sparsity`, as far as it was not clipped."""
+    cells = out_features * in_features
+    if not 0 <= sparsity < 1 or cells <= 0:
+        raise ValueError(
+            f"sparsity must lie in [0, 1) and the layer have cells, not sparsity={sparsity} for "
+            f"{out_features} x {in_features}"
+        )
+    return (1 - sparsity) * cells / (out_features + in_features)

@@ -24,11 +24,12 @@ from sparselib import datasets
 from sparselib.datasets import DataUnavailable, Samples, Split, files, synthetic
 from sparselib.datasets.images import read_idx
 from sparselib.datasets.split import hold_out
-from sparselib.datasets.tabular import read_csv
+from sparselib.datasets.tabular import LETTERS, read_csv
 
 BODY = bytes(range(256)) * 64
 SHA = hashlib.sha256(BODY).hexdigest()
 SHORT = "ignore:HIGGS is reduced"
+HIGGS = {"columns": 29, "label": 0, "labels": range(2)}
 
 
 @pytest.fixture
@@ -416,7 +417,7 @@ def write_higgs(folder, lines, name="HIGGS.csv"):
 
 
 def test_higgs_divides_five_to_one_in_file_order(alone):
-    table = read_csv(write_higgs(alone, higgs_lines(120)), 120)
+    table = read_csv(write_higgs(alone, higgs_lines(120)), 120, **HIGGS)
     split = datasets.higgs(alone, rows=60, standardise=False)
     assert (len(split.train), len(split.valid), len(split.test)) == (50, 0, 10)
     assert np.array_equal(torch.cat([split.train.x, split.test.x]).numpy(), table[:60, 1:])
@@ -508,9 +509,9 @@ def test_higgs_cut_short_anywhere_is_refused_or_ends_with_a_line(tmp_path, packe
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="is refused"):
-            read_csv(path, 20)
+            read_csv(path, 20, **HIGGS)
     path.write_bytes(whole)
-    assert read_csv(path, 20).shape == (12, 29)
+    assert read_csv(path, 20, **HIGGS).shape == (12, 29)
 
 
 def test_higgs_that_is_damaged_or_not_gzip_is_refused(tmp_path):
@@ -523,7 +524,7 @@ def test_higgs_that_is_damaged_or_not_gzip_is_refused(tmp_path):
         with pytest.raises(
             ValueError, match=r"damaged\.csv\.gz is refused: it is no complete gzip"
         ):
-            read_csv(path, 20)
+            read_csv(path, 20, **HIGGS)
 
 
 @pytest.mark.filterwarnings(SHORT)
@@ -683,3 +684,73 @@ def test_a_second_check_takes_no_time():
         files.find("mnist", path.name)
         times.append(time.monotonic())
     assert [later - earlier for earlier, later in pairwise(times)][1] < 0.01
+
+
+# --- ISOLET
+
+
+def write_isolet(folder, change=lambda name, lines: lines, ending=""):
+    rng = np.random.default_rng(0)
+    (folder / "isolet").mkdir(parents=True, exist_ok=True)
+    for name, rows in LETTERS.items():
+        cells = np.char.mod("%.4f", rng.uniform(-1, 1, (rows, 617)))
+        lines = [
+            ", ".join([*row, f"{label}."]) for row, label in zip(cells, np.arange(rows) % 26 + 1)
+        ]
+        text = ("\n".join(change(name, lines)) + "\n").encode()
+        path = folder / "isolet" / f"{name}{ending}"
+        path.write_bytes(gzip.compress(text, 1) if ending else text)
+
+
+def test_isolet_is_read_as_it_is(alone):
+    write_isolet(alone)
+    split = datasets.isolet(alone)
+    assert (len(split.train), len(split.valid), len(split.test)) == (6238, 0, 1559)
+    assert (split.features, split.classes) == (617, 26)
+    assert split.train.y[:27].tolist() == [*range(26), 0]
+    first = (alone / "isolet/isolet5.data").read_text().split("\n")[0].split(", ")
+    assert split.test.x[0].tolist() == pytest.approx([float(value) for value in first[:-1]])
+    assert len(datasets.isolet(alone, valid=0.1).valid) == 624
+
+
+def test_a_header_that_is_not_there_costs_a_row(alone):
+    write_isolet(alone, ending=".gz")
+    text, code = datasets.isolet(alone), datasets.isolet(alone, definition="code")
+    assert (len(code.train), len(code.test)) == (6237, 1558)
+    assert torch.equal(code.train.x, text.train.x[1:])
+    with pytest.raises(ValueError, match="not 'kod'"):
+        datasets.isolet(alone, definition="kod")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda lines: lines[:-1], "1,559 rows are expected, but it holds only 1,558"),
+        (lambda lines: [*lines, lines[0]], "1,559 rows are expected, but it holds more"),
+        (lambda lines: [edit(lines[0], 618, "27."), *lines[1:]], "label '27.', none of 1 to 26"),
+        (lambda lines: [edit(lines[0], 5, "?"), *lines[1:]], "line 1, column 5 holds '?'"),
+        (lambda lines: [lines[0].split(",", 1)[1], *lines[1:]], "line 1 has 617 columns"),
+    ],
+)
+def test_isolet_with_a_fault_is_refused(alone, change, sentence):
+    write_isolet(alone, lambda name, lines: change(lines) if "5" in name else lines)
+    with pytest.raises(ValueError, match=sentence):
+        datasets.isolet(alone)
+
+
+def test_isolet_that_lies_nowhere_says_what_to_do(alone):
+    with pytest.raises(DataUnavailable, match=r"by hand, or use .*letters"):
+        datasets.isolet(alone)
+
+
+def test_synthetic_letters_can_be_learnt_and_are_seeded():
+    split = synthetic.letters(600, 50, 200, features=60)
+    assert split.checksum == synthetic.letters(600, 50, 200, features=60).checksum
+    assert split.train.x.abs().max() <= 1
+    whole = synthetic.letters()
+    assert (len(whole.train), len(whole.test), whole.features, whole.classes) == (
+        6238,
+        1559,
+        617,
+        26,
+    )

@@ -16,7 +16,7 @@ from sparselib import CSR, ops, topology
 def make(rows, columns, sparsity, batch, cached=True, seed=0):
     torch.manual_seed(seed)
     csr = CSR.from_positions(
-        topology.uniform(rows, columns, sparsity), (rows, columns), cache_transpose=cached
+        topology.erdos_renyi(rows, columns, sparsity), (rows, columns), cache_transpose=cached
     )
     values, x, y = (
         torch.randn(shape, dtype=torch.float64, requires_grad=True)

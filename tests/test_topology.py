@@ -12,7 +12,7 @@ sizes = st.integers(1, 60)
 sparsities = st.floats(0, 0.999)
 
 
-@given(sizes, sizes, sparsities, st.sampled_from([topology.even_fan_in, topology.uniform]))
+@given(sizes, sizes, sparsities, st.sampled_from([topology.even_fan_in, topology.erdos_renyi]))
 def test_the_count_is_exact(rows, columns, sparsity, law):
     positions = law(rows, columns, sparsity)
     assert len(positions) == round(rows * columns * (1 - sparsity))
@@ -46,7 +46,7 @@ def test_uniform_reaches_every_cell_alike():
     generator = torch.Generator().manual_seed(0)
     hits = torch.zeros(12)
     for _ in range(3000):
-        hits[topology.uniform(3, 4, 0.75, generator)] += 1
+        hits[topology.erdos_renyi(3, 4, 0.75, generator)] += 1
     assert ((hits - 750) ** 2 / 750).sum() < 31.3  # 0.999 quantile of chi-square, 11 degrees
 
 

@@ -4,7 +4,7 @@ from . import synthetic
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
 from .split import Samples, Split
-from .tabular import higgs
+from .tabular import higgs, isolet
 
 __all__ = [
     "DataUnavailable",
@@ -13,6 +13,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "higgs",
+    "isolet",
     "mnist",
     "synthetic",
 ]

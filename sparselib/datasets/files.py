@@ -51,6 +51,7 @@ EMBEDDED = {
     "mnist": "datasets.digits() or datasets.synthetic.images()",
     "fashion-mnist": "datasets.digits() or datasets.synthetic.images()",
     "higgs": "datasets.synthetic.collisions()",
+    "isolet": "datasets.synthetic.letters()",
 }
 
 Folder = str | os.PathLike[str] | None

@@ -62,12 +62,12 @@ def _run(sweep: Sweep, missing: list[Run], workers: engine.Workers) -> list[Outc
             bar.update()
             lost += [outcome] if outcome.status == "lost" else []
             if time.monotonic() > written + SECONDS_BETWEEN_TABLES:
-                _publish(sweep)
+                _publish(sweep, ended=False)
                 written = time.monotonic()
     return lost
 
 
-def _publish(sweep: Sweep) -> bool:
+def _publish(sweep: Sweep, ended: bool = True) -> bool:
     try:
         table = publish(sweep)
     except OSError as error:
@@ -77,7 +77,7 @@ def _publish(sweep: Sweep) -> bool:
             file=sys.stderr,
         )
         return False
-    if table and table != sweep.results:
+    if ended and table and table != sweep.results:
         print(
             f"{sweep.results.name} keeps its rows of another version until the whole grid is done; "
             f"the new ones are in {table}"
@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sparselib.sweep", description=__doc__)
     parser.add_argument("file", type=Path, help="the sweep, YAML")
     parser.add_argument("--scheduler", default="", help="address of a running dask scheduler")
-    parser.add_argument("--workers", type=int, help="processes here; one a core by default")
+    parser.add_argument(
+        "--workers", type=int, help="processes here; one a core by default, 0 for none besides this"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--dry-run", action="store_true", help="list what would run")
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE")

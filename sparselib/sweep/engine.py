@@ -20,7 +20,8 @@ class Workers(NamedTuple):
     scheduler : str
         Address of a running dask scheduler; without one a cluster is started here.
     processes : int, optional
-        Processes of the cluster started here, by default one a core.
+        Processes of the cluster started here, by default one a core. With 0 there is no cluster:
+        one run after the other, and nothing else at work, as a measurement of time needs it.
     threads : int
         Threads that each of those may compute with.
     resources : dict
@@ -103,14 +104,19 @@ def _lost(run: Run, error: BaseException) -> Outcome:
 
 @contextmanager
 def _client(workers: Workers, runs: int) -> Iterator[Any]:
-    if not is_parallel():
+    if workers.processes == 0 or not is_parallel():
         yield None
         return
     import dask
     from distributed import Client
 
-    # one run at a time is sent to a worker, so that only it falls with the worker
-    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+    # one run at a time is sent to a worker, so that only it falls with the worker; and dask's own
+    # environment for workers is left out, as it makes glibc give all memory back, which slows torch
+    config = {
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.nanny.pre-spawn-environ": {},
+    }
+    with dask.config.set(config):
         if workers.scheduler:
             with Client(workers.scheduler, timeout=60) as client:
                 yield client
@@ -126,7 +132,7 @@ def _cluster(workers: Workers, runs: int) -> Any:
 
     environment = {
         name: os.environ.get(name, str(workers.threads))
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     return LocalCluster(
         n_workers=min(workers.processes or os.cpu_count() or 1, runs),

@@ -1,0 +1,216 @@
+"""Published algorithms by name: a drop rule, a grow rule, and what the authors do besides."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparselib import drop as drops
+from sparselib import grow as grows
+from sparselib.evolution import Evolution, Plan
+from sparselib.nn.skips import LinearSkips
+
+
+def SET(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.3,
+    *,
+    definition: str = "text",
+    **options: Any,
+) -> Evolution:
+    """Sparse evolutionary training (Mocanu et al., 2018): random connections.
+
+    Drops `fraction` of the positive and of the negative weights nearest zero. What grows starts
+    at zero, and survivors keep their optimizer state: that is ``definition="text"``, as Ertl
+    retells it. The authors' programs differ. ``"keras"`` builds model and optimizer anew after
+    every epoch, so that the optimizer forgets everything, of dense layers and biases too;
+    ``"scipy"`` lets new weights start at N(0, 0.1²).
+
+    Raises
+    ------
+    ValueError
+        If `definition` is none of these, and as `Evolution`.
+    """
+    grow = {"text": grows.random, "keras": grows.random, "scipy": grows.random_normal}
+    _check_definition(definition, *grow)
+    if definition == "keras":
+        options["after"] = optimizer.state.clear
+    return Evolution(model, optimizer, drops.set_fractions, grow[definition], fraction, **options)
+
+
+def GradientGrowth(
+    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
+) -> Evolution:
+    """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons."""
+    return Evolution(
+        model, optimizer, drops.adaptive_threshold, grows.gradient_of_costliest, fraction, **options
+    )
+
+
+def RigL(
+    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
+) -> Evolution:
+    """Evci et al. (2020): smallest magnitudes leave, largest gradients of all come, at zero."""
+    return Evolution(
+        model, optimizer, drops.magnitude, grows.full_gradient_at_zero, fraction, **options
+    )
+
+
+class LiSET:
+    r"""SET that grows where linear skip layers find features (Radu, Algorithm 1).
+
+    Skip layers lead from the input of each sparse layer to the output, in training only. A step
+    drops connections as SET does, draws new ones in proportion to
+    :math:`\tilde w = \sigma(w / \max w + \gamma)`, where :math:`w_j` is the L1 norm of what the
+    skip layer makes of feature j, and draws the skip layers anew, uniformly in
+    :math:`\pm 0.01 / \sqrt{N_{out}}` as the author's program does. Used as an `Evolution` is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns scores of shape (batch, classes). Every evolvable layer that lacks a connection
+        takes part.
+    optimizer : torch.optim.Optimizer
+        Receives a parameter group with the skip layers, of the same defaults.
+    fraction : float
+        Share of the connections to replace in each step (the paper's zeta).
+    gamma : float
+        The larger, the more random; see `feature_weights`.
+    definition : {"text", "code", "code-as-run"}
+        The paper, or the author's program: another place for gamma, the largest :math:`u \tilde w`
+        instead of Eq. 2, skip layers that begin as ``nn.Linear`` does, and biases of theirs that
+        are never drawn anew. ``"code-as-run"`` is what the program does when run: it forgets the
+        new topology, so that a new weight survives only where there was a connection at birth.
+    skip_dropout : float
+        Probability that a skip layer rests for a batch.
+    skips : sequence of str, optional
+        Names of the layers with skip layers; the others grow at random. All by default.
+    outputs : int, optional
+        Number of scores; by default the `out_features` of the model's last layer that has them.
+    seed : int
+        Of the skip layers and of the evolution.
+    **options
+        Passed on to `Evolution`.
+
+    Attributes
+    ----------
+    skips : LinearSkips
+        The skip layers.
+    evolution : Evolution
+        What changes the topology.
+
+    Raises
+    ------
+    ValueError
+        If `definition` or a name in `skips` is unknown, and as `Evolution` and `LinearSkips`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        fraction: float = 0.3,
+        gamma: float = 0.0,
+        *,
+        definition: str = "text",
+        skip_dropout: float = 0.5,
+        skips: list[str] | tuple[str, ...] | None = None,
+        outputs: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        _check_definition(definition, "text", "code", "code-as-run")
+        self.gamma, self.definition = gamma, definition
+        whole = self._in_the_first_mask if definition == "code-as-run" else None
+        self.evolution = Evolution(
+            model,
+            optimizer,
+            drops.set_fractions,
+            self._grow,
+            fraction,
+            seed=seed,
+            whole=whole,
+            **options,
+        )
+        layers = _chosen(self.evolution.layers, skips)
+        self._names = {layer: name for name, layer in layers.items()}
+        self.skips = LinearSkips(model, layers, outputs or _out_features(model), skip_dropout, seed)
+        optimizer.add_param_group({"params": list(self.skips.parameters())})
+        if definition == "text":
+            self._reset()
+
+    def step(self) -> dict[str, Any]:
+        """Evolve every layer once; return how many connections each replaced."""
+        counts = self.evolution.step()
+        self._reset()
+        return counts
+
+    def feature_weights(self, name: str) -> Tensor:
+        r"""Return :math:`\tilde w` for the inputs of a layer, see the function of that name."""
+        place = "outside" if self.definition == "text" else "inside"
+        return feature_weights(self.skips.importance(name), self.gamma, place)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on besides model and optimizer."""
+        return {"evolution": self.evolution.state_dict(), "skips": self.skips.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.evolution.load_state_dict(state_dict["evolution"])
+        self.skips.load_state_dict(state_dict["skips"])
+
+    def _reset(self) -> None:
+        layers = [self.evolution.layers[name] for name in self.skips.names]
+        bounds = [0.01 * layer.shape[0] ** -0.5 for layer in layers]
+        self.skips.reset(bounds, biases=self.definition == "text")
+
+    def _grow(self, layer: Any, count: int, context: grows.Context) -> grows.Grown:
+        if layer not in self._names:
+            return grows.random_uniform(layer, count, context)
+        weights = self.feature_weights(self._names[layer])
+        rule = grows.linear_features if self.definition == "text" else grows.likeliest_features
+        return rule(layer, count, context, weights)
+
+    def _in_the_first_mask(
+        self, layer: Any, fraction: float, state: Any, context: grows.Context, regrow: bool
+    ) -> Plan:
+        positions, values = layer.positions, layer.values.detach().clone()
+        leaving = drops.set_fractions(values, fraction)
+        stays = torch.ones_like(values, dtype=torch.bool)
+        stays[leaving] = False
+        free = context._replace(occupied=positions[stays])
+        grown, new = self._grow(layer, leaving.numel(), free)
+        survives = torch.isin(grown, positions)
+        values[leaving] = 0
+        values[torch.searchsorted(positions, grown[survives])] = new[survives]
+        return Plan(positions, values, torch.arange(values.numel(), device=values.device))
+
+
+def feature_weights(importance: Tensor, gamma: float, place: str = "outside") -> Tensor:
+    r"""Return :math:`\tilde w = \sigma(w / \max w + \gamma)` (Radu, Algorithm 1).
+
+    The ratio of two of them is what Eq. 2 grows by. It tends to 1 as gamma grows, which is SET,
+    and to the ratio of :math:`\exp(w / \max w)`, at most e, as gamma falls. With
+    ``place="inside"`` it is the program's :math:`\sigma(\gamma w / \max w)`, which is SET at
+    gamma = 0 and prefers the least important features below.
+    """
+    scaled = importance.double() / importance.max().clamp(min=torch.finfo(importance.dtype).tiny)
+    return torch.sigmoid(scaled + gamma if place == "outside" else scaled * gamma)
+
+
+def _chosen(layers: dict[str, Any], names: list[str] | tuple[str, ...] | None) -> dict[str, Any]:
+    unknown = set(names or ()) - set(layers)
+    if unknown:
+        raise ValueError(f"no sparse layer is called {sorted(unknown)}; there are {sorted(layers)}")
+    return {name: layer for name, layer in layers.items() if names is None or name in names}
+
+
+def _out_features(model: nn.Module) -> int:
+    sizes: list[Any] = [m.out_features for m in model.modules() if hasattr(m, "out_features")]
+    return int(sizes[-1])
+
+
+def _check_definition(definition: str, *known: str) -> None:
+    if definition not in known:
+        raise ValueError(f"definition must be one of {', '.join(known)}, not {definition!r}")

@@ -58,7 +58,7 @@ class LinearSkips(nn.Module):
             for layer in layers.values()
         )
         self._generator = torch.Generator().manual_seed(seed)
-        self.reset([layer.in_features**-0.5 for layer in self.layers])
+        self.reset([layer.in_features**-0.5 for layer in layers.values()])
         self._sum: Tensor | None = None
         pairs = zip(self.layers, layers.values())
         self._handles = [

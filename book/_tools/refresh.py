@@ -47,6 +47,9 @@ def refresh(page: Path) -> bool:
         coalesce_streams=True,
         resources={"metadata": {"path": str(page.parent)}},
     ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # what was told while it ran, such as progress, is no result
+            cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
     notebook.metadata = nbformat.from_dict(dict(notebook.metadata) | METADATA)
     after = nbformat.writes(notebook).rstrip("\n") + "\n"
     page.write_text(after)

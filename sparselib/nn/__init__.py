@@ -1,5 +1,10 @@
 """Layers."""
 
+from sparselib.nn.activation import extrema as extrema
+from sparselib.nn.activation import extrema_pool_indices as extrema_pool_indices
+from sparselib.nn.activation import identity as identity
+from sparselib.nn.activation import relu as relu
+from sparselib.nn.activation import topk_absolutes as topk_absolutes
 from sparselib.nn.chain import chain as chain
 from sparselib.nn.linear import CSRLinear as CSRLinear
 from sparselib.nn.linear import masked_product as masked_product

@@ -15,7 +15,7 @@ from sparselib import topology as topology
 from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
 from sparselib.csr import CSR
 from sparselib.evolution import Evolution
-from sparselib.models import MLP
+from sparselib.models import MLP, SAN
 from sparselib.nn import CSRLinear, masked_product, sparsify
 from sparselib.training import evaluate, fit, sigmoid_squared_error
 
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CSR",
     "MLP",
+    "SAN",
     "SET",
     "CSRLinear",
     "Evolution",

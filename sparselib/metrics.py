@@ -1,8 +1,11 @@
-"""How good: measures of outputs against labels."""
+"""How good: measures of outputs against labels, and of descriptions against what they describe."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -44,3 +47,96 @@ def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
     return float(
         sum(a * (i * c1 + c2) for i, a in enumerate(accuracies, 1)) / (n * n * (b + 1) / 2)
     )
+
+
+def compression_ratio(
+    maps: Float[Tensor, "samples kernels *size"],
+    kernel_sizes: Sequence[int],
+    definition: str = "text",
+) -> Float64[Tensor, "samples"]:
+    r"""How many numbers a sample has for each number of its description (Bizopoulos, Eq. 2-4).
+
+    .. math:: CR = \frac{n}{W + (\dim x + 1) A_x}, \quad W = \sum_{i=1}^q m^{(i)}, \quad
+       A_x = \sum_{i=1}^q \lVert \alpha^{(i)} \rVert_0
+
+    Parameters
+    ----------
+    maps : tensor
+        Activation maps, one a kernel, each as large as a sample; `SAN.encode` returns them.
+    kernel_sizes : sequence of int
+        The size m of each kernel, in every direction.
+    definition : str
+        What counts. ``"text"``: all weights of a kernel, :math:`m^{\dim x}`, and for each
+        activation its amplitude and :math:`\dim x` coordinates. ``"code"``: only m weights of a
+        kernel, as in the released code and the paper's tables of images. ``"corrected"``: all
+        weights, and one flat position an activation, which is what a `SparseCode` of one sample
+        takes. In 1-D the three agree.
+
+    Raises
+    ------
+    ValueError
+        If the definition is unknown, or there is not one size a map.
+    """
+    dimensions = maps.ndim - 2
+    if definition not in ("text", "code", "corrected"):
+        raise ValueError(f"definition must be 'text', 'code' or 'corrected', not {definition!r}")
+    if len(kernel_sizes) != maps.shape[1] or dimensions < 1:
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)} and {len(kernel_sizes)} kernel sizes do not fit: "
+            f"they are (samples, kernels, *size) and one size a kernel"
+        )
+    weights = sum(m ** (1 if definition == "code" else dimensions) for m in kernel_sizes)
+    numbers = 2 if definition == "corrected" else dimensions + 1
+    active = (maps != 0).flatten(1).sum(1).double()
+    return math.prod(maps.shape[2:]) / (weights + numbers * active)
+
+
+def normalised_loss(
+    reconstruction: Float[Tensor, "samples *size"], x: Float[Tensor, "samples *size"]
+) -> Float64[Tensor, "samples"]:
+    r"""Mean absolute error relative to that of a reconstruction by zeros (Bizopoulos, Eq. 5).
+
+    .. math:: \tilde L(\hat x, x) = \frac{L(\hat x, x)}{L(0, x)}
+
+    Raises
+    ------
+    ValueError
+        If a sample is zero everywhere.
+    """
+    size = x.double().abs().flatten(1).sum(1)
+    if (size == 0).any():
+        empty = int((size == 0).nonzero()[0])
+        raise ValueError(
+            f"sample {empty} is zero everywhere, and its loss has nothing to be divided by; "
+            f"leave it out"
+        )
+    return (reconstruction.double() - x.double()).abs().flatten(1).sum(1) / size
+
+
+@torch.no_grad()
+def phi(
+    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+) -> Float64[Tensor, "samples"]:
+    r"""How wordy and how wrong a model is, for each sample; less is better (Bizopoulos, Eq. 6).
+
+    .. math:: \varphi = \lVert (CR^{-1}, \tilde L(\hat x, x)) \rVert_2
+
+    Its mean over the samples is :math:`\bar\varphi` (Eq. 7).
+
+    Parameters
+    ----------
+    model : SAN
+        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    x : tensor
+        The samples.
+    definition : str
+        See `compression_ratio`.
+
+    Raises
+    ------
+    ValueError
+        As `compression_ratio` and `normalised_loss` do.
+    """
+    maps = model.encode(x)
+    verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
+    return torch.hypot(verbosity, normalised_loss(model.decode(maps), x))

@@ -3,17 +3,20 @@
 from . import synthetic
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
+from .physionet import physionet
 from .split import Samples, Split
-from .tabular import higgs, isolet
+from .tabular import epilepsy, higgs, isolet
 
 __all__ = [
     "DataUnavailable",
     "Samples",
     "Split",
     "digits",
+    "epilepsy",
     "fashion_mnist",
     "higgs",
     "isolet",
     "mnist",
+    "physionet",
     "synthetic",
 ]

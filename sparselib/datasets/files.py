@@ -45,6 +45,7 @@ SHA256 = {
     "higgs/HIGGS_subset35298.csv.gz": (
         "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"
     ),
+    "uci-epilepsy/data.csv": "4b3f6024ea24a864c0de51b2ba477bf8b9e4974e8cc01a00dcf45bfc59d48deb",
 }
 
 EMBEDDED = {
@@ -52,6 +53,8 @@ EMBEDDED = {
     "fashion-mnist": "datasets.digits() or datasets.synthetic.images()",
     "higgs": "datasets.synthetic.collisions()",
     "isolet": "datasets.synthetic.letters()",
+    "physionet": "datasets.synthetic.signals()",
+    "uci-epilepsy": "datasets.synthetic.signals()",
 }
 
 Folder = str | os.PathLike[str] | None

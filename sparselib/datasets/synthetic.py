@@ -4,14 +4,22 @@ They are made up: an accuracy reached on them says that a program works, and not
 HIGGS. Values are rounded, so that a seed gives the same bytes on every processor.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from .physionet import standardised_windows
 from .split import Samples, Split
 from .tabular import standardised
+
+# seconds from the beat, seconds of width, height: P, Q, R, S, T
+HEARTBEAT = [(-0.16, 0.02, 0.15), (-0.04, 0.01, -0.12), (0, 0.011, 1)]
+HEARTBEAT += [(0.04, 0.012, -0.25), (0.25, 0.05, 0.3)]
+RATE = 250
 
 BORDER = 2
 STYLES = 2
@@ -115,6 +123,102 @@ def letters(
     parts = _parts(rounded, torch.from_numpy(labels), train, valid, test)
     note = f"synthetic spoken letters, seed {seed}: no real voices"
     return Split(*parts, classes=26, name="synthetic.letters", note=note)
+
+
+def signals(
+    kinds: Sequence[str] = ("ecg",),
+    train: int = 6,
+    valid: int = 2,
+    test: int = 4,
+    length: int = 1000,
+    seed: int = 0,
+) -> Split:
+    """Return windows of made-up signals, in the shape of `physionet`; labels number the kinds.
+
+    At 250 samples a second: an ECG whose beats differ in distance and height, an EEG of coloured
+    noise with waxing and waning waves of 10 Hz, a respiration of uneven breaths, one a second, and
+    an EMG of three motor units that fire at uneven intervals. Windows of a kind follow each other
+    in one long signal, each has mean 0 and standard deviation 1, with four decimals.
+
+    Parameters
+    ----------
+    kinds
+        Of ``"ecg"``, ``"eeg"``, ``"respiration"`` and ``"emg"``; drawn with equal chances.
+    train, valid, test
+        The number of windows of each part.
+    length
+        Samples of a window.
+    seed
+        The same seed gives the same signals.
+
+    Raises
+    ------
+    ValueError
+        If a kind is unknown, or there is none.
+    """
+    makers = {"ecg": _ecg, "eeg": _eeg, "respiration": _respiration, "emg": _emg}
+    if not kinds or not set(kinds) <= set(makers):
+        raise ValueError(f"kinds are some of {', '.join(makers)}, not {kinds!r}")
+    rng = np.random.default_rng(seed)
+    total = train + valid + test
+    labels = rng.integers(len(kinds), size=total)
+    long = [torch.from_numpy(makers[kind](rng, total * length)) for kind in kinds]
+    windows = torch.stack([standardised_windows(signal, length) for signal in long])
+    x = windows[torch.from_numpy(labels), torch.arange(total)].mul(1e4).round().div(1e4).float()
+    parts = _parts(x, torch.from_numpy(labels), train, valid, test)
+    note = f"synthetic signals ({', '.join(kinds)}) of {length:,} samples, seed {seed}: no person's"
+    return Split(*parts, classes=len(kinds), name="synthetic.signals", note=note)
+
+
+def _ecg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
+    breath = _slow(rng, count, 4 * RATE)
+    beats = (0.8 + rng.normal(0, 0.03, count // 100 + 2)).clip(0.6, 1).cumsum() * RATE
+    height = 1 + 0.1 * breath[beats.astype(int).clip(max=count - 1)]
+    waves = (_pulses(count, beats + at * RATE, w * RATE, h * height) for at, w, h in HEARTBEAT)
+    return sum(waves) + 0.1 * breath + rng.normal(0, 0.02, count)
+
+
+def _eeg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
+    hertz = np.fft.rfftfreq(count, 1 / RATE)
+    noise = np.fft.irfft(np.fft.rfft(rng.normal(0, 1, count)) / (1 + hertz / 2), count)
+    waves = np.sin(2 * np.pi * 10 * np.arange(count) / RATE + 2 * _slow(rng, count, RATE))
+    return noise / noise.std() + np.maximum(_slow(rng, count, 2 * RATE), 0) * waves
+
+
+def _respiration(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
+    phase = 2 * np.pi * np.cumsum(1 + 0.15 * _slow(rng, count, 5 * RATE)) / RATE
+    depth = 1 + 0.2 * _slow(rng, count, 3 * RATE)
+    return depth * (np.sin(phase) + 0.25 * np.sin(2 * phase + 0.5)) + rng.normal(0, 0.02, count)
+
+
+def _emg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
+    signal = rng.normal(0, 0.05, count)
+    for height, every, width in ((1, 90, 2.5), (0.6, 65, 4), (0.35, 47, 3)):
+        fires = rng.normal(every, every / 6, 2 * count // every + 2).clip(every / 2).cumsum()
+        for shift, share in ((-2, -0.4), (0, 1), (2, -0.6)):
+            signal += _pulses(count, fires + shift * width, width, share * height)
+    return signal
+
+
+def _slow(rng: np.random.Generator, count: int, period: float) -> Float64[np.ndarray, "count"]:
+    """Wander about 0 within [-1, 1]: four sines with periods of that order."""
+    periods, phases = period * rng.uniform(0.6, 1.8, (4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
+    return np.sin(2 * np.pi * np.arange(count) / periods + phases).mean(0)
+
+
+def _pulses(
+    count: int,
+    places: Float64[np.ndarray, "pulses"],
+    width: float,
+    height: float | Float64[np.ndarray, "pulses"],
+) -> Float64[np.ndarray, "count"]:
+    """Add up Gaussian bumps; those beyond the ends are cut off."""
+    reach = np.arange(-int(4 * width) - 1, int(4 * width) + 2)
+    cells = np.rint(places).astype(int)[:, None] + reach
+    bumps = np.exp(-0.5 * ((cells - places[:, None]) / width) ** 2)
+    bumps *= np.broadcast_to(height, places.shape)[:, None]
+    inside = (cells >= 0) & (cells < count)
+    return np.bincount(cells[inside], weights=bumps[inside], minlength=count)
 
 
 def _parts(

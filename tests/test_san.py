@@ -10,6 +10,7 @@ from torch.nn import functional
 import sparselib as sl
 from sparselib import metrics
 from sparselib.nn import extrema, extrema_pool_indices, identity, relu, topk_absolutes
+from sparselib.training import step
 
 EVERY = [identity, relu, topk_absolutes, extrema_pool_indices, extrema]
 DEFINITIONS = ("text", "code", "corrected")
@@ -111,9 +112,7 @@ def test_equal_starts_of_the_code_stay_equal_and_random_ones_do_not():
         san = network([8, 8], topk_absolutes, **start)
         optimizer = torch.optim.Adam(san.parameters(), lr=0.01)
         for _ in range(20):
-            optimizer.zero_grad()
-            functional.l1_loss(san(x), x).backward()
-            optimizer.step()
+            step(san, optimizer, x, x, functional.l1_loss)
         assert torch.equal(*san.kernels) is same
 
 
@@ -128,9 +127,7 @@ def test_training_finds_a_repeated_pattern():
     san = network([5], extrema, generator=generator)
     optimizer = torch.optim.Adam(san.parameters(), lr=0.01)
     for _ in range(300):
-        optimizer.zero_grad()
-        functional.l1_loss(san(x), x).backward()
-        optimizer.step()
+        step(san, optimizer, x, x, functional.l1_loss)
     kernel = san.kernels[0].detach()
     assert torch.allclose(kernel / kernel.abs().max(), pattern / 5 * kernel[2].sign(), atol=0.1)
     assert metrics.phi(san, x).mean() < 0.25
@@ -242,6 +239,38 @@ def test_phi_is_a_number_a_sample():
 def test_measures_refuse_what_has_none(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(torch.ones(2, 2, 9))
+
+
+# record, activation, kernel size and 1/CR, loss, mean phi as printed
+CLOSE = partial(extrema, tolerance=3)
+MATCHED = [
+    ("mitdb", extrema_pool_indices, 10, (0.21, 0.44, 0.49)),
+    ("mitdb", topk_absolutes, 7, (0.29, 0.52, 0.59)),
+    ("bidmc", extrema_pool_indices, 10, (0.21, 0.24, 0.32)),
+    ("bidmc", topk_absolutes, 5, (0.41, 0.64, 0.76)),
+    ("bidmc", CLOSE, 113, (0.13, 0.30, 0.32)),
+    ("emgdb", CLOSE, 7, (0.15, 0.51, 0.53)),
+    ("ctu-uhb-ctgdb", CLOSE, 45, (0.07, 0.57, 0.57)),
+]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("database", "activation", "size", "printed"), MATCHED)
+def test_rows_of_table_1_are_met_within_a_hundredth(database, activation, size, printed):
+    """Adam, 30 epochs, batches of 2, N(0, 0.1), the padding and extrema of the code."""
+    data = sl.datasets.physionet(sl.datasets.RECORDS[database])
+    generator = torch.Generator().manual_seed(0)
+    san = network([size], activation, definition="code", generator=generator)
+    optimizer = torch.optim.Adam(san.parameters(), lr=0.01)
+    for _ in range(30):
+        for batch in torch.randperm(6, generator=generator).split(2):
+            x = data.train.x[batch]
+            step(san, optimizer, x, x, functional.l1_loss)
+    x = data.test.x
+    verbosity = (1 / metrics.compression_ratio(san.encode(x), [size])).mean()
+    loss = metrics.normalised_loss(san(x).detach(), x).mean()
+    found = [float(verbosity), float(loss), float(metrics.phi(san, x).mean())]
+    assert found == pytest.approx(printed, abs=0.0101)
 
 
 @pytest.mark.gpu

@@ -3,11 +3,12 @@
 from . import synthetic
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
-from .physionet import physionet
+from .physionet import RECORDS, physionet
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
 
 __all__ = [
+    "RECORDS",
     "DataUnavailable",
     "Samples",
     "Split",

@@ -99,23 +99,23 @@ def _signal(path: Path, channel: int) -> tuple[np.ndarray, str]:
     stem = str(path.with_suffix(""))
     header = _read(path, wfdb.rdheader, stem)
     if not 0 <= channel < len(header.file_name or ()):
+        known = ", ".join(map(str, header.sig_name or ()))
         raise ValueError(
-            f"{path} has the signals {', '.join(header.sig_name or ())}, numbered from 0: "
-            f"there is no channel {channel}."
+            f"{path} has no channel {channel}: its signals, counted from 0, are {known or 'none'}."
         )
     data = path.with_name(header.file_name[channel])
     if not data.is_file():
         raise DataUnavailable(f"{data} is missing, which {path.name} names. Place it beside that.")
     read = _read(data, wfdb.rdrecord, stem, channels=[channel], physical=False)
-    announced = (read.checksum or [None])[0]
+    name, announced = read.sig_name[0] or str(channel), (read.checksum or [None])[0]
     found = int(read.d_signal.sum()) % 2**16
     if announced is not None and found != announced % 2**16:
         raise ValueError(
-            f"{data} is refused: its signal {read.sig_name[0]} has the checksum {found}, but "
+            f"{data} is refused: its signal {name} has the checksum {found}, but "
             f"{path.name} announces {announced % 2**16}, so one of them is damaged or another "
             f"version. Fetch the record again."
         )
-    return read.dac()[:, 0], read.sig_name[0]
+    return read.dac()[:, 0], name
 
 
 def _read(path: Path, reader: Any, *names: str, **options: Any) -> Any:

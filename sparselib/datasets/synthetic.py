@@ -193,14 +193,14 @@ def _respiration(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "c
 
 def _emg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     signal = rng.normal(0, 0.05, count)
-    for height, every, width in ((1, 90, 2.5), (0.6, 65, 4), (0.35, 47, 3)):
+    for height, every, width in ((1.0, 90, 2.5), (0.6, 65, 4.0), (0.35, 47, 3.0)):
         fires = rng.normal(every, every / 6, 2 * count // every + 2).clip(every / 2).cumsum()
-        for shift, share in ((-2, -0.4), (0, 1), (2, -0.6)):
+        for shift, share in ((-2, -0.4), (0, 1.0), (2, -0.6)):
             signal += _pulses(count, fires + shift * width, width, share * height)
     return signal
 
 
-def _slow(rng: np.random.Generator, count: int, period: float) -> Float64[np.ndarray, "count"]:
+def _slow(rng: np.random.Generator, count: int, period: int) -> Float64[np.ndarray, "count"]:
     """Wander about 0 within [-1, 1]: four sines with periods of that order."""
     periods, phases = period * rng.uniform(0.6, 1.8, (4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
     return np.sin(2 * np.pi * np.arange(count) / periods + phases).mean(0)

@@ -204,7 +204,9 @@ def _compiled(kernel: Callable[[], Any]) -> Any:
 
 @functools.cache
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+    # in a notebook it would be an output that is there the first time only
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def random(layer: Any, count: int, context: Context) -> Grown:
 
 
 def random_normal(layer: Any, count: int, context: Context, std: float = 0.1) -> Grown:
-    """Grow anywhere with equal probability, at N(0, `std`²) (SET's program for SciPy)."""
+    r"""Grow anywhere with equal probability, at :math:`N(0, std^2)` (SET's program for SciPy)."""
     positions, values = random(layer, count, context)
     normal = torch.randn(count, dtype=torch.float64, generator=context.generator)
     return positions, (std * normal).to(values)

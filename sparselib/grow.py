@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselib.ranking import draw, largest, weighted_draw
+from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
 
@@ -53,9 +53,7 @@ def random(layer: Any, count: int, context: Context) -> Grown:
     free = rows.numel() * columns - taken.numel()
     _check_room(count, free)
     rank = draw(free, count, context.generator).to(rows.device)
-    # the r-th free cell lies behind as many taken cells as have at most r free cells before them
-    before = taken - torch.arange(taken.numel(), device=rows.device)
-    cell = rank + torch.searchsorted(before, rank, right=True)
+    cell = nth_free(rank, taken)
     return rows[cell // columns] * columns + cell % columns, torch.zeros_like(layer.values[:count])
 
 
@@ -244,16 +242,22 @@ def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:
     return (place * columns + context.occupied % columns)[inside]
 
 
-def _batch(context: Context) -> tuple[Tensor, Tensor]:
+def last_batch(context: Context) -> tuple[Tensor, Tensor]:
+    """Return inputs and costs, or say that there was no batch."""
     if context.inputs is None or context.costs is None:
         raise ValueError(
             "growing by gradient needs one forward and one backward pass through the layer, in "
             "training mode, before the step"
         )
-    for name, tensor in (("inputs", context.inputs), ("costs", context.costs)):
+    return context.inputs, context.costs
+
+
+def _batch(context: Context) -> tuple[Tensor, Tensor]:
+    inputs, costs = last_batch(context)
+    for name, tensor in (("inputs", inputs), ("costs", costs)):
         if not torch.isfinite(tensor).all():
             raise ValueError(f"the {name} of the last batch are not finite; the topology was kept")
-    return context.inputs, context.costs
+    return inputs, costs
 
 
 def _check_room(count: int, free: int) -> None:

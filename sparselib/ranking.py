@@ -1,7 +1,7 @@
 """Exact selections: the same answer on every device, ties to the lowest index."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -23,10 +23,22 @@ def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.topk(scores, count, sorted=False).values.min()
-    above = scores > threshold
-    tied = scores == threshold
-    chosen = above | (tied & (tied.cumsum(0) <= count - above.sum()))
-    return chosen.nonzero().flatten()
+    return first_at_least(scores, threshold, count).nonzero().flatten()
+
+
+def first_at_least(
+    scores: Float[Tensor, "*batch n"], threshold: Float[Tensor, "..."], count: int | Int[Tensor, ""]
+) -> Bool[Tensor, "*batch n"]:
+    """Mark the scores above a threshold, and of those equal to it the first: `count` in all."""
+    above, tied = scores > threshold, scores == threshold
+    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+
+
+def nth_free(ranks: Int[Tensor, "ranks"], taken: Int[Tensor, "taken"]) -> Int[Tensor, "ranks"]:
+    """Return the cells of these ranks among the free ones; `taken`, ascending, are not free."""
+    # the r-th free cell lies behind as many taken cells as have at most r free cells before them
+    before = taken - torch.arange(taken.numel(), device=taken.device)
+    return ranks + torch.searchsorted(before, ranks, right=True)
 
 
 def draw(cells: int, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count"]:
@@ -92,9 +104,7 @@ def _free_draws(
     column = torch.searchsorted(mass, which * mass[-1], right=True).clamp(max=mass.argmax())
     inside = torch.minimum((where * free[column]).long(), free[column] - 1)
     rank = (free.cumsum(0) - free)[column] + inside
-    # the r-th free cell lies behind as many taken cells as have at most r free cells before them
-    before = taken - torch.arange(taken.numel())
-    ordered = (rank + torch.searchsorted(before, rank, right=True)).sort(stable=True)
+    ordered = nth_free(rank, taken).sort(stable=True)
     is_first = torch.ones(count, dtype=torch.bool)
     is_first[1:] = ordered.values[1:] != ordered.values[:-1]
     appearance = ordered.indices[is_first].sort()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparselib import drop, grow
 from sparselib.evolution import Evolution, Plan
-from sparselib.ranking import draw
+from sparselib.ranking import draw, first_at_least, nth_free
 
 
 def GradientGrowth(
@@ -62,7 +62,7 @@ def gradients_of_costliest(
     where N is the largest number that may leave, twice the target.
     """
     values, (rows, columns) = layer.values.detach(), layer.shape
-    inputs, costs = _batch(context)
+    inputs, costs = grow.last_batch(context)
     target, exactly = fraction * values.numel(), round(fraction * values.numel())
     most = max(int(2 * target), exactly)
     _check_room(layer, most, regrow)
@@ -96,7 +96,7 @@ def full_gradient(
 ) -> Plan:
     """Drop the smallest magnitudes, grow the largest gradients of all, at zero."""
     values, (rows, columns) = layer.values.detach(), layer.shape
-    inputs, costs = _batch(context)
+    inputs, costs = grow.last_batch(context)
     most = round(fraction * values.numel())
     _check_room(layer, most, regrow)
     leaving = largest(-values.abs(), most, most) & _is_finite(values, inputs, costs)
@@ -126,9 +126,7 @@ def random(
     rank = draw(cells - taken.numel(), most, context.generator)
     rank = rank.pin_memory() if values.is_cuda else rank
     rank = rank.to(values.device, non_blocking=True)
-    before = taken - torch.arange(taken.numel(), device=values.device)
-    positions = rank + torch.searchsorted(before, rank, right=True)
-    positions = torch.where(leaving.any(), positions, cells)
+    positions = torch.where(leaving.any(), nth_free(rank, taken), cells)
     return _merged(layer, leaving, positions, torch.zeros_like(values[:most]))
 
 
@@ -142,8 +140,7 @@ def largest(
         count = torch.full((), count, device=scores.device)
     best = torch.topk(scores, most).values
     threshold = best.gather(0, (count - 1).clamp(min=0).view(1))
-    above, tied = scores > threshold, scores == threshold
-    return above | (tied & (tied.cumsum(0) <= count - above.sum()))
+    return first_at_least(scores, threshold, count)
 
 
 def indices(marks: Bool[Tensor, "n"], most: int) -> Int[Tensor, "most"]:
@@ -207,15 +204,6 @@ def _occupied(context: grow.Context, leaving: Tensor, regrow: bool, cells: int) 
 
 def _is_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
-
-
-def _batch(context: grow.Context) -> tuple[Tensor, Tensor]:
-    if context.inputs is None or context.costs is None:
-        raise ValueError(
-            "growing by gradient needs one forward and one backward pass through the layer, in "
-            "training mode, before the step"
-        )
-    return context.inputs, context.costs
 
 
 def _check_room(layer: Any, most: int, regrow: bool) -> None:

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int32, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from sparselib.ranking import first_at_least
+
 
 def identity(
     s: Float[Tensor, "samples kernels *size"], size: int = 1
@@ -57,9 +59,7 @@ def topk_absolutes(
         )
     magnitude = s.detach().abs().flatten(2)
     threshold = magnitude.topk(count).values[..., -1:]
-    above, tied = magnitude > threshold, magnitude == threshold
-    kept = above | tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True))
-    return _keep(s, kept)
+    return _keep(s, first_at_least(magnitude, threshold, count))
 
 
 def extrema_pool_indices(

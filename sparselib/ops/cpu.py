@@ -31,7 +31,7 @@ LANES = 16 if AVX512 else 8  # of one register
 WIDE = 256 if AVX512 else 64  # columns that a row of the result holds in registers
 TILE = 64  # samples that walk through a whole network together
 PACK = 32  # samples whose copy stays in the cache while a product reads it again and again
-ZERO = np.float32(0)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 class Vector(types.Type):
@@ -156,13 +156,9 @@ def dot(_, v, p, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def inner(_, v, w):  # type: ignore[no-untyped-def]
-    """Return the sum of v * w."""
-
-    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
-        return _total(b, _fma(b, *args, ir.Constant(v.llvm, [0.0] * v.n)))
-
-    return types.float32(v, v), emit
+def fmas(_, v, w, sums):  # type: ignore[no-untyped-def]
+    """Return v * w + sums, lane by lane."""
+    return v(v, w, sums), lambda ctx, b, sig, args: _fma(b, *args)
 
 
 def _total(b, vector):  # type: ignore[no-untyped-def]
@@ -276,11 +272,16 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
         # a rest overlaps its neighbour: the same values, written twice
         if WIDE // 4 < end - n < WIDE <= N:
             n = end - WIDE
+        elif LANES < end - n < TILE <= N:
+            n = end - TILE
         elif end - n < LANES <= N:
             n = end - LANES
         if end - n >= WIDE:
             wide_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
             n += WIDE
+        elif end - n >= TILE:
+            tile_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            n += TILE
         elif end - n >= LANES:
             lane_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
             n += LANES
@@ -320,25 +321,41 @@ def spmm(a):  # type: ignore[no-untyped-def]
             product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
 
 
+@inline
+def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
+    """Add `WIDE` columns, which stay in registers while a row's numbers are read."""
+    while o < end:
+        costs = load(g, k + o * ldg, WIDE)
+        for j in range(crow[o], crow[o + 1]):
+            dw[j] += dot(costs, x, i + col[j] * ld)
+        db[o] += total(costs)
+        o += 1
+
+
 def _rows_of_gradient(n: int) -> Any:
     @inline
-    def rows(o, end, seen, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
+    def rows(o, end, count, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
+        # the last n columns overlap their neighbours; lanes that were seen count zero
+        last, whole = count - n, count - count % n
+        seen = whole - last
         while o < end:
-            costs = load(g, k + o * ldg, n)
-            if seen:
-                costs = blank(costs, seen)
-                for j in range(crow[o], crow[o + 1]):
-                    dw[j] += inner(costs, blank(load(x, i + col[j] * ld, n), seen))
-            else:
-                for j in range(crow[o], crow[o + 1]):
-                    dw[j] += dot(costs, x, i + col[j] * ld)
-            db[o] += total(costs)
+            here = k + o * ldg
+            rest = blank(load(g, here + last, n), seen)
+            for j in range(crow[o], crow[o + 1]):
+                there = i + col[j] * ld
+                sums = fmas(rest, blank(load(x, there + last, n), seen), splat(ZERO, n))
+                for m in range(0, whole, n):
+                    sums = fmas(load(g, here + m, n), load(x, there + m, n), sums)
+                dw[j] += total(sums)
+            for m in range(0, whole, n):
+                rest = fma(ONE, load(g, here + m, n), rest)
+            db[o] += total(rest)
             o += 1
 
     return rows
 
 
-wide_gradient, lane_gradient, one_gradient = map(_rows_of_gradient, (WIDE, LANES, 1))
+lane_gradient, one_gradient = map(_rows_of_gradient, (LANES, 1))
 
 
 @inline
@@ -351,21 +368,13 @@ def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[n
         db[row] = ZERO
     for s in range(S):
         n, k, i = 0, s * M * N, s * xs
-        while n < N:
-            # the last block overlaps its neighbour; lanes that were seen count zero
-            if N >= WIDE:
-                seen = max(0, n + WIDE - N)
-                n -= seen
-                wide_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                n += WIDE
-            elif N >= LANES:
-                seen = max(0, n + LANES - N)
-                n -= seen
-                lane_gradient(o, e, seen, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                n += LANES
-            else:
-                one_gradient(o, e, 0, crow, col, ld, g, k + n, N, x, i + n, dw, db)
-                n += 1
+        while N - n >= WIDE:
+            wide_gradient(o, e, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+            n += WIDE
+        if N >= LANES:
+            lane_gradient(o, e, N - n, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+        else:
+            one_gradient(o, e, N, crow, col, ld, g, k, N, x, i, dw, db)
 
 
 @kernel

@@ -1,5 +1,6 @@
 """Published algorithms by name: a drop rule, a grow rule, and what the authors do besides."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -137,6 +138,7 @@ class LiSET:
         self._names = {layer: name for name, layer in layers.items()}
         self.skips = LinearSkips(model, layers, outputs or _out_features(model), skip_dropout, seed)
         optimizer.add_param_group({"params": list(self.skips.parameters())})
+        weakref.finalize(self, self.skips.remove)
         if definition == "text":
             self._reset()
 

@@ -1,5 +1,6 @@
 """SET and LiSET: what they drop, where they grow, and what their authors' programs do besides."""
 
+import gc
 import math
 
 import pytest
@@ -230,6 +231,18 @@ def test_the_skips_learn_and_are_drawn_anew_after_each_evolution():
     assert not any(torch.equal(a, b) for a, b in zip(learnt, after))
     for layer, rows in zip(liset.skips.layers, (9, 8)):
         assert max(float(p.detach().abs().max()) for p in layer.parameters()) <= 0.01 * rows**-0.5
+
+
+def test_a_discarded_liset_takes_its_skips_away():
+    model = network()
+    liset = sl.LiSET(model, torch.optim.SGD(model.parameters(), 0.1), skip_dropout=0.0)
+    x = torch.randn(5, 12)
+    with_skips, plain = model.train()(x), model.eval()(x)
+    model.train()
+    assert not torch.equal(with_skips, plain)
+    del liset
+    gc.collect()
+    assert torch.equal(model(x), plain)
 
 
 def test_the_program_shrinks_skip_weights_and_keeps_their_biases():

@@ -131,3 +131,41 @@ def test_an_mlp_takes_one_sparsity_or_one_a_layer():
         sl.MLP(28, 50, 50, 50, 2, layer=sl.CSRLinear, sparsity=[0.95, 0.9])
     with pytest.raises(ValueError, match="at least two sizes"):
         sl.MLP(28)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.001, 0.3, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_dropout_is_zero_with_probability_p_and_keeps_the_mean(p, by_feature):
+    torch.manual_seed(0)
+    dropout, n = sl.nn.Dropout(p), 10**6
+    ones = torch.ones(1000, 1001).t() if by_feature else torch.ones(1001, 1000)
+    x = ones.requires_grad_()
+    y = dropout(x)
+    kept = y != 0
+    assert float(kept.double().mean()) == pytest.approx(1 - p, abs=5 * (p * (1 - p) / n) ** 0.5)
+    assert set(y[kept].tolist()) <= {y.max().item()}
+    if p < 1:
+        assert float(y.detach().max()) == pytest.approx(1 / (1 - p), rel=2**-6 if p > 0.9 else 1e-4)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert y.stride() == x.stride()
+    assert dropout.eval()(x) is x
+
+
+def test_each_of_four_activations_that_share_a_draw_is_dropped_alone():
+    torch.manual_seed(0)
+    zeros = (sl.nn.Dropout(0.3)(torch.ones(100_000, 4)) == 0).double()
+    assert zeros.mean(0).tolist() == pytest.approx([0.3] * 4, abs=0.01)
+    assert torch.corrcoef(zeros.t()).sub(torch.eye(4)).abs().max() < 0.02
+
+
+def test_dropout_follows_the_seed_and_takes_any_shape():
+    dropout = sl.nn.Dropout(0.5)
+    for shape in ((0,), (), (1,), (3, 5, 7)):
+        torch.manual_seed(3)
+        first = dropout(torch.ones(shape))
+        torch.manual_seed(3)
+        assert torch.equal(first, dropout(torch.ones(shape)))
+        assert first.shape == shape
+    with pytest.raises(ValueError, match=r"not 1\.5"):
+        sl.nn.Dropout(1.5)

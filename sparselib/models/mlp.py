@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselib.nn import chain
+from sparselib.nn import Dropout, chain
 
 
 class MLP(nn.Module):
@@ -61,7 +61,7 @@ class MLP(nn.Module):
                 for s in sparsities
             ]
         self.layers = nn.ModuleList(make(*pair) for make, pair in zip(makers, pairwise(sizes)))
-        self.activation, self.dropout = activation(), nn.Dropout(dropout)
+        self.activation, self.dropout = activation(), Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Flatten each sample and return the last layer's outputs, without activation."""

@@ -6,6 +6,7 @@ from sparselib.nn.activation import identity as identity
 from sparselib.nn.activation import relu as relu
 from sparselib.nn.activation import topk_absolutes as topk_absolutes
 from sparselib.nn.chain import chain as chain
+from sparselib.nn.dropout import Dropout as Dropout
 from sparselib.nn.linear import CSRLinear as CSRLinear
 from sparselib.nn.linear import masked_product as masked_product
 from sparselib.nn.sparsify import sparsify as sparsify

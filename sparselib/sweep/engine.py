@@ -110,11 +110,15 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
     import dask
     from distributed import Client
 
-    # one run at a time is sent to a worker, so that only it falls with the worker; and dask's own
-    # environment for workers is left out, as it makes glibc give all memory back, which slows torch
+    # one run at a time is sent to a worker, so that only it falls with the worker; dask's own
+    # environment for workers is left out: it makes glibc give all memory back, which slows torch;
+    # and what dask measures of itself would take some 4 % of a core in each process
     config = {
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.nanny.pre-spawn-environ": {},
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "5s",
     }
     with dask.config.set(config):
         if workers.scheduler:

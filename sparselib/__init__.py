@@ -16,7 +16,7 @@ from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
 from sparselib.csr import CSR
 from sparselib.evolution import Evolution
 from sparselib.models import MLP, SAN
-from sparselib.nn import CSRLinear, masked_product, sparsify
+from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
 from sparselib.training import evaluate, fit, sigmoid_squared_error
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "GradientGrowth",
     "LiSET",
     "RigL",
+    "SparseConv1d",
     "cost",
     "datasets",
     "drop",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparselib import grow as grows
 from sparselib.nn.evolvable import evolvable_layers
+from sparselib.topology import region
 
 Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
 Grow = Callable[[Any, int, grows.Context], grows.Grown]
@@ -116,7 +117,7 @@ class Evolution:
         self.layers = {
             name: layer
             for name, layer in evolvable_layers(model).items()
-            if layer.values.numel() < layer.shape[0] * layer.shape[1]
+            if layer.values.numel() < int(region(layer).room.sum())
         }
         if not self.layers:
             raise ValueError(
@@ -128,9 +129,10 @@ class Evolution:
         self.after = after
         self.steps = 0
         self.state: dict[str, dict[str, Any]] = {name: {} for name in self.layers}
-        self._watches = {name: _Watch() for name in self.layers}
+        self._watches: dict[str, _Watch] = {}
         for name, layer in self.layers.items():
             _lr(layer.values, optimizer, name)
+            self._watches[name] = _Watch(as_it_was=hasattr(layer, "gradient"))
             handle = layer.register_forward_hook(self._watches[name])
             weakref.finalize(self, handle.remove)
 
@@ -215,10 +217,12 @@ class Evolution:
 class _Watch:
     """A forward hook that keeps the last batch to pass forward and backward through a layer.
 
-    Where layers are fused it is not called, but given the batch to `keep`.
+    Where layers are fused it is not called, but given the batch to `keep`. A layer with a gradient
+    of its own, such as a convolution, gets the batch as it was; others get rows of features.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, as_it_was: bool = False) -> None:
+        self.as_it_was = as_it_was
         self.batch: tuple[Tensor, Tensor] | None = None
         self.in_graph = False
 
@@ -227,14 +231,13 @@ class _Watch:
             output.register_hook(partial(self.keep, args[0].detach()))
 
     def keep(self, inputs: Tensor, costs: Tensor) -> None:
-        self.batch = (
-            inputs.reshape(-1, inputs.shape[-1]),
-            costs.detach().reshape(-1, costs.shape[-1]),
-        )
+        batch = inputs, costs.detach()
+        rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in batch)
+        self.batch = batch if self.as_it_was else (next(rows), next(rows))
         self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"batch": None, "in_graph": False}
+        return {"as_it_was": self.as_it_was, "batch": None, "in_graph": False}
 
 
 def _lr(values: Tensor, optimizer: torch.optim.Optimizer, name: str) -> float:

@@ -2,7 +2,7 @@
 
 A grow rule is a function ``(layer, count, context) -> (positions, values)`` that returns `count`
 distinct free positions of the layer and the values they start with. It reads what it needs of the
-`Context`; no rule allocates out x in.
+`Context`; no rule allocates out x in. A layer may have a `region` outside which nothing grows.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselib import topology
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
@@ -26,9 +27,9 @@ class Context(NamedTuple):
     rows : Tensor, int64, sorted
         Neurons open to new connections, ordinarily all.
     inputs : Tensor, shape (batch, in), or None
-        What the layer read in the last batch.
+        What the layer read in the last batch; a convolution's has the time as third dimension.
     costs : Tensor, shape (batch, out), or None
-        Gradient of the loss with respect to what the layer wrote.
+        Gradient of the loss with respect to what the layer wrote, likewise.
     lr : float
         Learning rate of the layer's values.
     generator : torch.Generator or None
@@ -48,13 +49,13 @@ Grown = tuple[Tensor, Tensor]
 
 def random(layer: Any, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
-    columns, rows = layer.shape[1], context.rows
-    taken = _within(context, columns)
-    free = rows.numel() * columns - taken.numel()
+    region, rows = topology.region(layer), context.rows
+    taken = region.number(_within(context, layer.shape[1]), rows)
+    free = int(region.room[rows].sum()) - taken.numel()
     _check_room(count, free)
     rank = draw(free, count, context.generator).to(rows.device)
     cell = nth_free(rank, taken)
-    return rows[cell // columns] * columns + cell % columns, torch.zeros_like(layer.values[:count])
+    return region.position(cell, rows), torch.zeros_like(layer.values[:count])
 
 
 def random_normal(layer: Any, count: int, context: Context, std: float = 0.1) -> Grown:
@@ -95,12 +96,12 @@ def gradient_of_costliest(
     ValueError
         If the context holds no batch, the batch is not finite, or there is too little room.
     """
-    costs = _batch(context)[1].abs().sum(0)[context.rows]
+    costs = _neuron_costs(context)[context.rows]
     k = round(count**0.5) if neurons is None else neurons
     columns = layer.shape[1]
     taken = torch.bincount(context.occupied // columns, minlength=layer.shape[0])[context.rows]
     order = torch.sort(costs, descending=True, stable=True).indices
-    room = (columns - taken[order]).cumsum(0)
+    room = (topology.region(layer).room[context.rows] - taken)[order].cumsum(0)
     _check_room(count, int(room[-1]) if room.numel() else 0)
     k = max(k, 1, int(torch.searchsorted(room, count)) + 1)
     rows = context.rows[order[:k]].sort().values
@@ -113,8 +114,8 @@ def full_gradient(layer: Any, count: int, context: Context) -> Grown:
     The same as `gradient_of_costliest` with every neuron, at the cost of the whole dense gradient
     in time, but never in memory.
     """
-    columns = layer.shape[1]
-    _check_room(count, context.rows.numel() * columns - _within(context, columns).numel())
+    room = int(topology.region(layer).room[context.rows].sum())
+    _check_room(count, room - _within(context, layer.shape[1]).numel())
     return _largest_gradients(layer, count, context, context.rows)
 
 
@@ -147,6 +148,8 @@ def linear_features(
         If an importance is negative or not finite, or the columns above 0 have too little room.
     """
     weights = _checked_importance(layer, importance).cpu()
+    if hasattr(layer, "region"):
+        raise ValueError("growth by features cannot keep to a region; grow by another rule")
     columns, height = layer.shape[1], context.rows.numel()
     cells = _within(context, columns).cpu()
     taken = (cells % columns * height + cells // columns).sort().values
@@ -167,7 +170,7 @@ def likeliest_features(
     columns = layer.shape[1]
     positions, scores = context.rows[:0], weights[:0]
     for block in context.rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
-        cells = _free_cells(context._replace(rows=block), columns)
+        cells = _free_cells(layer, context._replace(rows=block))
         uniform = torch.rand(cells.numel(), dtype=torch.float64, generator=context.generator)
         positions = torch.cat([positions, block[cells // columns] * columns + cells % columns])
         scores = torch.cat([scores, uniform.to(weights.device) * weights[cells % columns]])
@@ -186,7 +189,7 @@ def uniform_values(layer: Any, count: int, context: Context) -> Tensor:
 def recall(layer: Any, count: int, context: Context, neurons: int) -> float:
     """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
     best, _ = full_gradient(layer, count, context)
-    costs = _batch(context)[1].abs().sum(0)
+    costs = _neuron_costs(context)
     costliest = largest(costs, neurons)
     return float(torch.isin(best // layer.shape[1], costliest).float().mean())
 
@@ -197,24 +200,28 @@ def _largest_gradients(layer: Any, count: int, context: Context, rows: Tensor) -
     positions = torch.empty(0, dtype=torch.int64, device=inputs.device)
     values = inputs.new_empty(0)
     for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
-        candidates, gradients = _free_gradients(inputs, costs, block, context)
+        cells = _free_cells(layer, context._replace(rows=block))
+        gradients = _gradient(layer, inputs, costs[:, block]).flatten()[cells]
+        candidates = block[cells // columns] * columns + cells % columns
         positions, values = torch.cat([positions, candidates]), torch.cat([values, gradients])
         best = largest(values.abs(), min(count, values.numel()))
         positions, values = positions[best], values[best]
     return positions, (-context.lr * values).to(layer.values.dtype)
 
 
-def _free_gradients(inputs: Tensor, costs: Tensor, rows: Tensor, context: Context) -> Grown:
-    columns = inputs.shape[1]
-    block = gradient(inputs, costs[:, rows]).flatten()
-    cells = _free_cells(context._replace(rows=rows), columns)
-    return rows[cells // columns] * columns + cells % columns, block[cells]
+def _gradient(layer: Any, inputs: Tensor, costs: Tensor) -> Tensor:
+    return getattr(layer, "gradient", gradient)(inputs, costs)
 
 
-def _free_cells(context: Context, columns: int) -> Int[Tensor, "free"]:
+def _neuron_costs(context: Context) -> Tensor:
+    costs = _batch(context)[1].abs()
+    return costs.sum([dimension for dimension in range(costs.ndim) if dimension != 1])
+
+
+def _free_cells(layer: Any, context: Context) -> Int[Tensor, "free"]:
     """Free cells of the open rows, counted as if no other rows existed."""
-    cells = context.rows.numel() * columns
-    free = torch.ones(cells, dtype=torch.bool, device=context.rows.device)
+    columns = layer.shape[1]
+    free = topology.region(layer).mask(context.rows).flatten()
     free[_within(context, columns)] = False
     return free.nonzero().flatten()
 

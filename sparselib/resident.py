@@ -62,10 +62,10 @@ def gradients_of_costliest(
     where N is the largest number that may leave, twice the target.
     """
     values, (rows, columns) = layer.values.detach(), layer.shape
-    inputs, costs = grow.last_batch(context)
     target, exactly = fraction * values.numel(), round(fraction * values.numel())
     most = max(int(2 * target), exactly)
     _check_room(layer, most, regrow)
+    inputs, costs = grow.last_batch(context)
     threshold = state.get("threshold", start)
     if not isinstance(threshold, Tensor):
         threshold = torch.full((), threshold, dtype=torch.float64, device=values.device)
@@ -96,9 +96,9 @@ def full_gradient(
 ) -> Plan:
     """Drop the smallest magnitudes, grow the largest gradients of all, at zero."""
     values, (rows, columns) = layer.values.detach(), layer.shape
-    inputs, costs = grow.last_batch(context)
     most = round(fraction * values.numel())
     _check_room(layer, most, regrow)
+    inputs, costs = grow.last_batch(context)
     leaving = largest(-values.abs(), most, most) & _is_finite(values, inputs, costs)
     occupied = _occupied(context, leaving, regrow, rows * columns)
     neurons = torch.arange(rows, device=values.device)
@@ -207,6 +207,11 @@ def _is_finite(*tensors: Tensor) -> Tensor:
 
 
 def _check_room(layer: Any, most: int, regrow: bool) -> None:
+    if hasattr(layer, "region"):
+        raise ValueError(
+            f"{type(layer).__name__} has a region, which evolution on the device cannot keep to; "
+            f"use the rules of sparselib itself"
+        )
     free = layer.shape[0] * layer.shape[1] - layer.values.numel()
     if not regrow and most > free:
         raise ValueError(

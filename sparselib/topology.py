@@ -3,8 +3,12 @@
 Sparsity, in [0, 1), is the only public measure of emptiness; counts come from it here.
 """
 
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sparselib.ranking import draw
@@ -95,3 +99,134 @@ def sparsity_to_epsilon(out_features: int, in_features: int, sparsity: float) ->
             f"{out_features} x {in_features}"
         )
     return (1 - sparsity) * cells / (out_features + in_features)
+
+
+class Region(NamedTuple):
+    """The cells of a matrix that may hold a connection: prefixes of its kernels.
+
+    The columns of a convolution are (channel, tap). Filter `o` may read the first ``reach[o]`` of
+    its `taps` in every channel. Where all columns are open, they are one kernel of full reach.
+
+    Attributes
+    ----------
+    reach : Tensor, int64, shape (rows,)
+        Open taps of each row.
+    taps : int
+        Length of a kernel.
+    columns : int
+        Channels times taps.
+    """
+
+    reach: Tensor
+    taps: int
+    columns: int
+
+    @property
+    def room(self) -> Int[Tensor, "rows"]:
+        """Number of open cells of each row."""
+        return self.reach * (self.columns // self.taps)
+
+    def mask(self, rows: Int[Tensor, "some"]) -> Bool[Tensor, "some columns"]:
+        """Tell which cells of some rows are open."""
+        tap = torch.arange(self.columns, device=rows.device) % self.taps
+        return tap < self.reach[rows, None]
+
+    def number(
+        self, cells: Int[Tensor, "cells"], rows: Int[Tensor, "some"]
+    ) -> Int[Tensor, "cells"]:
+        """Count open cells of some rows as if no others existed; `cells` are counted with all."""
+        place, column = cells // self.columns, cells % self.columns
+        room, reach = self.room[rows], self.reach[rows]
+        before = (room.cumsum(0) - room)[place]
+        return before + column // self.taps * reach[place] + column % self.taps
+
+    def position(
+        self, numbers: Int[Tensor, "cells"], rows: Int[Tensor, "some"]
+    ) -> Int[Tensor, "cells"]:
+        """Return the position of each cell that `number` counts."""
+        room = self.room[rows]
+        ends = room.cumsum(0)
+        place = torch.searchsorted(ends, numbers, right=True)
+        rest, row = numbers - (ends - room)[place], rows[place]
+        reach = self.reach[row]
+        return row * self.columns + rest // reach * self.taps + rest % reach
+
+    def groups(self) -> list[Int[Tensor, "group"]]:
+        """Return the rows of each run of equal reach."""
+        sizes = torch.unique_consecutive(self.reach, return_counts=True)[1]
+        return list(torch.arange(len(self.reach), device=self.reach.device).split(sizes.tolist()))
+
+
+def region(layer: Any) -> Region:
+    """Return where connections of a layer may be: its `region`, or everywhere if it has none."""
+    if hasattr(layer, "region"):
+        return layer.region
+    rows, columns = layer.shape
+    reach = torch.full((rows,), columns, device=layer.values.device)
+    return Region(reach, max(columns, 1), columns)
+
+
+def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[Tensor, "filters"]:
+    r"""Return how many taps each filter may use, so that receptive fields differ (Xiao, 2022).
+
+    The filters are cut into equal groups, the last one smaller if need be, and group
+    :math:`g = 0, 1, \dots` reads the first :math:`(g + 1) \lfloor k / groups \rfloor` taps. With
+    three groups and 30 taps that is 10, 20 and 30. Where `groups` does not divide the kernel size,
+    the last taps are open to no filter, as in the authors' program.
+
+    Raises
+    ------
+    ValueError
+        If a group would have no tap.
+    """
+    if not 1 <= groups <= kernel_size:
+        raise ValueError(
+            f"{groups} groups of filters need at least one tap each; a kernel of {kernel_size} "
+            f"has too few"
+        )
+    group = torch.arange(out_channels) // max(math.ceil(out_channels / groups), 1)
+    return (group + 1) * (kernel_size // groups)
+
+
+def scattered(
+    region: Region, sparsity: float, generator: torch.Generator | None = None
+) -> Int[Tensor, "nnz"]:
+    r"""Draw connections uniformly in a region, :math:`\lfloor (1 - S) n_g \rfloor` a group.
+
+    Sparsity is relative to the :math:`n_g` open cells of a group, so the kernels as a whole are
+    emptier than it says. ``remain_random`` in the program of Xiao and others (2022).
+
+    Raises
+    ------
+    ValueError
+        If `sparsity` is outside [0, 1).
+    """
+    found = [
+        region.position(draw(int(region.room[rows].sum()), count, generator), rows)
+        for rows, count in _shares(region, sparsity)
+    ]
+    return torch.cat(found)
+
+
+def first_taps(
+    region: Region, sparsity: float, generator: torch.Generator | None = None
+) -> Int[Tensor, "nnz"]:
+    """Put as many connections as `scattered` on tap 0 of all kernels, then on tap 1, and so on.
+
+    ``remain_sort`` in the program of Xiao and others (2022), which its instructions use. Nothing
+    is drawn; at 95 % the kernels are one or two taps wide at birth.
+    """
+    channels, found = region.columns // region.taps, []
+    for rows, count in _shares(region, sparsity):
+        order = torch.arange(count)
+        tap, pair = order // (len(rows) * channels), order % (len(rows) * channels)
+        found.append(rows[pair // channels] * region.columns + pair % channels * region.taps + tap)
+    return torch.cat(found).sort().values
+
+
+def _shares(region: Region, sparsity: float) -> Iterator[tuple[Tensor, int]]:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), not {sparsity}")
+    for rows in region.groups():
+        # rounded first, because 1 - 0.8 is a little less than 0.2
+        yield rows, math.floor(round(int(region.room[rows].sum()) * (1 - sparsity), 6))

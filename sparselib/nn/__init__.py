@@ -6,6 +6,9 @@ from sparselib.nn.activation import identity as identity
 from sparselib.nn.activation import relu as relu
 from sparselib.nn.activation import topk_absolutes as topk_absolutes
 from sparselib.nn.chain import chain as chain
+from sparselib.nn.conv import SparseConv1d as SparseConv1d
+from sparselib.nn.conv import centred_zeros as centred_zeros
+from sparselib.nn.conv import replicate_right as replicate_right
 from sparselib.nn.dropout import Dropout as Dropout
 from sparselib.nn.linear import CSRLinear as CSRLinear
 from sparselib.nn.linear import masked_product as masked_product

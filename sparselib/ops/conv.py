@@ -125,7 +125,7 @@ def _back(csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding) -> 
 
 
 def _padded(x: Tensor, padding: Padding) -> Tensor:
-    return functional.pad(x, padding).contiguous()
+    return (functional.pad(x, padding) if any(padding) else x).contiguous()
 
 
 def _places(columns: Tensor, taps: int, length: int) -> Tensor:

@@ -1,0 +1,193 @@
+"""The sparse convolution of dynamic sparse networks (Xiao and others, 2022)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.grad import conv1d_weight
+
+from sparselib import init, topology
+from sparselib.csr import CSR
+from sparselib.ops.conv import conv1d
+from sparselib.topology import Region
+
+Padding = Callable[[Tensor, int], Tensor]
+Topology = Callable[[Region, float, torch.Generator | None], Tensor]
+
+
+def replicate_right(
+    x: Float[Tensor, "batch channels time"], taps: int
+) -> Float[Tensor, "batch channels padded"]:
+    """Repeat the last value ``taps - 1`` times: tap 0 reads the present, the others look ahead.
+
+    What the program of dynamic sparse networks does.
+    """
+    return functional.pad(x, (0, taps - 1), mode="replicate") if taps > 1 else x
+
+
+def centred_zeros(
+    x: Float[Tensor, "batch channels time"], taps: int
+) -> Float[Tensor, "batch channels padded"]:
+    """Put ``(taps - 1) // 2`` zeros before and ``taps // 2`` behind, as ``padding="same"`` does."""
+    return functional.pad(x, ((taps - 1) // 2, taps // 2))
+
+
+class SparseConv1d(nn.Module):
+    r"""A 1-D convolution whose kernels exist only at their connections, of stride 1.
+
+    .. math:: y_{o,t} = b_o + \sum_{c,k} w_{o,c,k} \, x_{c,t+k}
+
+    on padded signals, which keep their length. The kernels (out, in, tap) are a matrix of
+    ``in * taps`` columns, so that `positions`, `values`, `shape` and `rewire` mean what they mean
+    in a `CSRLinear`, and every drop and grow rule works. No dense kernel is stored.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size : int
+        As for ``nn.Conv1d``.
+    sparsity : float
+        Share of absent weights among those that `reach` allows, in [0, 1).
+    bias : bool
+        Learn an additive bias, zero at birth.
+    reach : Tensor, integers, shape (out_channels,), optional
+        How many of the first taps each filter may use, see `sparselib.topology.kernel_regions`;
+        by default all. No evolution leaves them.
+    topology : callable
+        ``(region, sparsity, generator) -> positions``: `sparselib.topology.scattered` or
+        `sparselib.topology.first_taps`.
+    init : callable
+        ``(values, shape, generator)`` fills the values in place; by default the law of
+        ``nn.Conv1d``.
+    padding : callable
+        ``(x, taps) -> padded x``, longer by ``taps - 1``: `replicate_right` or `centred_zeros`.
+    cache_transpose : bool
+        Keep the transposed pattern for the input gradient (8 bytes a connection).
+    generator : torch.Generator, optional
+        Source of the topology and the weights; torch's default otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the sparsity, a size or a reach is impossible, or an input does not fit.
+    """
+
+    bias: nn.Parameter | None
+    reach: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        sparsity: float = 0.9,
+        bias: bool = True,
+        *,
+        reach: Int[Tensor, "filters"] | None = None,
+        topology: Topology = topology.scattered,
+        init: Callable[..., Any] = init.linear_,
+        padding: Padding = replicate_right,
+        cache_transpose: bool = True,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.padding = kernel_size, padding
+        full = torch.full((out_channels,), kernel_size)
+        region = _checked(full if reach is None else reach.to(torch.int64), self)
+        positions = topology(region, sparsity, generator)
+        shape = (out_channels, region.columns)
+        self.csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose).to(device)
+        self.register_buffer("reach", region.reach.to(torch.int32).to(device))
+        values = torch.empty(self.csr.nnz, dtype=dtype)
+        init(values, shape, generator)
+        self.values = nn.Parameter(values.to(device))
+        zeros = torch.zeros(out_channels, dtype=dtype, device=device)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_channels, in_channels * kernel_size)``."""
+        return self.csr.shape
+
+    @property
+    def positions(self) -> Int[Tensor, "nnz"]:
+        """Sorted flat positions ``(out * in_channels + in) * kernel_size + tap``."""
+        return self.csr.positions
+
+    @property
+    def sparsity(self) -> float:
+        """Share of absent weights among all taps of all kernels."""
+        return self.csr.sparsity
+
+    @property
+    def region(self) -> Region:
+        """The cells that may hold a connection."""
+        return Region(self.reach.to(torch.int64), self.kernel_size, self.shape[1])
+
+    @torch.no_grad()
+    def rewire(
+        self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
+    ) -> None:
+        """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
+        if values.shape != self.values.shape:
+            raise ValueError(
+                f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
+            )
+        if check:
+            self._check_region(positions)
+        self.csr.rewire(positions, check)
+        self.values.copy_(values)
+
+    def gradient(
+        self, inputs: Float[Tensor, "batch channels time"], costs: Float[Tensor, "batch some time"]
+    ) -> Float[Tensor, "some columns"]:
+        r"""Dense gradient of some filters, which growth by gradient reads.
+
+        :math:`\nabla_{o,c,k} = \sum_{b,t} c_{b,o,t} x_{b,c,t+k}`; the inputs are never unfolded.
+        """
+        size = (costs.shape[1], self.in_channels, self.kernel_size)
+        return conv1d_weight(self.padding(inputs, self.kernel_size), size, costs).flatten(1)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels time"]
+    ) -> Float[Tensor, "batch filters time"]:
+        """Convolve; the length stays."""
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"a convolution of {self.in_channels} channels cannot read an input of shape "
+                f"{tuple(x.shape)}"
+            )
+        return conv1d(self.csr, self.values, self.padding(x, self.kernel_size), self.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes, and whether there is a bias."""
+        sizes = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        return f"{sizes}, bias={self.bias is not None}"
+
+    def _check_region(self, positions: Tensor) -> None:
+        row = (positions // self.shape[1]).clamp(0, self.out_channels - 1)
+        outside = (positions % self.kernel_size >= self.reach[row]).nonzero()
+        if outside.numel():
+            position = int(positions[outside[0]])
+            filter, tap = position // self.shape[1], position % self.kernel_size
+            raise ValueError(
+                f"position {position} is tap {tap} of filter {filter}, which may use only the "
+                f"first {int(self.reach[filter])} taps"
+            )
+
+
+def _checked(reach: Tensor, layer: SparseConv1d) -> Region:
+    sizes = layer.in_channels, layer.out_channels, layer.kernel_size
+    if min(sizes) < 1:
+        raise ValueError(f"channels and kernel size must be at least 1, not {sizes}")
+    if reach.shape != (sizes[1],) or int(reach.min()) < 1 or int(reach.max()) > sizes[2]:
+        raise ValueError(
+            f"reach needs a number from 1 to {sizes[2]} for each of {sizes[1]} filters, not "
+            f"{reach.tolist()}"
+        )
+    return Region(reach, sizes[2], sizes[0] * sizes[2])

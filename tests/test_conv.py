@@ -1,0 +1,210 @@
+"""SparseConv1d is nn.Conv1d at its connections, and no evolution leaves a filter's region."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+import sparselib as sl
+from sparselib import topology
+from sparselib.nn import centred_zeros, replicate_right
+
+PADDINGS = [replicate_right, centred_zeros]
+
+
+def layer_of(channels=3, filters=9, taps=6, sparsity=0.7, **options):
+    reach = topology.kernel_regions(filters, taps) if taps >= 3 else None
+    options = {"reach": reach, "dtype": torch.float64, **options}
+    return sl.SparseConv1d(channels, filters, taps, sparsity, **options)
+
+
+def masked(layer, values, bias, x):
+    weight = layer.csr.to_dense(values).view(layer.shape[0], -1, layer.kernel_size)
+    taps = layer.kernel_size
+    padded = (
+        functional.pad(x, (0, taps - 1), mode="replicate")
+        if layer.padding is replicate_right
+        else functional.pad(x, ((taps - 1) // 2, taps // 2))
+    )
+    return functional.conv1d(padded, weight, bias)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 10),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.5, 0.95]),
+    st.sampled_from(PADDINGS),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_outputs_and_gradients_equal_the_masked_dense_ones(
+    channels, filters, taps, time, batch, sparsity, padding, dtype
+):
+    torch.manual_seed(0)
+    layer = layer_of(channels, filters, taps, sparsity, padding=padding, dtype=dtype)
+    layer.bias.data.normal_()
+    x = torch.randn(batch, channels, time, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (batch, filters, time)
+    exact = [t.detach().double().requires_grad_() for t in (layer.values, layer.bias, x)]
+    right = masked(layer, *exact)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(y.double(), right)
+    dy = torch.randn(y.shape, dtype=torch.float64)
+    found = torch.autograd.grad(y, (layer.values, layer.bias, x), dy.to(dtype))
+    for ours, theirs in zip(found, torch.autograd.grad(right, exact, dy)):
+        close(ours.double(), theirs)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_gradients_are_those_of_differences(padding):
+    layer = layer_of(2, 3, 4, 0.4, padding=padding)
+    x = torch.randn(2, 2, 7, dtype=torch.float64, requires_grad=True)
+    run = partial(torch.func.functional_call, layer)
+    torch.autograd.gradcheck(
+        lambda values, bias, x: run({"values": values, "bias": bias}, x),
+        (layer.values, layer.bias, x),
+    )
+
+
+def test_nothing_of_the_size_of_the_kernels_is_stored():
+    layer = sl.SparseConv1d(47, 141, 30, 0.95)
+    tensors = [*layer.parameters(), *layer.buffers()]
+    assert max(tensor.numel() for tensor in tensors) < 47 * 141 * 30 // 15
+    assert all(tensor.dtype == torch.int32 for tensor in layer.buffers())
+
+
+def test_state_dict_carries_values_topology_and_reach():
+    first, second = layer_of(), layer_of()
+    names = {"values", "bias", "csr.crow_indices", "csr.col_indices", "reach"}
+    assert set(first.state_dict()) == names
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 3, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(first(x), second(x))
+    slopes = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (first, second)]
+    assert torch.equal(*slopes)
+
+
+def test_a_generator_fixes_topology_and_weights():
+    seeds = (torch.Generator().manual_seed(3) for _ in range(2))
+    first, second = (layer_of(generator=seed) for seed in seeds)
+    assert torch.equal(first.positions, second.positions)
+    assert torch.equal(first.values, second.values)
+
+
+def test_three_groups_of_47_filters_reach_10_20_and_30_taps_as_in_the_program():
+    reach = topology.kernel_regions(141, 30)
+    assert [reach[group].unique().tolist() for group in reach.new_tensor(range(141)).chunk(3)] == [
+        [10],
+        [20],
+        [30],
+    ]
+    assert topology.kernel_regions(141, 40).unique().tolist() == [13, 26, 39]
+    assert topology.kernel_regions(10, 9).tolist() == [3] * 4 + [6] * 4 + [9] * 2
+
+
+@pytest.mark.parametrize("law", [topology.scattered, topology.first_taps])
+@pytest.mark.parametrize(
+    ("channels", "taps", "sparsity", "counts"),
+    [
+        (1, 30, 0.95, [23, 47, 70]),
+        (47, 30, 0.95, [1104, 2209, 3313]),
+        (47, 30, 0.8, [4418, 8836, 13254]),
+        (47, 6, 0.8, [883, 1767, 2650]),
+    ],
+)
+def test_connections_of_a_group_are_those_of_the_program(law, channels, taps, sparsity, counts):
+    region = topology.Region(topology.kernel_regions(141, taps), taps, channels * taps)
+    positions = law(region, sparsity)
+    sl.CSR.from_positions(positions, (141, channels * taps))
+    assert torch.bincount(positions // (channels * taps) // 47).tolist() == counts
+    assert bool((positions % taps < region.reach[positions // region.columns]).all())
+
+
+def test_kernels_sorted_at_birth_are_one_or_two_taps_wide():
+    region = topology.Region(topology.kernel_regions(141, 30), 30, 47 * 30)
+    taps = topology.first_taps(region, 0.95) % 30
+    assert torch.bincount(taps).tolist() == [1104 + 2209 + 2209, 1104]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 3), st.data())
+def test_numbers_and_positions_of_a_region_are_inverse(reach, channels, data):
+    region = topology.Region(torch.tensor(reach), 5, 5 * channels)
+    chosen = data.draw(st.sets(st.integers(0, len(reach) - 1), min_size=1))
+    rows = torch.tensor(sorted(chosen))
+    cells = region.mask(rows).flatten().nonzero().flatten()
+    numbers = torch.arange(int(region.room[rows].sum()))
+    assert torch.equal(region.number(cells, rows), numbers)
+    positions = region.position(numbers, rows)
+    assert torch.equal(
+        positions, rows[cells // region.columns] * region.columns + cells % (5 * channels)
+    )
+
+
+RULES = [
+    sl.grow.random,
+    sl.grow.gradient_of_costliest,
+    sl.grow.full_gradient,
+    partial(sl.grow.likeliest_features, importance=torch.rand(18)),
+]
+
+
+@given(st.sampled_from(RULES), st.integers(0, 1000), st.sampled_from([0.3, 0.8]), st.booleans())
+def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
+    torch.manual_seed(seed)
+    layer = layer_of(sparsity=sparsity, dtype=torch.float32)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    fraction = 0.2 if sparsity < 0.5 else 0.6
+    options = {"seed": seed, "regrow": regrow}
+    evolution = sl.Evolution(layer, optimizer, sl.drop.magnitude, grow, fraction, **options)
+    before = layer.values.numel()
+    for _ in range(6):
+        layer(torch.randn(2, 3, 20)).square().mean().backward()
+        optimizer.step()
+        evolution.step()
+        row = layer.positions // layer.shape[1]
+        assert bool((layer.positions % layer.kernel_size < layer.reach[row]).all())
+        assert layer.values.numel() == before
+
+
+def test_growth_by_gradient_finds_the_largest_slopes_of_the_dense_kernels():
+    layer = layer_of(bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    evolution = sl.RigL(layer, optimizer, fraction=0.2, regrow=False)
+    x = torch.randn(4, 3, 25, dtype=torch.float64)
+    layer(x).pow(2).sum().backward()
+    dense = layer.csr.to_dense(layer.values.detach()).view(9, 3, 6).requires_grad_()
+    functional.conv1d(replicate_right(x, 6), dense).pow(2).sum().backward()
+    slopes = torch.where(
+        layer.region.mask(torch.arange(9)) & ~layer.csr.mask(), dense.grad.flatten(1).abs(), 0
+    )
+    before = set(layer.positions.tolist())
+    count = evolution.step()[""]
+    came = sorted(set(layer.positions.tolist()) - before)
+    assert came == slopes.flatten().topk(count).indices.sort().values.tolist()
+
+
+def test_what_is_not_possible_is_refused_in_a_sentence():
+    layer = layer_of(taps=6, filters=9)
+    with pytest.raises(ValueError, match="tap 5 of filter 0, which may use only the first 2 taps"):
+        layer.rewire(layer.positions.index_fill(0, torch.tensor([0]), 5), layer.values)
+    with pytest.raises(ValueError, match="of 3 channels cannot read an input of shape"):
+        layer(torch.randn(2, 4, 10, dtype=torch.float64))
+    with pytest.raises(ValueError, match="reach needs a number from 1 to 6"):
+        sl.SparseConv1d(1, 2, 6, reach=torch.tensor([3, 7]))
+    with pytest.raises(ValueError, match="sparsity must lie in"):
+        sl.SparseConv1d(1, 2, 6, 1.0)
+    with pytest.raises(ValueError, match="a kernel of 2 has too few"):
+        topology.kernel_regions(9, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="has a region, which evolution on the device cannot"):
+        sl.resident.SET(layer, optimizer).step()
+    features = partial(sl.grow.linear_features, importance=torch.ones(18))
+    with pytest.raises(ValueError, match="cannot keep to a region"):
+        sl.Evolution(layer, optimizer, sl.drop.magnitude, features).step()

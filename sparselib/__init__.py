@@ -14,18 +14,23 @@ from sparselib import timing as timing
 from sparselib import topology as topology
 from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
 from sparselib.csr import CSR
+from sparselib.dynamic import DST
 from sparselib.evolution import Evolution
-from sparselib.models import MLP, SAN
+from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
 from sparselib.training import evaluate, fit, sigmoid_squared_error
 
 __version__ = "0.1.0"
 __all__ = [
     "CSR",
+    "DSN",
+    "DST",
     "MLP",
+    "OSCNN",
     "SAN",
     "SET",
     "CSRLinear",
+    "ECGResNet",
     "Evolution",
     "GradientGrowth",
     "LiSET",

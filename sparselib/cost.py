@@ -1,8 +1,7 @@
 """What a model costs on paper: parameters, bytes and operations, counted at its nonzeros."""
 
-import warnings
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -83,12 +82,16 @@ def flops(
     unit: Literal["mac", "flop"] = "mac",
     count: Count = "nonzero",
 ) -> int:
-    """Multiply-accumulates of one forward pass, counted by fvcore at the nonzeros.
+    """Multiply-accumulates of one forward pass in products and convolutions.
+
+    Biases, normalisation, activations and pools are not counted, as in torch's own counter, which
+    counts everything but the evolvable layers here. Of those every output takes one operation a
+    connection.
 
     Parameters
     ----------
     model : nn.Module
-        Any model fvcore can trace.
+        Any model; it is called once, in evaluation mode, with zeros.
     shape : tuple of int
         Of the input, batch included.
     unit : {"mac", "flop"}
@@ -96,17 +99,49 @@ def flops(
     count : {"nonzero", "dense"}
         Whether absent connections are counted.
     """
-    from fvcore.nn import FlopCountAnalysis
+    return sum(flops_of_layers(model, shape, unit, count).values())
 
-    first = next(model.parameters())
-    example = torch.zeros(shape, dtype=first.dtype, device=first.device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        analysis = FlopCountAnalysis(model, example)
-        analysis.set_op_handle("sparselib::spmm", _nonzero if count == "nonzero" else _dense)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        total = int(analysis.total())
-    return total * (2 if unit == "flop" else 1)
+
+def flops_of_layers(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    unit: Literal["mac", "flop"] = "mac",
+    count: Count = "nonzero",
+) -> dict[str, int]:
+    """Break `flops` down to the layers that cost anything, by name, in order.
+
+    What a module computes itself, outside of any layer, stands under the module's own name.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ours, table = evolvable_layers(model), dict.fromkeys(dict(model.named_modules()), 0)
+    outputs: Counter[str] = Counter()
+    hooks = [
+        layer.register_forward_hook(
+            lambda *args, name=name: outputs.update({name: args[2].numel()})
+        )
+        for name, layer in ours.items()
+    ]
+    first, was_training = next(model.parameters()), model.training
+    try:
+        with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+            model.eval()(torch.zeros(shape, dtype=first.dtype, device=first.device))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    for path, operations in counter.get_flop_counts().items():
+        if path != "Global":
+            table[path.partition(".")[2]] = sum(operations.values()) // 2
+    # the counter adds what is inside a module to what the module itself does
+    for name, inside in list(table.items()):
+        if name:
+            table[name.rpartition(".")[0]] -= inside
+    for name, layer in ours.items():
+        rows, columns = layer.shape
+        each = rows * columns if count == "dense" else layer.values.numel()
+        table[name] = each * outputs[name] // rows
+    return {name: macs * (2 if unit == "flop" else 1) for name, macs in table.items() if macs}
 
 
 def _absent(model: nn.Module) -> int:
@@ -114,16 +149,3 @@ def _absent(model: nn.Module) -> int:
         layer.shape[0] * layer.shape[1] - layer.values.numel()
         for layer in evolvable_layers(model).values()
     )
-
-
-def _batch(inputs: list[Any]) -> int:
-    return int(inputs[1].type().sizes()[0])
-
-
-def _nonzero(inputs: list[Any], outputs: list[Any]) -> int:
-    return _batch(inputs) * int(inputs[0].type().sizes()[0])
-
-
-def _dense(inputs: list[Any], outputs: list[Any]) -> int:
-    _, columns = inputs[1].type().sizes()
-    return _batch(inputs) * int(columns) * int(outputs[0].type().sizes()[1])

@@ -29,7 +29,7 @@ FLOORS = {
     1: ["ops", "topology", "init", "training", "sweep"],
     2: ["nn", "drop", "grow", "graphs"],
     3: ["models", "evolution", "cost"],
-    4: ["algorithms", "resident", "saliency", "pruning", "explain"],
+    4: ["algorithms", "dynamic", "resident", "saliency", "pruning", "explain"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(LIBRARY.rglob("*.py"))

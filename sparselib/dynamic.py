@@ -1,0 +1,127 @@
+"""Dynamic sparse training of kernels in groups, each with a region and a budget of its own."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparselib import drop as drops
+from sparselib import grow as grows
+from sparselib.evolution import Drop, Evolution, Grow, Plan, plan
+from sparselib.topology import region
+
+
+class DST:
+    r"""Dynamic sparse training of regions (Xiao and others, 2022), used as an `Evolution` is.
+
+    Every `every`-th step, each group of filters with the same reach loses
+    :math:`\lceil \zeta n_g \rceil` of its :math:`n_g` connections, the nearest zero, and gains as
+    many within its region. The share falls by a cosine,
+
+    .. math:: \zeta_e = \zeta_{last} + \tfrac12 (\zeta_0 - \zeta_{last})
+       \left(1 + \cos \frac{\pi e}{0.8 E}\right),
+
+    to its last value after 0.8 of all :math:`E` epochs. Layers without regions are one group.
+    What grows starts at zero, without memory in the optimizer; in the authors' program it keeps
+    Adam's moments of its cell.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Has evolvable layers.
+    optimizer : torch.optim.Optimizer
+        Holds their values.
+    epochs : int
+        E, counted in calls of `step`.
+    fraction, last : float
+        First and last share of the connections to replace.
+    every : int
+        Epochs from one change to the next.
+    drop, grow : callable
+        Rules as for `Evolution`; the authors' by default.
+    **options
+        Passed on to `Evolution`.
+
+    Attributes
+    ----------
+    evolution : Evolution
+        What changes the topology.
+
+    Raises
+    ------
+    ValueError
+        If a number is impossible, and as `Evolution`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        fraction: float = 0.5,
+        *,
+        last: float = 0.001,
+        every: int = 5,
+        drop: Drop = drops.magnitude,
+        grow: Grow = grows.random,
+        **options: Any,
+    ) -> None:
+        if epochs < 1 or every < 1 or not 0 <= last <= fraction <= 1:
+            raise ValueError(
+                f"DST needs epochs and every from 1 and 0 <= last <= fraction <= 1, not "
+                f"epochs={epochs}, every={every}, last={last}, fraction={fraction}"
+            )
+        self.epochs, self.fraction, self.last, self.every = epochs, fraction, last, every
+        self.epoch = 0
+        self._drop, self._grow = drop, grow
+        self.evolution = Evolution(
+            model, optimizer, drop, grow, fraction, whole=self._by_group, **options
+        )
+
+    def rate(self, epoch: int) -> float:
+        """Share of the connections that a change at the end of an epoch replaces."""
+        turn = math.cos(math.pi * min(epoch / (0.8 * self.epochs), 1.0))
+        return self.last + (self.fraction - self.last) * (1 + turn) / 2
+
+    def step(self) -> dict[str, int]:
+        """Count an epoch; return how many connections each layer replaced, nothing in between."""
+        self.epoch += 1
+        if self.epoch % self.every:
+            return {}
+        self.evolution.fraction = self.rate(self.epoch)
+        return {name: int(count) for name, count in self.evolution.step().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on besides model and optimizer."""
+        return {"epoch": self.epoch, "evolution": self.evolution.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.epoch = state_dict["epoch"]
+        self.evolution.load_state_dict(state_dict["evolution"])
+
+    def _by_group(
+        self, layer: Any, fraction: float, state: Any, context: grows.Context, regrow: bool
+    ) -> Plan:
+        values, positions = layer.values.detach(), layer.positions
+        row, groups = positions // layer.shape[1], region(layer).groups()
+        leaving, counts = torch.zeros_like(values, dtype=torch.bool), []
+        for number, rows in enumerate(groups):
+            own = torch.isin(row, rows).nonzero().flatten()
+            share = math.ceil(fraction * own.numel()) / max(own.numel(), 1)
+            state[f"group {number}"] = memory = dict(state.get(f"group {number}", {}))
+            dropped = self._drop(values[own], share, memory)
+            leaving[own[dropped]] = True
+            counts.append(dropped.numel())
+
+        def grow(layer: Any, count: int, context: grows.Context) -> grows.Grown:
+            grown = [
+                self._grow(layer, number, context._replace(rows=rows))
+                for rows, number in zip(groups, counts)
+            ]
+            return torch.cat([p for p, _ in grown]), torch.cat([v for _, v in grown])
+
+        if regrow:
+            context = context._replace(occupied=positions[~leaving])
+        return plan(layer, leaving, grow, context)

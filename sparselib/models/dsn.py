@@ -1,0 +1,88 @@
+"""The dynamic sparse network for time series (Xiao and others, 2022)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparselib import topology
+from sparselib.nn import SparseConv1d
+
+
+class DSN(nn.Module):
+    """Four wide convolutions of sparse kernels in three groups, each with a reach of its own.
+
+    A layer is a convolution to ``groups * channels`` filters without bias, batch normalisation and
+    ReLU; from the second on a dense convolution of one tap comes first and brings the signals down
+    to `channels`. The head averages over `pooled` stretches of time, scores each by a convolution
+    of one tap with batch normalisation, and averages the scores. Return values are scores, for
+    ``cross_entropy``.
+
+    Vanwinsen and others (2023) speak of "47 filters"; 621,955 parameters are those of 47 filters
+    in each of the three groups.
+
+    Parameters
+    ----------
+    channels : int
+        Filters of a group.
+    layers : int
+        Number of convolutions.
+    kernel_size : int
+        Taps; group g of G reaches ``(g + 1) * (kernel_size // G)`` of them.
+    sparsity : float
+        Share of absent weights among those within reach. At 0 the network is its dense twin: all
+        kernels have all taps, and there is nothing to evolve.
+    classes : int
+        Number of scores.
+    groups : int
+        Number of groups; 1 sets no bounds.
+    inputs : int
+        Channels of the signals.
+    pooled : int
+        Stretches of time that are scored.
+    **options
+        Passed on to `SparseConv1d`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 47,
+        layers: int = 4,
+        kernel_size: int = 30,
+        sparsity: float = 0.95,
+        classes: int = 2,
+        *,
+        groups: int = 3,
+        inputs: int = 1,
+        pooled: int = 50,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"a DSN needs at least one layer, not {layers}")
+        width = groups * channels
+        options["reach"] = topology.kernel_regions(width, kernel_size, groups)
+        blocks = []
+        for layer in range(layers):
+            squeeze = [nn.Conv1d(width, channels, 1, bias=False)] if layer else []
+            read = channels if layer else inputs
+            conv = (
+                SparseConv1d(read, width, kernel_size, sparsity, bias=False, **options)
+                if sparsity
+                else _dense(read, width, kernel_size)
+            )
+            blocks.append(nn.Sequential(*squeeze, conv, nn.BatchNorm1d(width), nn.ReLU()))
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool1d(pooled)
+        self.head = nn.Sequential(nn.Conv1d(width, classes, 1, bias=False), nn.BatchNorm1d(classes))
+
+    def forward(self, x: Float[Tensor, "batch *channels time"]) -> Float[Tensor, "batch classes"]:
+        """Return one score a class; signals of one channel may come without that dimension."""
+        x = x[:, None] if x.ndim == 2 else x
+        return torch.mean(self.head(self.pool(self.blocks(x))), 2)
+
+
+def _dense(inputs: int, width: int, kernel_size: int) -> nn.Module:
+    pad = nn.ReplicationPad1d((0, kernel_size - 1))
+    return nn.Sequential(pad, nn.Conv1d(inputs, width, kernel_size, bias=False))

@@ -124,7 +124,7 @@ def flops_of_layers(
     ]
     first, was_training = next(model.parameters()), model.training
     try:
-        with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(torch.zeros(shape, dtype=first.dtype, device=first.device))
     finally:
         model.train(was_training)

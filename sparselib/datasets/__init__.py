@@ -1,6 +1,7 @@
 """The data sets of the five papers, and small embedded stand-ins for them."""
 
 from . import synthetic
+from .apnea import apnea_ecg
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
 from .physionet import RECORDS, physionet
@@ -12,6 +13,7 @@ __all__ = [
     "DataUnavailable",
     "Samples",
     "Split",
+    "apnea_ecg",
     "digits",
     "epilepsy",
     "fashion_mnist",

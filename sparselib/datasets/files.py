@@ -14,6 +14,7 @@ SOURCES = {
     ),
     "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
     "higgs": ("https://archive.ics.uci.edu/ml/machine-learning-databases/00280/",),
+    "apnea-ecg": ("https://physionet.org/files/apnea-ecg/1.0.0/",),
 }
 
 SHA256 = {
@@ -41,6 +42,7 @@ SHA256 = {
     "fashion-mnist/t10k-labels-idx1-ubyte.gz": (
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
     ),
+    "apnea-ecg/SHA256SUMS.txt": "970d643ec848af6bbc2bda148d1f8e165d439514948b23e5df76e962ba7a5b61",
     "higgs/HIGGS.csv.gz": "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
     "higgs/HIGGS_subset35298.csv.gz": (
         "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"
@@ -55,6 +57,7 @@ EMBEDDED = {
     "isolet": "datasets.synthetic.letters()",
     "physionet": "datasets.synthetic.signals()",
     "uci-epilepsy": "datasets.synthetic.signals()",
+    "apnea-ecg": 'datasets.apnea_ecg("synthetic")',
 }
 
 Folder = str | os.PathLike[str] | None

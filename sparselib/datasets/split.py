@@ -17,6 +17,8 @@ class Samples:
         float32 of shape (samples, features), every value finite.
     y
         int64 of shape (samples,), the class of each sample, counted from 0.
+    groups
+        int64 of shape (samples,), the patient or recording that each sample is of; often unknown.
 
     Raises
     ------
@@ -26,9 +28,11 @@ class Samples:
 
     x: Tensor
     y: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self.x, self.y)
+        _check_groups(self.y, self.groups)
         _check_values(self.x, self.y)
 
     def __len__(self) -> int:
@@ -52,6 +56,8 @@ class Split:
         The name of the data set, as in `mnist`.
     note
         One sentence that says what the data are.
+    groups
+        Names of the groups of samples, if there are any.
 
     Attributes
     ----------
@@ -70,6 +76,7 @@ class Split:
     classes: int
     name: str
     note: str
+    groups: tuple[str, ...] = ()
     checksum: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +128,12 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     taken, rest = order[: int(count)].sort().values, order[int(count) :].sort().values
-    return Samples(samples.x[rest], samples.y[rest]), Samples(samples.x[taken], samples.y[taken])
+    return _only(samples, rest), _only(samples, taken)
+
+
+def _only(samples: Samples, which: Tensor) -> Samples:
+    groups = None if samples.groups is None else samples.groups[which]
+    return Samples(samples.x[which], samples.y[which], groups)
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:
@@ -133,6 +145,14 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not fit: "
             f"they must be (samples, features) and (samples,)."
+        )
+
+
+def _check_groups(y: Tensor, groups: Tensor | None) -> None:
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != y.shape):
+        raise ValueError(
+            f"groups are int64, one a sample of {len(y)}, but came as {groups.dtype} of shape "
+            f"{tuple(groups.shape)}."
         )
 
 

@@ -1,14 +1,21 @@
 """What a model costs on paper: parameters, bytes and operations, counted at its nonzeros."""
 
+import math
+import warnings
 from collections import Counter
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparselib.nn.evolvable import evolvable_layers
 
 Count = Literal["nonzero", "dense"]
+NOT_PRODUCTS = (
+    *(f"aten::{kind}_norm" for kind in ("batch", "group", "layer", "instance")),
+    *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::grid_sampler"),
+    "aten::adaptive_avg_pool2d",
+)
 
 
 def parameters(model: nn.Module, count: Count = "nonzero") -> int:
@@ -84,9 +91,9 @@ def flops(
 ) -> int:
     """Multiply-accumulates of one forward pass in products and convolutions.
 
-    Biases, normalisation, activations and pools are not counted, as in torch's own counter, which
-    counts everything but the evolvable layers here. Of those every output takes one operation a
-    connection.
+    fvcore counts everything but the evolvable layers; of those every output takes one operation a
+    connection. Biases, normalisation, activations and pools are not counted, as in torch's own
+    ``FlopCounterMode``, with which dense models agree.
 
     Parameters
     ----------
@@ -112,36 +119,68 @@ def flops_of_layers(
 
     What a module computes itself, outside of any layer, stands under the module's own name.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ours, table = evolvable_layers(model), dict.fromkeys(dict(model.named_modules()), 0)
-    outputs: Counter[str] = Counter()
-    hooks = [
-        layer.register_forward_hook(
-            lambda *args, name=name: outputs.update({name: args[2].numel()})
-        )
-        for name, layer in ours.items()
-    ]
+    ours = evolvable_layers(model)
     first, was_training = next(model.parameters()), model.training
+    x = torch.zeros(shape, dtype=first.dtype, device=first.device)
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(torch.zeros(shape, dtype=first.dtype, device=first.device))
+        outputs = _shapes(model.eval(), ours, x)
+        found = _products(model, ours, outputs, x)
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    for path, operations in counter.get_flop_counts().items():
-        if path != "Global":
-            table[path.partition(".")[2]] = sum(operations.values()) // 2
-    # the counter adds what is inside a module to what the module itself does
+    table = {name: found[name] for name, _ in model.named_modules()}
+    # fvcore adds what is inside a module to what the module itself does
     for name, inside in list(table.items()):
         if name:
             table[name.rpartition(".")[0]] -= inside
     for name, layer in ours.items():
         rows, columns = layer.shape
         each = rows * columns if count == "dense" else layer.values.numel()
-        table[name] = each * outputs[name] // rows
+        table[name] = each * sum(map(math.prod, outputs[name])) // rows
     return {name: macs * (2 if unit == "flop" else 1) for name, macs in table.items() if macs}
+
+
+def _shapes(
+    model: nn.Module, ours: dict[str, nn.Module], x: Tensor
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes that each of some layers writes, one a call."""
+    outputs: dict[str, list[tuple[int, ...]]] = {name: [] for name in ours}
+    hooks = [
+        layer.register_forward_hook(lambda *args, name=name: outputs[name].append(args[2].shape))
+        for name, layer in ours.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _products(
+    model: nn.Module,
+    ours: dict[str, nn.Module],
+    outputs: dict[str, list[tuple[int, ...]]],
+    x: Tensor,
+) -> Counter[str]:
+    """Multiply-accumulates of dense products by module, what is inside included: fvcore's count."""
+    from fvcore.nn import FlopCountAnalysis
+
+    # fvcore traces, and a sparse product would be traced as the dense one that defines it
+    for name, layer in ours.items():
+        calls = iter(outputs[name])
+        layer.forward = lambda x, calls=calls: x.new_zeros(next(calls))
+    analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False)
+    analysis.uncalled_modules_warnings(False).tracer_warnings("none")
+    # normalisation, pools and interpolation are counted by fvcore, and here are not
+    analysis.set_op_handle(**dict.fromkeys(NOT_PRODUCTS, lambda *_: Counter()))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return Counter({name: int(macs) for name, macs in analysis.by_module().items()})
+    finally:
+        for layer in ours.values():
+            del layer.forward
 
 
 def _absent(model: nn.Module) -> int:

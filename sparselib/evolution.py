@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparselib import grow as grows
 from sparselib.nn.evolvable import evolvable_layers
-from sparselib.topology import region
+from sparselib.topology import cells
 
 Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
 Grow = Callable[[Any, int, grows.Context], grows.Grown]
@@ -117,7 +117,7 @@ class Evolution:
         self.layers = {
             name: layer
             for name, layer in evolvable_layers(model).items()
-            if layer.values.numel() < int(region(layer).room.sum())
+            if layer.values.numel() < cells(layer)
         }
         if not self.layers:
             raise ValueError(

@@ -166,6 +166,12 @@ def region(layer: Any) -> Region:
     return Region(reach, max(columns, 1), columns)
 
 
+def cells(layer: Any) -> int:
+    """Count where connections of a layer may be, without a look at any tensor if it is all."""
+    rows, columns = layer.shape
+    return int(layer.region.room.sum()) if hasattr(layer, "region") else rows * columns
+
+
 def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[Tensor, "filters"]:
     r"""Return how many taps each filter may use, so that receptive fields differ (Xiao, 2022).
 

@@ -3,6 +3,7 @@
 from sparselib import cost as cost
 from sparselib import datasets as datasets
 from sparselib import drop as drop
+from sparselib import explain as explain
 from sparselib import graphs as graphs
 from sparselib import grow as grow
 from sparselib import init as init
@@ -18,7 +19,7 @@ from sparselib.dynamic import DST
 from sparselib.evolution import Evolution
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
-from sparselib.training import evaluate, fit, sigmoid_squared_error
+from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "datasets",
     "drop",
     "evaluate",
+    "explain",
     "fit",
     "graphs",
     "grow",
@@ -48,6 +50,7 @@ __all__ = [
     "metrics",
     "nn",
     "ops",
+    "predict",
     "resident",
     "sigmoid_squared_error",
     "sparsify",

@@ -16,6 +16,51 @@ def accuracy(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "sam
     return float((outputs.argmax(1) == labels).double().mean())
 
 
+def confusion(
+    outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]
+) -> Int[Tensor, "classes classes"]:
+    """Count the samples of each class (rows) by the class they are given (columns)."""
+    classes = outputs.shape[1]
+    cells = labels * classes + outputs.argmax(1)
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
+def apnea_rates(
+    is_apnea: Int[Tensor, "minutes"], groups: Int[Tensor, "minutes"]
+) -> dict[int, float]:
+    """Minutes with apnea an hour of each night, which stands in for the apnea-hypopnea index.
+
+    The index counts events an hour of sleep; minutes are all that Apnea-ECG labels, and a minute
+    may hold several events or a part of one, so it is at most 60.
+
+    Parameters
+    ----------
+    is_apnea : tensor
+        1 for a minute with apnea, as labels or predictions have it.
+    groups : tensor
+        The night of each minute.
+    """
+    nights = groups.unique()
+    return {int(n): 60 * float(is_apnea[groups == n].double().mean()) for n in nights}
+
+
+def ahi_class(rate: float) -> str:
+    """Severity of sleep apnea: none below 5 events an hour, mild below 15, moderate to 30, severe.
+
+    The scale of Goyal and Johnson (2017), as Vanwinsen and others (2023, Section 6.1.2) give it:
+    "from 15 to 30" is moderate and "more than 30" severe.
+
+    Raises
+    ------
+    ValueError
+        If the rate is negative or no number.
+    """
+    if not rate >= 0:
+        raise ValueError(f"events an hour are at least 0, not {rate}")
+    bounds = ((rate < 5, "none"), (rate < 15, "mild"), (rate <= 30, "moderate"))
+    return next((name for holds, name in bounds if holds), "severe")
+
+
 def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
     r"""Average Ratiod Accuracy, a measure of how soon a network learns (Radu, Eq. 3).
 

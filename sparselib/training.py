@@ -104,7 +104,7 @@ def fit(
                 f"the loss became {mean} in epoch {epoch + 1} of {epochs}; lower the learning rate"
             )
         history["loss"].append(mean)
-        history["accuracy"].append(evaluate(model, monitor))
+        history["accuracy"].append(evaluate(model, monitor, max(batch_size, 512)))
         bar.set_postfix(loss=f"{mean:.4f}", accuracy=f"{history['accuracy'][-1]:.2%}")
         if epoch + 1 < epochs:
             for hook in _all(after_epoch):
@@ -113,15 +113,23 @@ def fit(
     return history
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, samples: Any, batch_size: int = 10_000) -> float:
     """Accuracy on `samples`, in evaluation mode; the model's mode is restored."""
+    outputs = predict(model, samples, batch_size)
+    return metrics.accuracy(outputs, samples.y.to(outputs.device))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, samples: Any, batch_size: int = 10_000
+) -> Float[Tensor, "samples classes"]:
+    """Outputs for `samples`, in evaluation mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
     like = next(model.parameters())
     outputs = [model(x.to(like)) for x in samples.x.split(batch_size)]
     model.train(was_training)
-    return metrics.accuracy(torch.cat(outputs), samples.y.to(like.device))
+    return torch.cat(outputs)
 
 
 def step(

@@ -1,35 +1,21 @@
 """Minutes of sleep with and without apnea: the Apnea-ECG database, and made-up nights."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 
-from .files import Folder, find
+from . import heart, nights
+from .files import DataUnavailable, Folder
+from .heart import Night
+from .nights import LEARNING
 from .split import Samples, Split
 
-RECORDS = (
-    *(f"a{number:02}" for number in range(1, 21)),
-    *(f"b{number:02}" for number in range(1, 6)),
-    *(f"c{number:02}" for number in range(1, 11)),
-)
-RATE = 4  # points a second at which RR intervals are read
-MINUTE = 60 * RATE
-SAMPLES = 100  # samples a second of the recordings
-
-
-class Night(NamedTuple):
-    """A recording: its name, RR intervals in seconds at 4 Hz, and a label for every minute.
-
-    The intervals begin `neighbours` minutes before the first label and end as many after the last.
-    """
-
-    record: str
-    intervals: Float64[np.ndarray, "points"]
-    labels: Int64[np.ndarray, "minutes"]
+SOURCES = ("ecg", "rhythm", "rr", "synthetic")
+Minutes = Callable[[Night], np.ndarray]
 
 
 def apnea_ecg(
@@ -37,41 +23,55 @@ def apnea_ecg(
     folder: Folder = None,
     *,
     by: str = "record",
-    test: float = 0.2,
+    fold: int = 0,
+    folds: int = 5,
     valid: float = 0.2,
     remove: int = 0,
     neighbours: int = 1,
-    records: Sequence[str] = RECORDS,
+    normalise: str = "none",
+    records: Sequence[str] = LEARNING,
+    database: str = "apnea-ecg",
     seed: int = 0,
 ) -> Split:
-    """Return minutes of sleep as RR intervals at 4 Hz; class 1 is apnea.
+    """Return minutes of sleep; class 1 is apnea.
 
-    The intervals between heartbeats rise and fall with disturbed breathing. They are all that the
-    Apnea-ECG database (Penzel and others, 2000) tells of its 35 labelled nights without the ECG
-    itself: the beats lie in `.qrs`, the labels of 17,045 minutes in `.apn`. Vanwinsen and others
-    (2023) read the ECG, 6000 points a minute.
+    The Apnea-ECG database (Penzel and others, 2000) holds 35 labelled nights of 17,045 minutes.
+    Vanwinsen and others (2023) read its ECG, 6000 points a minute, divide the minutes at random
+    (``by="minute", remove=4000, valid=0.0``) and say nothing of normalisation.
 
     Parameters
     ----------
     source
-        ``"rr"`` reads the database; ``"synthetic"`` makes nights up, by name those in `records`.
+        ``"ecg"`` is the recorded ECG in millivolts; ``"rr"`` the intervals between its beats in
+        seconds at 4 Hz, which rise and fall with disturbed breathing; ``"rhythm"`` an ECG drawn
+        over its beats (`heart.waveform`); ``"synthetic"`` the intervals of made-up nights of 40
+        minutes (`heart.made_up`), by name those in `records`.
     folder
-        Where `apnea-ecg/` lies or is fetched to; see `files.folders` for the default.
+        Where `<database>/` lies or is fetched to; see `files.folders` for the default.
     by
-        ``"record"`` keeps each night in one part, so that no patient is in two, and takes as
-        large a share of apnea patients (a), borderline ones (b) and controls (c). ``"minute"``
-        divides the minutes at random, as the paper does: then minutes of one night are in all
-        parts, and accuracies are too good.
-    test, valid
-        Shares of the nights or minutes, each in [0, 1). The paper has 0.2 and 0.
+        ``"record"`` keeps each night in one part, so that no patient is in two, and deals the
+        apnea patients (a), borderline ones (b) and controls (c) evenly. ``"minute"`` divides the
+        minutes at random: then minutes of one night are in all parts.
+    fold, folds
+        The nights or minutes are dealt, by seed, into so many hands, and hand `fold` is the test.
+        As many folds as nights leave one record out; 0 folds keep no test part.
+    valid
+        Share of all nights or minutes that is held out of what is left, in [0, 1).
     remove
-        How many minutes without apnea are left out, at random; the paper removes 4000.
+        How many minutes without apnea are left out, at random, to balance the classes. Divided by
+        record, whole nights are chosen and tested on, and only training nights lose minutes.
     neighbours
-        Minutes before and after the labelled one that belong to a sample.
+        Minutes before and after the labelled one that belong to a sample of intervals.
+    normalise
+        ``"none"``, or mean 0 and standard deviation 1 of each ``"minute"`` (with its neighbours)
+        or each ``"night"``, which needs no labels.
     records
-        The nights to read. One that is missing or damaged is an error, never passed over.
+        The nights to read. x01 to x35 need the file `event-2-answers`.
+    database
+        Name of the folder. Another one than the default, such as one that `heart.write` filled,
+        is checked by its own list alone.
     seed
-        Of the parts, of what is removed, and of the made-up nights.
+        Of the parts, of what is removed, and of what is made up.
 
     Returns
     -------
@@ -81,135 +81,148 @@ def apnea_ecg(
     Raises
     ------
     ValueError
-        If a file is damaged or an argument impossible.
+        If an argument is impossible, or every night damaged.
     DataUnavailable
-        If a file lies nowhere and cannot be fetched.
+        If every night is missing.
+
+    Warns
+    -----
+    UserWarning
+        Names the nights that are missing or damaged, which are left out; so does ``split.note``.
     """
-    _check(source, by, test, valid, neighbours, records)
-    if source == "rr":
-        sums = _checksums(folder)
-        nights = [_read(record, neighbours, folder, sums) for record in records]
-    else:
-        nights = [_made_up(record, neighbours, seed) for record in records]
-    x = np.concatenate([_windows(night, neighbours) for night in nights])
-    labels = np.concatenate([night.labels for night in nights])
-    group = np.repeat(np.arange(len(nights)), [len(night.labels) for night in nights])
+    _check(source, by, fold, folds, valid, neighbours, normalise, records)
+    found, left = _nights(source, folder, neighbours, records, database, seed)
+    scaled = [_normalised(minutes, normalise) for _, minutes in found]
+    labels = np.concatenate([night.labels[: len(x)] for (night, _), x in zip(found, scaled)])
+    group = np.repeat(np.arange(len(found)), [len(x) for x in scaled])
     rng = np.random.default_rng(seed)
     kept = np.ones(len(labels), dtype=bool)
     kept[rng.choice(_removable(labels, remove), remove, replace=False)] = False
-    shares = _by_record(records, test, valid, rng)[group] if by == "record" else None
-    if shares is None:
-        shares = _by_minute(int(kept.sum()), test, valid, rng, kept)
-    train, chosen, tested = (
-        Samples(*(torch.from_numpy(a[kept & (shares == part)]) for a in (x, labels, group)))
-        for part in range(3)
-    )
+    names = tuple(night.record for night, _ in found)
+    if by == "record":
+        part = _by_record(names, fold, folds, valid, rng)[group]
+        kept |= part > 0
+    else:
+        part = _by_minute(kept, fold, folds, valid, rng)
+    parts = [_part(scaled, labels, group, kept & (part == number)) for number in range(3)]
+    what = {"rr": "nights, RR intervals", "synthetic": "made-up nights, RR intervals"}
+    what |= {"ecg": "nights, ECG", "rhythm": "nights, ECG drawn over real beats"}
     note = (
-        f"{len(nights)} {'nights' if source == 'rr' else 'made-up nights'}, RR intervals at 4 Hz "
-        f"of a minute and {neighbours} on either side, divided by {by} with seed {seed}; "
-        f"{remove:,} minutes without apnea left out"
+        f"{len(names)} {what[source]}, divided by {by}, fold {fold} of {folds} with seed {seed}; "
+        f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
     )
-    names = tuple(records)
-    return Split(train, chosen, tested, 2, f"apnea_ecg.{source}", note, names)
+    return Split(*parts, 2, f"apnea_ecg.{source}", note + left, names)
 
 
-def resampled(
-    beats: Int64[np.ndarray, "beats"], times: Float64[np.ndarray, "points"]
-) -> Float64[np.ndarray, "points"]:
-    """Interpolate RR intervals linearly at some times, in seconds, without those of false beats.
+def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:
+    """Write made-up nights as a WFDB database with its list of checksums, to be read as one."""
+    import hashlib
 
-    An interval counts if it lies in 0.3 to 2 seconds and within 30 % of the median of the nine
-    around it; a beat that was missed or seen twice spoils such intervals. Gaps are bridged.
-
-    Parameters
-    ----------
-    beats
-        Sample numbers, at 100 a second.
-    times
-        Where to read; before the first and after the last interval the nearest holds.
-
-    Raises
-    ------
-    ValueError
-        If the beats do not ascend, or no interval counts.
-    """
-    intervals = np.diff(beats) / SAMPLES
-    if (intervals <= 0).any():
-        raise ValueError(
-            f"beat {int((intervals <= 0).argmax()) + 1} does not follow the one before"
-        )
-    sound = _is_sound(intervals)
-    if not sound.any():
-        raise ValueError(f"none of {len(intervals)} intervals between beats is that of a heart")
-    return np.interp(times, beats[1:][sound] / SAMPLES, intervals[sound])
-
-
-def _is_sound(intervals: np.ndarray) -> Bool[np.ndarray, "intervals"]:
-    around = np.pad(intervals, 4, mode="edge") if len(intervals) else np.zeros(8)
-    median = np.median(np.lib.stride_tricks.sliding_window_view(around, 9), axis=1)
-    median = median[: len(intervals)]
-    in_range = (intervals >= 0.3) & (intervals <= 2.0)
-    return in_range & (np.abs(intervals - median) <= 0.3 * median)
+    for record in records:
+        number = LEARNING.index(record)
+        heart.write(folder, heart.made_up(record, number, seed=seed), seed=1000 * seed + number)
+    (folder / "RECORDS").write_text("\n".join(records) + "\n")
+    paths = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS.txt")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n" for path in paths]
+    (folder / "SHA256SUMS.txt").write_text("".join(sums))
 
 
 def _check(
-    source: str, by: str, test: float, valid: float, neighbours: int, records: Sequence[str]
+    source: str,
+    by: str,
+    fold: int,
+    folds: int,
+    valid: float,
+    neighbours: int,
+    normalise: str,
+    records: Sequence[str],
 ) -> None:
-    if source not in ("rr", "synthetic"):
-        raise ValueError(f"source must be 'rr' or 'synthetic', not {source!r}")
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}")
     if by not in ("record", "minute"):
         raise ValueError(f"by must be 'record' or 'minute', not {by!r}")
-    if min(test, valid) < 0 or test + valid >= 1 or neighbours < 0:
+    if normalise not in ("none", "minute", "night"):
+        raise ValueError(f"normalise must be 'none', 'minute' or 'night', not {normalise!r}")
+    tested = 1 / folds if folds else 0.0
+    if folds < 0 or not 0 <= fold < max(folds, 1) or neighbours < 0:
         raise ValueError(
-            f"test and valid are shares that leave something to train on, and neighbours a count, "
-            f"not test={test}, valid={valid}, neighbours={neighbours}"
+            f"fold counts from 0 below folds, and neighbours from 0, not fold={fold}, "
+            f"folds={folds}, neighbours={neighbours}"
         )
-    unknown = [record for record in records if record not in RECORDS]
+    if not 0 <= valid < 1 - tested:
+        raise ValueError(
+            f"valid={valid} and a test part of 1/{folds} leave nothing to train on"
+            if valid >= 0
+            else f"valid is a share, not {valid}"
+        )
+    known = LEARNING if source == "synthetic" else (*LEARNING, *nights.TESTING)
+    unknown = [record for record in records if record not in known]
     if unknown or not records or len(set(records)) < len(records):
         raise ValueError(
-            f"records must be distinct names from {RECORDS[0]} to {RECORDS[-1]}, not "
+            f"records must be distinct names from {known[0]} to {known[-1]}, not "
             f"{unknown or list(records)}"
         )
 
 
-def _checksums(folder: Folder) -> dict[str, str]:
-    lines = find("apnea-ecg", "SHA256SUMS.txt", folder).read_text().splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
+def _nights(
+    source: str,
+    folder: Folder,
+    neighbours: int,
+    records: Sequence[str],
+    database: str,
+    seed: int,
+) -> tuple[list[tuple[Night, np.ndarray]], str]:
+    """Return every night that can be read with its minutes, and a sentence about the others."""
+    if source == "synthetic":
+        drawn = [heart.made_up(record, LEARNING.index(record), seed=seed) for record in records]
+        return [(night, nights.intervals(night, neighbours)) for night in drawn], ""
+    sums = nights.checksums(database, folder)
+    makers: dict[str, Minutes] = {
+        "rr": lambda night: nights.intervals(night, neighbours),
+        "rhythm": lambda night: nights.rhythm(night, database, folder, seed),
+        "ecg": lambda night: nights.ecg(night, database, folder, sums),
+    }
+    found, failures = [], {}
+    for record in records:
+        try:
+            night = nights.read(record, database, folder, sums)
+            found.append((night, makers[source](night)))
+        except (DataUnavailable, ValueError, KeyError) as error:
+            failures[record] = error
+    if not found:
+        raise next(iter(failures.values()))
+    if not failures:
+        return found, ""
+    left = f"{len(failures)} nights left out: {', '.join(failures)}"
+    reason = next(iter(failures.values()))
+    warnings.warn(f"{database}: {left}. The first because: {reason}", stacklevel=3)
+    return found, f"; {left}"
 
 
-def _read(record: str, neighbours: int, folder: Folder, sums: dict[str, str]) -> Night:
-    import wfdb
-
-    marks, beats = (
-        find("apnea-ecg", f"{record}.{kind}", folder, sha256=sums[f"{record}.{kind}"])
-        for kind in ("apn", "qrs")
-    )
-    labels = _labels(marks, wfdb.rdann(str(marks.with_suffix("")), "apn"))
-    found = wfdb.rdann(str(beats.with_suffix("")), "qrs")
-    is_beat = np.array(found.symbol) == "N"
-    points = np.arange(-neighbours * MINUTE, (len(labels) + neighbours) * MINUTE)
-    try:
-        intervals = resampled(found.sample[is_beat].astype(np.int64), points / RATE)
-    except ValueError as error:
-        raise ValueError(f"{beats} is refused: {error}.") from error
-    return Night(record, intervals, labels)
+def _normalised(minutes: np.ndarray, normalise: str) -> np.ndarray:
+    """Leave 16-bit minutes as they are, for they are scaled when they are taken."""
+    if normalise == "none":
+        return minutes
+    axis = 1 if normalise == "minute" else None
+    x = minutes.astype(np.float64)
+    spread = x.std(axis=axis, keepdims=True)
+    return (x - x.mean(axis=axis, keepdims=True)) / np.where(spread > 0, spread, 1)
 
 
-def _labels(path: Path, marks: object) -> Int64[np.ndarray, "minutes"]:
-    samples, symbols = np.asarray(marks.sample), np.array(marks.symbol)  # type: ignore[attr-defined]
-    if not np.array_equal(samples, np.arange(len(samples)) * 60 * SAMPLES):
-        raise ValueError(f"{path} is refused: its marks are not one a minute from the start.")
-    if not np.isin(symbols, ["A", "N"]).all():
-        raise ValueError(
-            f"{path} is refused: it holds the labels {sorted(set(symbols))}, not A, N."
-        )
-    return (symbols == "A").astype(np.int64)
-
-
-def _windows(night: Night, neighbours: int) -> np.ndarray:
-    length = (2 * neighbours + 1) * MINUTE
-    windows = np.lib.stride_tricks.sliding_window_view(night.intervals, length)[::MINUTE]
-    return np.round(windows[: len(night.labels)], 4).astype(np.float32)
+def _part(
+    nights: list[np.ndarray],
+    labels: Int64[np.ndarray, "minutes"],
+    group: Int64[np.ndarray, "minutes"],
+    which: Bool[np.ndarray, "minutes"],
+) -> Samples:
+    rows, start = [], 0
+    for minutes in nights:
+        taken = minutes[which[start : start + len(minutes)]]
+        scale = heart.UNITS if minutes.dtype == np.int16 else 1
+        rows.append((taken / scale).round(4).astype(np.float32))
+        start += len(minutes)
+    tensors = (np.concatenate(rows), labels[which], group[which])
+    return Samples(*(torch.from_numpy(array) for array in tensors))
 
 
 def _removable(labels: np.ndarray, remove: int) -> np.ndarray:
@@ -220,50 +233,33 @@ def _removable(labels: np.ndarray, remove: int) -> np.ndarray:
 
 
 def _by_record(
-    records: Sequence[str], test: float, valid: float, rng: np.random.Generator
+    records: Sequence[str], fold: int, folds: int, valid: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "records"]:
     """Return the part of each record: 0 to train, 1 to choose, 2 to test."""
+    if folds > len(records):
+        raise ValueError(f"{len(records)} nights cannot be dealt into {folds} folds")
+    kinds = sorted({record[0] for record in records})
+    order = np.concatenate(
+        [rng.permutation([i for i, r in enumerate(records) if r[0] == kind]) for kind in kinds]
+    ).astype(np.int64)
     part = np.zeros(len(records), dtype=np.int64)
-    for kind in "abc":
-        own = rng.permutation([i for i, record in enumerate(records) if record[0] == kind])
-        tested, chosen = round(test * len(own)), round(valid * len(own))
-        part[own[:tested].astype(int)] = 2
-        part[own[tested : tested + chosen].astype(int)] = 1
+    if folds:
+        part[order[fold::folds]] = 2
+    rest = order[part[order] == 0]
+    chosen = round(valid * len(records))
+    # spread over the kinds, as the folds are
+    part[rest[np.arange(chosen) * len(rest) // max(chosen, 1)]] = 1
     return part
 
 
 def _by_minute(
-    count: int, test: float, valid: float, rng: np.random.Generator, kept: np.ndarray
+    kept: np.ndarray, fold: int, folds: int, valid: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "minutes"]:
-    order, part = rng.permutation(count), np.zeros(count, dtype=np.int64)
-    tested, chosen = round(test * count), round(valid * count)
-    part[order[:tested]] = 2
-    part[order[tested : tested + chosen]] = 1
-    every = np.zeros(len(kept), dtype=np.int64)
-    every[kept] = part
-    return every
-
-
-def _made_up(record: str, neighbours: int, seed: int) -> Night:
-    """Draw a night of 40 minutes: a heart that waves with breath, and more slowly with apnea.
-
-    Patients differ in the pace of the heart and in how deep both waves are, and spells of apnea
-    last some minutes.
-    """
-    number = RECORDS.index(record)
-    rng = np.random.default_rng([seed, number])
-    minutes = 40 + 2 * neighbours
-    likely = {"a": 0.6, "b": 0.3, "c": 0.05}[record[0]]
-    labels = np.empty(minutes, dtype=np.int64)
-    for minute in range(minutes):
-        goes_on = minute and rng.random() < 0.75
-        labels[minute] = labels[minute - 1] if goes_on else rng.random() < likely
-    time = np.arange(minutes * MINUTE) / RATE
-    ill = np.convolve(np.repeat(labels, MINUTE), np.ones(40) / 40, mode="same")
-    breath = 2 * np.pi * (rng.uniform(0.2, 0.3) * time + rng.normal(0, 0.02, time.size).cumsum())
-    cycle = 2 * np.pi * (time / rng.uniform(30, 60) + rng.normal(0, 0.01, time.size).cumsum())
-    drift = np.convolve(rng.normal(0, 1, time.size), np.ones(400) / 400, mode="same")
-    waves = rng.uniform(0.01, 0.05) * np.sin(breath) * (1 - 0.6 * ill)
-    waves += rng.uniform(0.05, 0.12) * np.sin(cycle) * ill
-    series = rng.uniform(0.7, 1.1) + waves + 0.6 * drift + rng.normal(0, 0.02, time.size)
-    return Night(record, series.clip(0.3, 2.0), labels[neighbours : minutes - neighbours])
+    order = rng.permutation(np.flatnonzero(kept))
+    part = np.zeros(len(kept), dtype=np.int64)
+    if folds:
+        hand = np.array_split(order, folds)[fold]
+        part[hand] = 2
+    rest = order[part[order] == 0]
+    part[rest[: round(valid * len(order))]] = 1
+    return part

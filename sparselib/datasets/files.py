@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,23 @@ def _verify(path: Path, sha256: str) -> None:
     _verified.add(key)
 
 
-def _destination(folder: Folder) -> Path:
+def destination(folder: Folder = None) -> Path:
+    """Return the folder that receives what is fetched or made."""
     places = folders(folder)
     if folder or _writable(places[0]):
         return places[0]
     return places[-1]
+
+
+def replace_whole(path: Path, save: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _writable(folder: Path) -> bool:
@@ -174,7 +186,7 @@ def _fetch(
 
         for source in sources:
             store = pooch.create(
-                path=_destination(folder) / dataset,
+                path=destination(folder) / dataset,
                 base_url=source,
                 registry={filename: sha256},
                 retry_if_failed=3,

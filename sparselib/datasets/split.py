@@ -1,7 +1,7 @@
 """What a data set is: samples with labels, in three parts, with a checksum for provenance."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,22 @@ class Split:
     def features(self) -> int:
         """The number of features of a sample."""
         return self.train.x.shape[1]
+
+    def drawn(self, count: int, seed: int = 0) -> "Split":
+        """Return the same data with `count` random samples to train on; 0 keeps all.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer.
+        """
+        if count == 0:
+            return self
+        if not 0 < count <= len(self.train):
+            raise ValueError(f"{count} samples cannot be drawn from {len(self.train):,}")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        note = f"{self.note}; {count:,} of {len(self.train):,} drawn to train on"
+        return replace(self, train=_only(self.train, order[:count].sort().values), note=note)
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test"

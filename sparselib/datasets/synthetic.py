@@ -12,13 +12,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from .heart import HEARTBEAT, pulses
 from .physionet import standardised_windows
 from .split import Samples, Split
 from .tabular import standardised
 
-# seconds from the beat, seconds of width, height: P, Q, R, S, T
-HEARTBEAT = [(-0.16, 0.02, 0.15), (-0.04, 0.01, -0.12), (0, 0.011, 1)]
-HEARTBEAT += [(0.04, 0.012, -0.25), (0.25, 0.05, 0.3)]
 RATE = 250
 
 BORDER = 2
@@ -174,7 +172,7 @@ def _ecg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     breath = _slow(rng, count, 4 * RATE)
     beats = (0.8 + rng.normal(0, 0.03, count // 100 + 2)).clip(0.6, 1).cumsum() * RATE
     height = 1 + 0.1 * breath[beats.astype(int).clip(max=count - 1)]
-    waves = (_pulses(count, beats + at * RATE, w * RATE, h * height) for at, w, h in HEARTBEAT)
+    waves = (pulses(count, beats + at * RATE, w * RATE, h * height) for at, w, h in HEARTBEAT)
     return sum(waves) + 0.1 * breath + rng.normal(0, 0.02, count)
 
 
@@ -196,7 +194,7 @@ def _emg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     for height, every, width in ((1.0, 90, 2.5), (0.6, 65, 4.0), (0.35, 47, 3.0)):
         fires = rng.normal(every, every / 6, 2 * count // every + 2).clip(every / 2).cumsum()
         for shift, share in ((-2, -0.4), (0, 1.0), (2, -0.6)):
-            signal += _pulses(count, fires + shift * width, width, share * height)
+            signal += pulses(count, fires + shift * width, width, share * height)
     return signal
 
 
@@ -204,21 +202,6 @@ def _slow(rng: np.random.Generator, count: int, period: int) -> Float64[np.ndarr
     """Wander about 0 within [-1, 1]: four sines with periods of that order."""
     periods, phases = period * rng.uniform(0.6, 1.8, (4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
     return np.sin(2 * np.pi * np.arange(count) / periods + phases).mean(0)
-
-
-def _pulses(
-    count: int,
-    places: Float64[np.ndarray, "pulses"],
-    width: float,
-    height: float | Float64[np.ndarray, "pulses"],
-) -> Float64[np.ndarray, "count"]:
-    """Add up Gaussian bumps; those beyond the ends are cut off."""
-    reach = np.arange(-int(4 * width) - 1, int(4 * width) + 2)
-    cells = np.rint(places).astype(int)[:, None] + reach
-    bumps = np.exp(-0.5 * ((cells - places[:, None]) / width) ** 2)
-    bumps *= np.broadcast_to(height, places.shape)[:, None]
-    inside = (cells >= 0) & (cells < count)
-    return np.bincount(cells[inside], weights=bumps[inside], minlength=count)
 
 
 def _parts(

@@ -1,0 +1,207 @@
+"""The nights of the Apnea-ECG database (Penzel and others, 2000): beats, labels, waveforms."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int16, Int64
+
+from .files import Folder, destination, find, replace_whole
+from .heart import RATE, SAMPLES, UNITS, Night, waveform
+
+LEARNING = (
+    *(f"a{number:02}" for number in range(1, 21)),
+    *(f"b{number:02}" for number in range(1, 6)),
+    *(f"c{number:02}" for number in range(1, 11)),
+)
+TESTING = tuple(f"x{number:02}" for number in range(1, 36))
+ANSWERS = "event-2-answers"
+POINTS = 60 * SAMPLES  # of an ECG minute
+
+
+def checksums(database: str, folder: Folder) -> dict[str, str]:
+    """Read the database's own list, by file."""
+    lines = find(database, "SHA256SUMS.txt", folder).read_text().splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
+def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Night:
+    """Read beats and labels of one night.
+
+    Labels are those of `.apn`; those of x01 to x35 are in the official file `event-2-answers`,
+    which has to be placed by hand.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    DataUnavailable
+        If a file lies nowhere and cannot be fetched.
+    """
+    import wfdb
+
+    if record in TESTING:
+        labels = answers(find(database, ANSWERS, folder))[record]
+    else:
+        labels = _labels(_file(record, "apn", database, folder, sums))
+    beats = _file(record, "qrs", database, folder, sums)
+    found = wfdb.rdann(str(beats.with_suffix("")), "qrs")
+    is_beat = np.array(found.symbol) == "N"
+    samples = found.sample[is_beat].astype(np.int64)
+    if (np.diff(samples) <= 0).any():
+        late = int((np.diff(samples) <= 0).argmax()) + 1
+        raise ValueError(f"{beats} is refused: beat {late} does not follow the one before.")
+    return Night(record, samples, labels)
+
+
+def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
+    """Read the labels of the test nights: a name, then a line of up to 60 letters for every hour.
+
+    Raises
+    ------
+    ValueError
+        If a line is neither.
+    """
+    found: dict[str, list[int]] = {}
+    record = ""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        name = re.match(r"\s*(x\d\d)\b", line)
+        hour = re.fullmatch(r"\s*\d+\s+([AN]+)\s*", line)
+        if name:
+            record = name[1]
+            found[record] = []
+        elif hour and record:
+            found[record] += [letter == "A" for letter in hour[1]]
+        elif line.strip():
+            raise ValueError(
+                f"{path} is refused: line {number} is neither a record from x01 to x35 nor an "
+                f"hour with its letters A and N, but {line.strip()[:40]!r}."
+            )
+    return {name: np.array(labels, dtype=np.int64) for name, labels in found.items()}
+
+
+def ecg(
+    night: Night, database: str, folder: Folder, sums: dict[str, str]
+) -> Int16[np.ndarray, "minutes points"]:
+    """Return the whole minutes of the recorded ECG, 200 steps a millivolt, mapped into memory."""
+    header = _file(night.record, "hea", database, folder, sums)
+    signal = _file(night.record, "dat", database, folder, sums)
+
+    def decode() -> np.ndarray:
+        import wfdb
+
+        try:
+            found = wfdb.rdrecord(str(header.with_suffix("")), channels=[0], physical=False)
+        except Exception as error:
+            raise ValueError(f"{signal} is refused: it cannot be read ({error}).") from error
+        if found.fs != SAMPLES or found.adc_gain[0] != UNITS:
+            raise ValueError(
+                f"{header} is refused: it tells of {found.fs} samples a second and "
+                f"{found.adc_gain[0]} steps a millivolt, not {SAMPLES} and {UNITS}."
+            )
+        return found.d_signal[:, 0] - found.baseline[0]
+
+    name = f"{night.record}-{sums[signal.name][:12]}.npy"
+    return _cached(destination(folder) / database / "cache" / name, decode, len(night.labels))
+
+
+def rhythm(
+    night: Night, database: str, folder: Folder, seed: int
+) -> Int16[np.ndarray, "minutes points"]:
+    """Return minutes of an ECG drawn over the real beats, as `ecg` returns the recorded one."""
+    minutes = len(night.labels)
+
+    def draw() -> np.ndarray:
+        return np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS)
+
+    name = f"{night.record}-rhythm-{seed}.npy"
+    return _cached(destination(folder) / database / "cache" / name, draw, minutes)
+
+
+def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes points"]:
+    """Return RR intervals in seconds at 4 Hz, of every minute and its neighbours.
+
+    Raises
+    ------
+    ValueError
+        If no interval is that of a heart.
+    """
+    minutes, each = len(night.labels), 60 * RATE
+    points = np.arange(-neighbours * each, (minutes + neighbours) * each)
+    try:
+        series = resampled(night.beats, points / RATE)
+    except ValueError as error:
+        raise ValueError(f"{night.record} is refused: {error}.") from error
+    wide = np.lib.stride_tricks.sliding_window_view(series, (2 * neighbours + 1) * each)
+    return np.round(wide[::each][:minutes], 4)
+
+
+def resampled(
+    beats: Int64[np.ndarray, "beats"], times: Float64[np.ndarray, "points"]
+) -> Float64[np.ndarray, "points"]:
+    """Interpolate RR intervals linearly at some times, in seconds, without those of false beats.
+
+    An interval counts if it lies in 0.3 to 2 seconds and within 30 % of the median of the nine
+    around it; a beat that was missed or seen twice spoils such intervals. Gaps are bridged.
+
+    Parameters
+    ----------
+    beats
+        Sample numbers, at 100 a second.
+    times
+        Where to read; before the first and after the last interval the nearest holds.
+
+    Raises
+    ------
+    ValueError
+        If the beats do not ascend, or no interval counts.
+    """
+    between = np.diff(beats) / SAMPLES
+    if (between <= 0).any():
+        raise ValueError(f"beat {int((between <= 0).argmax()) + 1} does not follow the one before")
+    sound = _is_sound(between)
+    if not sound.any():
+        raise ValueError(f"none of {len(between)} intervals between beats is that of a heart")
+    return np.interp(times, beats[1:][sound] / SAMPLES, between[sound])
+
+
+def _is_sound(between: np.ndarray) -> Bool[np.ndarray, "intervals"]:
+    around = np.pad(between, 4, mode="edge") if len(between) else np.zeros(8)
+    median = np.median(np.lib.stride_tricks.sliding_window_view(around, 9), axis=1)
+    median = median[: len(between)]
+    in_range = (between >= 0.3) & (between <= 2.0)
+    return in_range & (np.abs(between - median) <= 0.3 * median)
+
+
+def _file(record: str, kind: str, database: str, folder: Folder, sums: dict[str, str]) -> Path:
+    name = f"{record}.{kind}"
+    if name not in sums:
+        raise ValueError(f"{database}/SHA256SUMS.txt does not list {name}.")
+    return find(database, name, folder, sha256=sums[name])
+
+
+def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
+    """Read one mark a minute: A if apnea is in progress at its beginning, N if not."""
+    import wfdb
+
+    marks: Any = wfdb.rdann(str(path.with_suffix("")), "apn")
+    samples, symbols = np.asarray(marks.sample), np.array(marks.symbol)
+    if not np.array_equal(samples, np.arange(len(samples)) * POINTS):
+        raise ValueError(f"{path} is refused: its marks are not one a minute from the start.")
+    if not np.isin(symbols, ["A", "N"]).all():
+        raise ValueError(
+            f"{path} is refused: it holds the labels {sorted(set(symbols))}, not A, N."
+        )
+    return (symbols == "A").astype(np.int64)
+
+
+def _cached(path: Path, make: Callable[[], np.ndarray], minutes: int) -> np.ndarray:
+    """Map 16-bit minutes into memory, made once; those past the last label or the end are left."""
+    if not path.is_file():
+        whole = make()
+        kept = min(minutes, len(whole) // POINTS)
+        whole = whole[: kept * POINTS].clip(-32768, 32767).astype(np.int16)
+        replace_whole(path, lambda part: np.save(part, whole.reshape(kept, POINTS)))
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,78 @@
+"""Where a network looked: class activation maps by gradient."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def grad_cam(
+    model: nn.Module,
+    layer: nn.Module,
+    x: Float[Tensor, "batch *size"],
+    target: int | None = None,
+) -> Float[Tensor, "batch ..."]:
+    r"""How much each point of a signal or image speaks for a class (Selvaraju and others, 2017).
+
+    .. math:: L^c = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big), \quad
+       \alpha_k^c = \frac{1}{Z} \sum_p \frac{\partial y^c}{\partial A_p^k}
+
+    with the maps :math:`A^k` that `layer` writes, of :math:`Z` points each, and the score
+    :math:`y^c` before any softmax (their Equations 1 and 2, of 2-D maps; here of signals too).
+    Brought to the size of the input by linear interpolation, and divided by its own maximum.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns one score a class. Called in evaluation mode; its mode, weights and gradients stay.
+    layer : nn.Module
+        A part of it that writes maps (batch, channels, time) or (batch, channels, height, width).
+    x : Tensor
+        Signals or images, with or without the dimension of channels if the model allows both.
+    target : int, optional
+        The class; by default the one that each sample scores highest.
+
+    Returns
+    -------
+    Tensor
+        In [0, 1], of shape (batch, time) or (batch, height, width); all 0 where nothing speaks for
+        the class.
+
+    Raises
+    ------
+    ValueError
+        If the layer writes no maps, was not called, or the class is none.
+    """
+    maps: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        # a leaf of its own, so that nothing below it is differentiated
+        maps.append(output.detach().requires_grad_())
+        return maps[-1]
+
+    handle, was_training = layer.register_forward_hook(keep), model.training
+    try:
+        with torch.enable_grad():
+            scores = model.eval()(x)
+    finally:
+        handle.remove()
+        model.train(was_training)
+    if not maps or maps[-1].ndim not in (3, 4):
+        shape = tuple(maps[-1].shape) if maps else "nothing"
+        raise ValueError(
+            f"Grad-CAM needs a layer that writes maps (batch, channels, *size); "
+            f"{type(layer).__name__} wrote {shape}"
+        )
+    if target is not None and not 0 <= target < scores.shape[1]:
+        raise ValueError(f"class {target} is none of {scores.shape[1]}")
+    which = scores.argmax(1) if target is None else torch.full_like(scores[:, 0], target).long()
+    (gradient,) = torch.autograd.grad(scores.gather(1, which[:, None]).sum(), maps[-1])
+    size = maps[-1].ndim - 2
+    weights = gradient.flatten(2).mean(2).view(*gradient.shape[:2], *[1] * size)
+    cam = torch.relu((weights * maps[-1].detach()).sum(1, keepdim=True))
+    mode = "linear" if size == 1 else "bilinear"
+    cam = functional.interpolate(cam, x.shape[-size:], mode=mode, align_corners=False)[:, 0]
+    top = cam.flatten(1).amax(1).view(-1, *[1] * size)
+    return torch.where(top > 0, cam / top.clamp(min=torch.finfo(cam.dtype).tiny), cam)

@@ -1,31 +1,43 @@
 """Apnea-ECG: every labelled minute is there, and no night is in two parts unless asked for."""
 
-import shutil
-from pathlib import Path
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 
 from sparselib import datasets
-from sparselib.datasets import apnea, files
+from sparselib.datasets import apnea, files, heart, nights
+
+WHOLE = {"folds": 0, "valid": 0.0}
+
+
+def parts(data):
+    return data.train, data.valid, data.test
+
+
+def written(folder, records=("a01", "a02", "c01")):
+    """Write a small database of made-up nights; return its folder's parent."""
+    apnea.write_made_up(folder / "made-up", records)
+    return {"folder": folder, "database": "made-up", "records": list(records)}
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("by", ["record", "minute"])
 def test_the_35_nights_have_17045_labelled_minutes_6514_with_apnea(by):
     data = datasets.apnea_ecg("rr", by=by)
-    labels = torch.cat([part.y for part in (data.train, data.valid, data.test)])
+    labels = torch.cat([part.y for part in parts(data)])
     assert torch.bincount(labels).tolist() == [10_531, 6514]
     assert data.features == 720
-    x = torch.cat([part.x for part in (data.train, data.valid, data.test)])
+    x = torch.cat([part.x for part in parts(data)])
     assert 0.3 <= float(x.min()) <= float(x.max()) <= 2.0
-    groups = [set(part.groups.tolist()) for part in (data.train, data.valid, data.test)]
+    groups = [set(part.groups.tolist()) for part in parts(data)]
     assert set.union(*groups) == set(range(35))
     assert len(set.intersection(*groups)) == (0 if by == "record" else 35)
     first = data.groups.index("a01")
-    minutes = sum(int((part.groups == first).sum()) for part in (data.train, data.valid, data.test))
-    assert minutes == 489
+    assert sum(int((part.groups == first).sum()) for part in parts(data)) == 489
 
 
 @pytest.mark.realdata
@@ -37,22 +49,195 @@ def test_the_paper_s_own_split_has_4000_minutes_fewer_and_no_validation():
 
 
 @pytest.mark.realdata
-def test_a_missing_or_damaged_record_is_named(tmp_path, monkeypatch):
-    source = files.locate("apnea-ecg", "a01.apn").parent
-    monkeypatch.setitem(files.SOURCES, "apnea-ecg", ())
-    monkeypatch.delenv("SPARSELIB_DATA")
-    monkeypatch.setattr(files, "_home", lambda: Path(tmp_path))
-    for name in ("SHA256SUMS.txt", "a01.apn", "a01.qrs", "a02.apn", "a02.qrs"):
-        (tmp_path / "apnea-ecg").mkdir(exist_ok=True)
-        shutil.copyfile(source / name, tmp_path / "apnea-ecg" / name)
-    options = {"valid": 0.0, "test": 0.0}
-    assert len(datasets.apnea_ecg("rr", records=["a01", "a02"], **options).train) == 489 + 528
-    with (tmp_path / "apnea-ecg" / "a02.qrs").open("ab") as file:
+def test_test_nights_load_with_the_official_answers(tmp_path):
+    (tmp_path / "apnea-ecg").mkdir()
+    letters = "NA" * 30
+    lines = ["x01", f" 0 {letters}", f" 1 {letters[:20]}", "", "x02", f" 0 {letters}"]
+    (tmp_path / "apnea-ecg" / "event-2-answers").write_text("\n".join(lines) + "\n")
+    data = datasets.apnea_ecg("rr", tmp_path, records=["x01", "x02"], **WHOLE)
+    assert (data.groups, len(data.train)) == (("x01", "x02"), 80 + 60)
+    assert torch.equal(data.train.y[:80], torch.arange(80) % 2)
+    (tmp_path / "apnea-ecg" / "event-2-answers").write_text("x01\n 0 NAX\n")
+    with pytest.raises(ValueError, match="line 2 is neither a record"):
+        datasets.apnea_ecg("rr", tmp_path, records=["x01"], **WHOLE)
+
+
+@pytest.mark.realdata
+def test_real_minutes_of_ecg_come_back_as_they_were_recorded(tmp_path):
+    import wfdb
+
+    folder = files.locate("apnea-ecg-minutes", "ecg_minutes.npz").parent
+    pieces = np.load(folder / "ecg_excerpts.npz")["a01_from360000"]
+    known = np.load(folder / "ecg_minutes.npz")
+    is_piece = (known["record"] == "a01") & (known["minute"] >= 60)
+    write = {"fs": 100, "write_dir": str(tmp_path / "pieces")}
+    (tmp_path / "pieces").mkdir()
+    options = {"fmt": ["16"], "adc_gain": [200.0], "baseline": [0], "units": ["mV"]}
+    wfdb.wrsamp("a01", sig_name=["ECG"], d_signal=pieces[:, None], **options, **write)
+    wfdb.wrann("a01", "apn", 6000 * np.arange(20), list(known["label"][is_piece]), **write)
+    wfdb.wrann("a01", "qrs", np.arange(50, 120_000, 80), ["N"] * 1500, **write)
+    checksummed(tmp_path / "pieces")
+    data = datasets.apnea_ecg("ecg", tmp_path, database="pieces", records=["a01"], **WHOLE)
+    assert np.array_equal(data.train.x.numpy() * 200, known["ecg"][is_piece].astype(np.float32))
+    assert data.train.y.sum() == (known["label"][is_piece] == "A").sum()
+
+
+@pytest.mark.realdata
+def test_a_drawn_heartbeat_looks_like_a_recorded_one():
+    folder = files.locate("apnea-ecg-minutes", "ecg_minutes.npz").parent
+    real = np.load(folder / "ecg_excerpts.npz")["a01_from360000"] / 200
+    sums = nights.checksums("apnea-ecg", None)
+    beats = nights.read("a01", "apnea-ecg", None, sums).beats
+    drawn = heart.waveform(beats, 480_000)[360_000:480_000]
+    inside = beats[(beats > 360_100) & (beats < 479_900)] - 360_000
+    around = inside[:, None] + np.arange(-25, 40)
+    # .qrs marks the beginning of a beat, so the two may be shifted by some hundredths of a second
+    means = [signal[around].mean(0) - signal[around].mean() for signal in (real, drawn)]
+    lags = [np.corrcoef(np.roll(means[1], shift), means[0])[0, 1] for shift in range(-8, 9)]
+    assert max(lags) > 0.8
+
+
+def checksummed(folder):
+    import hashlib
+
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}" for p in folder.iterdir()]
+    (folder / "SHA256SUMS.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_written_nights_are_read_as_they_were_made(tmp_path):
+    where = written(tmp_path)
+    made = [heart.made_up(name, nights.LEARNING.index(name)) for name in where["records"]]
+    ecg = datasets.apnea_ecg("ecg", **where, **WHOLE)
+    assert ecg.train.x.shape == (120, 6000)
+    assert torch.equal(ecg.train.y, torch.from_numpy(np.concatenate([n.labels for n in made])))
+    seeds = [nights.LEARNING.index(name) for name in where["records"]]
+    drawn = np.concatenate(
+        [heart.waveform(n.beats, 240_000, s).reshape(40, 6000) for n, s in zip(made, seeds)]
+    )
+    # 200 steps a millivolt: half a step is lost
+    assert np.abs(ecg.train.x.numpy() - drawn).max() <= 0.5 / 200 + 1e-4
+    read = datasets.apnea_ecg("rr", **where, **WHOLE)
+    direct = datasets.apnea_ecg(records=where["records"], **WHOLE)
+    assert torch.equal(read.train.x, direct.train.x)
+
+
+def test_rhythm_and_ecg_are_made_once_and_mapped_from_then_on(tmp_path, monkeypatch):
+    where = written(tmp_path)
+    first = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
+    cached = sorted(path.name[:3] for path in (tmp_path / "made-up" / "cache").iterdir())
+    assert cached == ["a01", "a01", "a02", "a02", "c01", "c01"]
+    monkeypatch.setattr(nights, "waveform", None)
+    again = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
+    assert [data.checksum for data in again] == [data.checksum for data in first]
+    stored = next((tmp_path / "made-up" / "cache").iterdir())
+    assert np.load(stored, mmap_mode="r").dtype == np.int16
+
+
+def test_rhythm_has_its_peaks_at_the_beats():
+    night = heart.made_up("a01", 0)
+    ecg = heart.waveform(night.beats, 240_000)
+    inside = night.beats[(night.beats > 30) & (night.beats < 239_970)]
+    alone = inside[np.minimum(np.diff(inside, prepend=0), np.diff(inside, append=250_000)) > 30]
+    peaks = ecg[alone[:, None] + np.arange(-20, 21)].argmax(1) - 20
+    assert np.abs(peaks).max() <= 1
+
+
+def test_a_missing_or_damaged_night_is_named_and_left_out(tmp_path, monkeypatch):
+    where = written(tmp_path)
+    monkeypatch.setitem(files.SOURCES, "made-up", ())
+    with (tmp_path / "made-up" / "a02.qrs").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"a02\.qrs is refused"):
-        datasets.apnea_ecg("rr", records=["a01", "a02"], **options)
-    with pytest.raises(datasets.DataUnavailable, match=r"apnea-ecg/a03\.apn lies in none"):
-        datasets.apnea_ecg("rr", records=["a01", "a03"], **options)
+    (tmp_path / "made-up" / "c01.apn").unlink()
+    with pytest.warns(UserWarning, match=r"2 nights left out: a02, c01.*a02\.qrs is refused"):
+        data = datasets.apnea_ecg("rr", **where, **WHOLE)
+    assert (data.groups, len(data.train)) == (("a01",), 40)
+    assert "2 nights left out: a02, c01" in data.note
+    where["records"] = ["c01"]
+    with pytest.raises(datasets.DataUnavailable, match=r"made-up/c01\.apn lies in none"):
+        datasets.apnea_ecg("rr", **where, **WHOLE)
+    (tmp_path / "made-up" / "a01.dat").write_bytes(b"")
+    where["records"] = ["a01"]
+    with pytest.raises(ValueError, match=r"a01\.dat is refused"):
+        datasets.apnea_ecg("ecg", **where, **WHOLE)
+
+
+def test_nights_are_fetched_once_and_what_is_there_is_kept(tmp_path, monkeypatch, capfd):
+    written(tmp_path / "server")
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path.rsplit("/", 1)[1])
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    folder = functools.partial(Handler, directory=str(tmp_path / "server" / "made-up"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), folder) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        monkeypatch.setitem(files.SOURCES, "made-up", (address,))
+        sums = (tmp_path / "server" / "made-up" / "SHA256SUMS.txt").read_text()
+        (tmp_path / "made-up").mkdir()
+        (tmp_path / "made-up" / "SHA256SUMS.txt").write_text(sums)
+        (tmp_path / "server" / "made-up" / "c01.dat").rename(tmp_path / "away")
+        where = {"folder": tmp_path, "database": "made-up", "records": ["a01", "a02", "c01"]}
+        with pytest.warns(UserWarning, match=r"1 nights left out: c01.*404"):
+            data = datasets.apnea_ecg("ecg", **where, **WHOLE)
+        assert data.groups == ("a01", "a02")
+        assert "100%" in capfd.readouterr().err
+        (tmp_path / "away").rename(tmp_path / "server" / "made-up" / "c01.dat")
+        asked.clear()
+        assert len(datasets.apnea_ecg("ecg", **where, **WHOLE).train) == 120
+        assert asked == ["c01.dat"]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("folds", [5, 35])
+def test_every_night_is_tested_in_one_fold(folds):
+    tested = []
+    for fold in range(folds):
+        data = datasets.apnea_ecg(fold=fold, folds=folds, valid=0.1)
+        of = [set(part.groups.tolist()) for part in parts(data)]
+        assert sum(map(len, of)) == 35 == len(set.union(*of))
+        tested += sorted(data.groups[group] for group in of[2])
+    assert sorted(tested) == sorted(nights.LEARNING)
+
+
+def test_folds_hold_as_large_a_share_of_each_kind_of_patient():
+    for fold in range(5):
+        data = datasets.apnea_ecg(seed=3, fold=fold)
+        kinds = "".join(sorted(data.groups[g][0] for g in set(data.test.groups.tolist())))
+        assert kinds == "aaaabcc"
+
+
+def test_minutes_are_tested_in_one_fold_each():
+    tested = [datasets.apnea_ecg(by="minute", fold=fold, seed=2).test for fold in range(5)]
+    assert sum(map(len, tested)) == 1400
+    assert len({row.numpy().tobytes() for part in tested for row in part.x}) == 1400
+
+
+def test_divided_by_record_only_training_nights_lose_minutes():
+    whole, fewer = (datasets.apnea_ecg(remove=remove) for remove in (0, 500))
+    assert len(fewer.valid) == len(whole.valid)
+    assert len(fewer.test) == len(whole.test)
+    assert len(fewer.train) < len(whole.train)
+    assert int(fewer.train.y.sum()) == int(whole.train.y.sum())
+    minutes = datasets.apnea_ecg(by="minute", remove=500)
+    assert sum(map(len, parts(minutes))) == 1400 - 500
+
+
+def test_normalised_minutes_and_nights_have_mean_0_and_deviation_1():
+    minute = datasets.apnea_ecg(normalise="minute", **WHOLE).train.x.double()
+    assert minute.mean(1).abs().max() < 1e-3
+    assert (minute.std(1, correction=0) - 1).abs().max() < 1e-3
+    night = datasets.apnea_ecg(normalise="night", neighbours=0, **WHOLE).train
+    for group in range(35):
+        x = night.x[night.groups == group].double()
+        assert abs(float(x.mean())) < 1e-3
+        assert float(x.std()) == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize("missed", [True, False])
@@ -60,56 +245,70 @@ def test_a_beat_missed_or_seen_twice_leaves_no_trace(missed):
     beats = 80 * np.arange(100)
     spoiled = np.delete(beats, 50) if missed else np.insert(beats, 50, beats[50] - 30)
     times = np.arange(0, 79, 0.25)
-    np.testing.assert_allclose(apnea.resampled(spoiled, times), 0.8, atol=1e-12)
+    np.testing.assert_allclose(nights.resampled(spoiled, times), 0.8, atol=1e-12)
 
 
 def test_intervals_are_read_on_the_line_between_beats():
     beats = np.array([0, 80, 170, 250])
-    found = apnea.resampled(beats, np.array([0.0, 0.8, 1.25, 1.7, 9.0]))
+    found = nights.resampled(beats, np.array([0.0, 0.8, 1.25, 1.7, 9.0]))
     np.testing.assert_allclose(found, [0.8, 0.8, 0.85, 0.9, 0.8], atol=1e-12)
 
 
 def test_beats_that_are_none_are_refused():
     with pytest.raises(ValueError, match="beat 2 does not follow"):
-        apnea.resampled(np.array([0, 80, 80]), np.zeros(1))
+        nights.resampled(np.array([0, 80, 80]), np.zeros(1))
     with pytest.raises(ValueError, match="none of 1 intervals"):
-        apnea.resampled(np.array([0, 800]), np.zeros(1))
+        nights.resampled(np.array([0, 800]), np.zeros(1))
 
 
 def test_a_minute_and_its_neighbours_are_consecutive_windows_of_the_night():
     wide, narrow = (
-        datasets.apnea_ecg(records=["a01"], test=0.0, valid=0.0, neighbours=n).train for n in (1, 0)
+        datasets.apnea_ecg(records=["a01"], neighbours=n, **WHOLE).train for n in (1, 0)
     )
     assert (wide.x.shape, narrow.x.shape) == ((40, 720), (40, 240))
     assert torch.equal(wide.x[:-1, 480:], wide.x[1:, 240:480])
     assert torch.equal(wide.x[:-1, 240:], wide.x[1:, :480])
+    assert torch.equal(wide.x[:, 240:480], narrow.x)
+
+
+def test_made_up_apnea_is_a_slow_wave_of_20_to_60_seconds():
+    slow = []
+    for number, name in enumerate(nights.LEARNING[:20]):
+        night = heart.made_up(name, number)
+        power = np.abs(np.fft.rfft(nights.intervals(night, 0) - 1, axis=1)) ** 2
+        share = power[:, 1:4].sum(1) / power[:, 1:].sum(1)  # periods of 60, 30 and 20 seconds
+        slow.append([share[night.labels == label].mean() for label in (0, 1)])
+    assert np.nanmean(slow, axis=0)[1] > 2 * np.nanmean(slow, axis=0)[0]
 
 
 def test_made_up_nights_are_many_patients_and_the_same_for_a_seed():
     first, again, other = (datasets.apnea_ecg(seed=seed) for seed in (0, 0, 1))
     assert first.checksum == again.checksum != other.checksum
-    assert [len(set(p.groups.tolist())) for p in (first.train, first.valid, first.test)] == [
-        21,
-        7,
-        7,
-    ]
+    assert [len(set(part.groups.tolist())) for part in parts(first)] == [21, 7, 7]
     assert 0.2 < first.train.y.double().mean() < 0.6
     assert "made-up" in first.note
 
 
-def test_parts_by_record_hold_as_large_a_share_of_each_kind_of_patient():
-    data = datasets.apnea_ecg(seed=3)
-    for part in (data.valid, data.test):
-        kinds = "".join(sorted(data.groups[g][0] for g in set(part.groups.tolist())))
-        assert kinds == "aaaabcc"
+def test_a_drawn_part_trains_alone():
+    data = datasets.apnea_ecg()
+    fewer = data.drawn(100, seed=1)
+    assert (len(fewer.train), len(fewer.test)) == (100, len(data.test))
+    rows = {row.numpy().tobytes() for row in data.train.x}
+    assert all(row.numpy().tobytes() in rows for row in fewer.train.x)
+    assert data.drawn(0) is data
+    with pytest.raises(ValueError, match="9999 samples cannot be drawn from 840"):
+        data.drawn(9999)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"source": "ecg"}, "source must be 'rr' or 'synthetic', not 'ecg'"),
+        ({"source": "eeg"}, "source must be one of ecg, rhythm, rr, synthetic, not 'eeg'"),
         ({"by": "patient"}, "by must be 'record' or 'minute'"),
-        ({"test": 0.6, "valid": 0.4}, "leave something to train on"),
+        ({"normalise": "all"}, "normalise must be 'none', 'minute' or 'night', not 'all'"),
+        ({"folds": 2, "valid": 0.5}, "leave nothing to train on"),
+        ({"fold": 5}, "fold counts from 0 below folds"),
+        ({"folds": 36}, "35 nights cannot be dealt into 36 folds"),
         ({"records": ["a01", "x01"]}, r"not \['x01'\]"),
         ({"remove": 99_999}, "minutes without apnea cannot be left out"),
     ],

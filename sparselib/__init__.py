@@ -8,6 +8,7 @@ from sparselib import graphs as graphs
 from sparselib import grow as grow
 from sparselib import init as init
 from sparselib import metrics as metrics
+from sparselib import models as models
 from sparselib import nn as nn
 from sparselib import ops as ops
 from sparselib import resident as resident
@@ -48,6 +49,7 @@ __all__ = [
     "init",
     "masked_product",
     "metrics",
+    "models",
     "nn",
     "ops",
     "predict",

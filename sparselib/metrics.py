@@ -159,6 +159,37 @@ def normalised_loss(
 
 
 @torch.no_grad()
+def description(
+    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+) -> dict[str, Float64[Tensor, "samples"]]:
+    r"""Measure how a model describes each sample: the two axes of phi, and phi.
+
+    Parameters
+    ----------
+    model : SAN
+        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    x : tensor
+        The samples.
+    definition : str
+        See `compression_ratio`.
+
+    Returns
+    -------
+    dict of tensor
+        ``verbosity``, :math:`CR^{-1}`; ``error``, :math:`\tilde L`; and ``phi`` (Bizopoulos,
+        Eq. 4 to 6), one number a sample.
+
+    Raises
+    ------
+    ValueError
+        As `compression_ratio` and `normalised_loss` do.
+    """
+    maps = model.encode(x)
+    verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
+    error = normalised_loss(model.decode(maps), x)
+    return {"verbosity": verbosity, "error": error, "phi": torch.hypot(verbosity, error)}
+
+
 def phi(
     model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
 ) -> Float64[Tensor, "samples"]:
@@ -182,6 +213,4 @@ def phi(
     ValueError
         As `compression_ratio` and `normalised_loss` do.
     """
-    maps = model.encode(x)
-    verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
-    return torch.hypot(verbosity, normalised_loss(model.decode(maps), x))
+    return description(model, x, definition)["phi"]

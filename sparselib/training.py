@@ -1,9 +1,10 @@
 """The only training loop in the repository."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from sparselib import metrics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[[nn.Module, Any], Mapping[str, float]]
 Hook = Callable[[], Any]
 History = dict[str, list[float]]
 
@@ -31,6 +33,11 @@ def sigmoid_squared_error(
     return 0.5 * (outputs.sigmoid() - target).square().sum(1).mean()
 
 
+def accuracy(model: nn.Module, samples: Any) -> dict[str, float]:
+    """Measure what `fit` measures by default: the share of samples that are classified rightly."""
+    return {"accuracy": evaluate(model, samples)}
+
+
 def fit(
     model: nn.Module,
     data: Any,
@@ -39,7 +46,10 @@ def fit(
     *,
     batch_size: int = 512,
     loss: Loss = functional.cross_entropy,
+    target: str = "y",
+    measure: Measure = accuracy,
     monitor: Any = None,
+    keep: str = "",
     after_epoch: Hook | Iterable[Hook] = (),
     after_step: Hook | Iterable[Hook] = (),
     seed: int = 0,
@@ -61,9 +71,18 @@ def fit(
     batch_size : int
         Samples a step.
     loss : callable
-        ``(outputs, labels) -> scalar``.
+        ``(outputs, targets) -> scalar``.
+    target : str
+        What outputs are compared with: ``"y"``, the labels, or ``"x"``, the samples themselves,
+        which trains an autoencoder.
+    measure : callable
+        ``(model, samples) -> {name: number}``, called after every epoch in evaluation mode and
+        without gradients; the accuracy by default.
     monitor : Samples, optional
-        What `accuracy` in the history is measured on; ``data.valid`` by default.
+        What is measured after every epoch; ``data.valid`` by default.
+    keep : str
+        Name of a measure: the model ends with the parameters of the epoch where it was lowest.
+        By default it ends with those of the last.
     after_epoch : callable or several
         Called without arguments after every epoch but the last: what changes the network then,
         as an evolution does, would not be trained any more.
@@ -77,43 +96,53 @@ def fit(
     Returns
     -------
     dict of list
-        ``loss``, ``accuracy`` (in [0, 1]) and ``seconds`` with all that belongs to the epoch, the
-        measurement and what comes after it too; one entry an epoch.
+        ``loss``, the measures (``accuracy``, in [0, 1]) and ``seconds`` with all that belongs to
+        the epoch, the measurement and what comes after it too; one entry an epoch.
 
     Raises
     ------
     ValueError
-        If there are no samples to monitor.
+        If there are no samples to monitor, the target is neither, a measure is called ``loss`` or
+        ``seconds``, or none is called `keep`.
     FloatingPointError
         If the loss stops being finite; the sentence names the epoch.
     """
     monitor = data.valid if monitor is None else monitor
     if len(monitor.y) == 0:
         raise ValueError(
-            "there are no samples to measure accuracy on after each epoch; hold some out for "
+            "there are no samples to measure on after each epoch; hold some out for "
             "validation, or pass monitor="
         )
-    history: History = {"loss": [], "accuracy": [], "seconds": []}
+    if target not in ("x", "y"):
+        raise ValueError(f"target must be 'y', the labels, or 'x', the samples, not {target!r}")
+    history: History = {"loss": [], "seconds": []}
     generator = torch.Generator().manual_seed(seed)
+    lowest, kept = math.inf, model.state_dict()
+    order = _Order(batch_size, target, generator)
     bar = tqdm(range(epochs), desc="epochs", disable=not progress)
     for epoch in bar:
         start = time.perf_counter()
-        mean = _epoch(model, data.train, optimizer, batch_size, loss, generator, _all(after_step))
+        mean = _epoch(model, data.train, optimizer, loss, order, _all(after_step))
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"the loss became {mean} in epoch {epoch + 1} of {epochs}; lower the learning rate"
             )
-        history["loss"].append(mean)
-        history["accuracy"].append(evaluate(model, monitor, max(batch_size, 512)))
-        bar.set_postfix(loss=f"{mean:.4f}", accuracy=f"{history['accuracy'][-1]:.2%}")
+        numbers = _measured(model, monitor, measure, keep)
+        for name, number in {"loss": mean, **numbers}.items():
+            history.setdefault(name, []).append(number)
+        if keep and numbers[keep] < lowest:
+            lowest, kept = numbers[keep], copy.deepcopy(model.state_dict())
+        bar.set_postfix({name: f"{column[-1]:.4g}" for name, column in history.items() if column})
         if epoch + 1 < epochs:
             for hook in _all(after_epoch):
                 hook()
         history["seconds"].append(time.perf_counter() - start)
+    if keep and epochs:
+        model.load_state_dict(kept)
     return history
 
 
-def evaluate(model: nn.Module, samples: Any, batch_size: int = 10_000) -> float:
+def evaluate(model: nn.Module, samples: Any, batch_size: int = 512) -> float:
     """Accuracy on `samples`, in evaluation mode; the model's mode is restored."""
     outputs = predict(model, samples, batch_size)
     return metrics.accuracy(outputs, samples.y.to(outputs.device))
@@ -121,7 +150,7 @@ def evaluate(model: nn.Module, samples: Any, batch_size: int = 10_000) -> float:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, samples: Any, batch_size: int = 10_000
+    model: nn.Module, samples: Any, batch_size: int = 512
 ) -> Float[Tensor, "samples classes"]:
     """Outputs for `samples`, in evaluation mode; the model's mode is restored."""
     was_training = model.training
@@ -143,25 +172,51 @@ def step(
     return error.detach()
 
 
+@torch.no_grad()
+def _measured(model: nn.Module, monitor: Any, measure: Measure, keep: str) -> dict[str, float]:
+    was_training = model.training
+    model.eval()
+    numbers = {name: float(number) for name, number in measure(model, monitor).items()}
+    model.train(was_training)
+    if numbers.keys() & {"loss", "seconds"} or (keep and keep not in numbers):
+        raise ValueError(
+            f"measures are called {sorted(numbers)}: 'loss' and 'seconds' are taken by the "
+            f"training loop, and keep={keep!r} has to be one of them"
+        )
+    return numbers
+
+
+class _Order(NamedTuple):
+    """How samples become batches."""
+
+    batch_size: int
+    target: str
+    generator: torch.Generator
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Shuffle, and leave out a last incomplete batch unless it is the only one."""
+        batches = list(torch.randperm(count, generator=self.generator).split(self.batch_size))
+        if len(batches) > 1 and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        return batches
+
+
 def _epoch(
     model: nn.Module,
     samples: Any,
     optimizer: torch.optim.Optimizer,
-    batch_size: int,
     loss: Loss,
-    generator: torch.Generator,
+    order: _Order,
     after_step: list[Hook],
 ) -> float:
     like = next(model.parameters())
-    order = torch.randperm(len(samples.y), generator=generator)
-    batches = order.split(batch_size)
-    if len(batches) > 1 and len(batches[-1]) < batch_size:
-        batches = batches[:-1]
+    batches = order.batches(len(samples.y))
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     for batch in batches:
         x = samples.x.index_select(0, batch).to(like)
-        total += step(model, optimizer, x, samples.y[batch].to(like.device), loss)
+        y = x if order.target == "x" else samples.y[batch].to(like.device)
+        total += step(model, optimizer, x, y, loss)
         for hook in after_step:
             hook()
     return float(total) / len(batches)

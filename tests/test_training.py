@@ -72,6 +72,65 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_epoch():
         sl.fit(model, two_classes(), optimizer, 3, progress=False)
 
 
+class Line(nn.Module):
+    """One number w: an autoencoder that answers w x."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w))
+
+    def forward(self, x):
+        return self.w * x
+
+
+def autoencode(epochs, lr=0.25, **options):
+    model = Line(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    options = {"target": "x", "measure": lambda model, _: {"distance": abs(1 - model.w)}} | options
+    history = sl.fit(
+        model,
+        two_classes(),
+        optimizer,
+        epochs,
+        batch_size=1000,
+        loss=lambda outputs, x: (outputs - x).square().mean() / (2 * x.square().mean()),
+        progress=False,
+        **options,
+    )
+    return model, history
+
+
+def test_an_autoencoder_is_compared_with_its_samples():
+    """The gradient of (w - 1)^2 / 2 is w - 1: each step of rate 1/4 leaves 3/4 of the distance."""
+    _, history = autoencode(4)
+    assert history["distance"] == pytest.approx([0.75, 0.75**2, 0.75**3, 0.75**4])
+    assert history.keys() == {"loss", "distance", "seconds"}
+
+
+def test_the_lowest_epoch_is_kept_if_asked_for():
+    """With a rate of 2.5 each step overshoots to -1.5 times the distance: the first is the best."""
+    assert autoencode(3, 2.5)[0].w.item() == pytest.approx(1 + 1.5**3)
+    model, history = autoencode(3, 2.5, keep="distance")
+    assert history["distance"] == pytest.approx([1.5, 1.5**2, 1.5**3])
+    assert model.w.item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target": "z"}, "the samples, not 'z'"),
+        ({"keep": "phi"}, r"called \['distance'\].* keep='phi' has to be"),
+        (
+            {"measure": lambda *_: {"loss": 1.0}},
+            r"called \['loss'\]: 'loss' and 'seconds' are taken",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        autoencode(1, **options)
+
+
 def test_evaluate_restores_the_mode_and_counts_right():
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     model[1].weight.data = torch.tensor([[1.0], [-1.0]])
@@ -97,6 +156,6 @@ def test_nothing_to_monitor_is_said_before_training():
     data = two_classes()
     data.valid = SimpleNamespace(x=data.train.x[:0], y=data.train.y[:0])
     before = model.layers[0].values.detach().clone()
-    with pytest.raises(ValueError, match="no samples to measure accuracy on"):
+    with pytest.raises(ValueError, match="no samples to measure on"):
         sl.fit(model, data, optimizer, 1, progress=False)
     assert torch.equal(model.layers[0].values, before)

@@ -4,7 +4,7 @@ from . import synthetic
 from .apnea import apnea_ecg
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
-from .physionet import RECORDS, physionet
+from .physionet import RECORDS, apnea_excerpt, physionet
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
 
@@ -14,6 +14,7 @@ __all__ = [
     "Samples",
     "Split",
     "apnea_ecg",
+    "apnea_excerpt",
     "digits",
     "epilepsy",
     "fashion_mnist",

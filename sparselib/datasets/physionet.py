@@ -69,7 +69,62 @@ def physionet(
             f"{path} is refused: its signal {name} has a gap at sample {gap:,}. "
             f"Choose another channel or record."
         )
-    cut = torch.from_numpy(signal[:needed].astype(np.float32))
+    note = f"signal {name} of PhysioNet's {record}, windows of {length:,} samples from the start"
+    return _split(signal[:needed], path, name, f"physionet/{record}", note, windows, length)
+
+
+def apnea_excerpt(
+    part: str = "a01_from360000",
+    folder: Folder = None,
+    windows: tuple[int, int, int] = (6, 2, 4),
+    length: int = 1000,
+) -> Split:
+    """Return windows of an excerpt of apnea-ecg (Penzel and others, 2000), as `physionet` does.
+
+    The record itself was not at hand; the paper's samples, from the start of a record, are others.
+
+    Parameters
+    ----------
+    part
+        Name of an array in the file: the record and its first sample.
+    folder
+        Where `apnea-ecg-minutes/ecg_excerpts.npz` lies; see `files.folders` for the default. Not
+        fetched.
+    windows
+        How many windows train, choose and test.
+    length
+        Samples of a window.
+
+    Raises
+    ------
+    ValueError
+        If there is no such array, it is too short, or a window never changes.
+    DataUnavailable
+        If the file lies nowhere.
+    """
+    path = find("apnea-ecg-minutes", "ecg_excerpts.npz", folder)
+    with np.load(path) as arrays:
+        if part not in arrays or arrays[part].size < sum(windows) * length:
+            long = [key for key in arrays if arrays[key].size >= sum(windows) * length]
+            raise ValueError(
+                f"{path} has no {part!r} of {sum(windows) * length:,} samples; long enough are "
+                f"{', '.join(long) or 'none'}."
+            )
+        signal = arrays[part][: sum(windows) * length]
+    note = f"ECG of apnea-ecg, {part}, windows of {length:,} samples"
+    return _split(signal, path, "ECG", f"apnea-ecg/{part}", note, windows, length)
+
+
+def _split(
+    signal: np.ndarray,
+    path: Path,
+    name: str,
+    title: str,
+    note: str,
+    windows: tuple[int, int, int],
+    length: int,
+) -> Split:
+    cut = torch.from_numpy(signal.astype(np.float32))
     still = (cut.view(-1, length).amin(1) == cut.view(-1, length).amax(1)).nonzero()
     if len(still):
         first = int(still[0]) * length
@@ -80,8 +135,7 @@ def physionet(
     x = standardised_windows(cut, length)
     unlabelled = [torch.zeros(count, dtype=torch.long) for count in windows]
     train, valid, test = map(Samples, x.split([*windows]), unlabelled)
-    note = f"signal {name} of PhysioNet's {record}, windows of {length:,} samples from the start"
-    return Split(train, valid, test, classes=1, name=f"physionet/{record}", note=note)
+    return Split(train, valid, test, classes=1, name=title, note=note)
 
 
 def standardised_windows(

@@ -72,6 +72,9 @@ class SAN(nn.Module):
         `sparselib.nn.topk_absolutes`, ...
     dimensions : int
         1 for inputs of shape (samples, length), 2 for (samples, height, width).
+    together : bool
+        Give the activation the maps of all kernels at once, with the largest size, so that they
+        can compete: ``partial(extrema, across=True)``. By default each map is on its own.
     mean, std : float
         Of the kernels at birth. The released code begins with ``mean=0.1, std=0.0``, and then
         kernels of one size stay equal for ever.
@@ -95,6 +98,7 @@ class SAN(nn.Module):
         activation: Callable[[Tensor, int], Tensor] = extrema,
         dimensions: int = 1,
         *,
+        together: bool = False,
         mean: float = 0.0,
         std: float = 0.1,
         definition: str = "text",
@@ -110,7 +114,7 @@ class SAN(nn.Module):
                 f"{DEFINITIONS}, not {sizes}, {dimensions} and {definition!r}"
             )
         self.kernel_sizes, self.dimensions = sizes, dimensions
-        self.activation, self.definition = activation, definition
+        self.activation, self.together, self.definition = activation, together, definition
         births = (torch.empty([size] * dimensions, dtype=dtype) for size in sizes)
         self.kernels = nn.ParameterList(
             nn.Parameter(birth.normal_(mean, std, generator=generator).to(device))
@@ -127,7 +131,10 @@ class SAN(nn.Module):
 
     def encode(self, x: Float[Tensor, "samples *size"]) -> Float[Tensor, "samples q *size"]:
         """Return the activation maps (Eq. 11)."""
-        parts = zip(self.similarities(x).split(1, 1), self.kernel_sizes)
+        similarities = self.similarities(x)
+        if self.together:
+            return self.activation(similarities, max(self.kernel_sizes))
+        parts = zip(similarities.split(1, 1), self.kernel_sizes)
         return torch.cat([self.activation(s, size) for s, size in parts], 1)
 
     def reconstructions(

@@ -99,6 +99,7 @@ def extrema(
     size: int,
     tolerance: int = 0,
     definition: str = "code",
+    across: bool = False,
 ) -> Float[Tensor, "samples kernels *size"]:
     """Keep extrema, the largest magnitudes first, at a distance (Bizopoulos, Algorithm 3).
 
@@ -117,6 +118,9 @@ def extrema(
         ``"code"``, which gives the paper's tables: a peak is positive, a valley is not, and of
         a plateau the first cell is a peak, the last a valley. ``"text"``, Algorithm 3 as
         printed: the signs do not matter, and of a plateau it is the other cell.
+    across : bool
+        Let the maps of a sample compete for territory: the distance holds between extrema of all
+        of them (Bizopoulos, Section VI).
 
     Raises
     ------
@@ -131,14 +135,14 @@ def extrema(
             f"not {tolerance} and {definition!r}"
         )
     candidates = _candidates(s.detach(), signed=definition == "code")
-    rank = _ranks(s.detach().abs(), candidates)
+    rank = _ranks(s.detach().abs(), candidates, across)
     distance = max(size - tolerance, 1)
     kept = torch.zeros_like(candidates)
     while rank.any():
         # ranks are unique, so the largest of its window is who comes first there
-        winners = (rank > 0) & (rank == _window_max(rank, distance))
+        winners = (rank > 0) & (rank == _window_max(rank, distance, across))
         kept |= winners
-        rank = rank.masked_fill(_window_max(winners, distance), 0)
+        rank = rank.masked_fill(_window_max(winners, distance, across), 0)
     return _keep(s, kept)
 
 
@@ -158,9 +162,11 @@ def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"
     return peaks | valleys
 
 
-def _ranks(magnitude: Tensor, candidates: Tensor) -> Int32[Tensor, "samples kernels *size"]:
+def _ranks(
+    magnitude: Tensor, candidates: Tensor, across: bool
+) -> Int32[Tensor, "samples kernels *size"]:
     """Number the candidates of each map: the higher, the earlier; what is no candidate has 0."""
-    flat = magnitude.flatten(2)
+    flat = magnitude.flatten(1 if across else 2)
     order = flat.sort(dim=-1, descending=True, stable=True).indices
     numbers = torch.arange(flat.shape[-1], 0, -1, dtype=torch.int32, device=flat.device)
     rank = torch.empty(flat.shape, dtype=torch.int32, device=flat.device)
@@ -168,7 +174,7 @@ def _ranks(magnitude: Tensor, candidates: Tensor) -> Int32[Tensor, "samples kern
     return rank.view(magnitude.shape) * candidates
 
 
-def _window_max(x: Tensor, distance: int) -> Shaped[Tensor, "samples kernels *size"]:
+def _window_max(x: Tensor, distance: int, across: bool) -> Shaped[Tensor, "samples maps *size"]:
     """Largest value within `distance` cells, in every direction; none is negative.
 
     Windows are joined in pairs, so that a wide one takes a few maxima more than a narrow one.
@@ -181,7 +187,7 @@ def _window_max(x: Tensor, distance: int) -> Shaped[Tensor, "samples kernels *si
             rest = x.shape[axis] - step
             x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
             width += step
-    return x
+    return x.amax(1, keepdim=True) if across else x
 
 
 def _keep(s: Tensor, kept: Tensor) -> Float[Tensor, "samples kernels *size"]:

@@ -21,8 +21,8 @@ IMAGES = arrays("float32", array_shapes(min_dims=2, max_dims=2, max_side=9), ele
 SMOOTH = arrays("float32", st.tuples(st.integers(1, 60)), elements=st.floats(-4, 4, width=16))
 
 
-def sequential(s, size, tolerance=0, definition="code"):
-    """Algorithm 3 one extremum after the other, in plain Python: the places that are kept."""
+def turns(s, definition="code"):
+    """Places of all extrema of a map, and what lies at every place."""
     shape = s.shape
     cells = {place: float(s[place]) for place in product(*map(range, shape))}
 
@@ -41,7 +41,12 @@ def sequential(s, size, tolerance=0, definition="code"):
                 return False
         return True
 
-    places = [p for p in cells if is_extremum(p, True) or is_extremum(p, False)]
+    return [p for p in cells if is_extremum(p, True) or is_extremum(p, False)], cells
+
+
+def sequential(s, size, tolerance=0, definition="code"):
+    """Algorithm 3 one extremum after the other, in plain Python: the places that are kept."""
+    places, cells = turns(s, definition)
     places.sort(key=lambda place: -abs(cells[place]))
     distance, kept = max(size - tolerance, 1), []
     for place in places:
@@ -77,6 +82,26 @@ def test_extrema_are_those_of_the_sequential_algorithm(s, size, tolerance, defin
     options = {"tolerance": tolerance, "definition": definition}
     assert torch.equal(kept_by(partial(extrema, **options), s[None, None], size)[0, 0], expected)
     assert torch.equal(extrema(s[None, None], size, **options)[0, 0], s * expected)
+
+
+@given(
+    arrays(
+        "float32", array_shapes(min_dims=2, max_dims=3, max_side=9), elements=st.integers(-3, 3)
+    ),
+    st.integers(1, 6),
+)
+def test_competing_maps_keep_what_one_after_the_other_would(s, size):
+    """The strongest of all maps comes first, and silences its surroundings in every map."""
+    s, found = torch.from_numpy(s), []
+    for number, map_ in enumerate(s):
+        places, cells = turns(map_)
+        found += [(-abs(cells[place]), number, place) for place in places]
+    kept = []
+    for _, number, place in sorted(found):
+        apart = (max(abs(a - b) for a, b in zip(place, other[1:])) for other in kept)
+        if all(distance > size for distance in apart):
+            kept.append((number, *place))
+    assert torch.equal(extrema(s[None], size, across=True)[0], s * mask(s, kept))
 
 
 RAMPS = {

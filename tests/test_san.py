@@ -86,6 +86,16 @@ def test_partial_reconstructions_add_up(dimensions):
     assert torch.allclose(san.reconstructions(maps).sum(1), san.decode(maps), atol=1e-6)
 
 
+def test_kernels_of_any_sizes_can_compete():
+    """Together they get the distance of the largest, and no two maps speak at one place."""
+    x = torch.randn(4, 120)
+    san = network([3, 5, 9], partial(extrema, across=True), together=True)
+    for sample in san.encode(x):
+        places = sample.nonzero()[:, 1].sort().values
+        assert int(places.diff().min()) > 9
+    assert torch.equal(san.describe(x).decode(), san(x))
+
+
 def test_samples_do_not_see_each_other():
     x, san = torch.randn(6, 40), network([5, 8])
     alone = torch.cat([san(one[None]) for one in x])
@@ -239,6 +249,27 @@ def test_phi_is_a_number_a_sample():
 def test_measures_refuse_what_has_none(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(torch.ones(2, 2, 9))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_description_is_its_three_equations(dimensions):
+    x, san = torch.randn(5, *SIZES[dimensions]), network([3, 4], dimensions=dimensions)
+    found = metrics.description(san, x, "code")
+    ratio = metrics.compression_ratio(san.encode(x), [3, 4], "code")
+    assert torch.equal(found["verbosity"], 1 / ratio)
+    assert torch.equal(found["error"], metrics.normalised_loss(san(x).detach(), x))
+    assert torch.allclose(found["phi"] ** 2, found["verbosity"] ** 2 + found["error"] ** 2)
+
+
+def test_the_classifier_of_the_paper_has_656_features():
+    """Section IV-B: 178 samples leave 16 x 41, and layers of 120, 84 and 3 follow."""
+    head = sl.models.cnn(178, 3)
+    sizes = [(m.in_features, m.out_features) for m in head if hasattr(m, "in_features")]
+    assert sizes == [(656, 120), (120, 84), (84, 3)]
+    assert head(torch.randn(2, 178)).shape == (2, 3)
+    assert sl.models.cnn(16, 2)(torch.randn(1, 16)).shape == (1, 2)
+    with pytest.raises(ValueError, match="15 features is shorter than the 16"):
+        sl.models.cnn(15, 2)
 
 
 # record, activation, kernel size and 1/CR, loss, mean phi as printed

@@ -170,7 +170,7 @@ def _ranks(
     order = flat.sort(dim=-1, descending=True, stable=True).indices
     numbers = torch.arange(flat.shape[-1], 0, -1, dtype=torch.int32, device=flat.device)
     rank = torch.empty(flat.shape, dtype=torch.int32, device=flat.device)
-    rank.scatter_(2, order, numbers.expand_as(rank))
+    rank.scatter_(-1, order, numbers.expand_as(rank))
     return rank.view(magnitude.shape) * candidates
 
 

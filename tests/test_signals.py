@@ -51,6 +51,22 @@ def test_windows_follow_each_other_and_have_mean_0_and_deviation_1(alone, fmt, c
     assert split.note.startswith(f"signal lead {channel} of PhysioNet's own/rec")
 
 
+def test_an_excerpt_of_apnea_ecg_is_cut_like_a_record(alone):
+    folder = alone / "apnea-ecg-minutes"
+    folder.mkdir(parents=True)
+    ecg = np.random.default_rng(0).integers(-300, 300, 12_500).astype(np.int16)
+    np.savez(folder / "ecg_excerpts.npz", a01_from360000=ecg, a01_from0=ecg[:5000])
+    split = datasets.apnea_excerpt(folder=alone)
+    raw = torch.from_numpy(ecg[:12_000]).double().view(12, 1000)
+    expected = (raw - raw.mean(1, keepdim=True)) / raw.std(1, keepdim=True)
+    x = torch.cat([split.train.x, split.valid.x, split.test.x]).double()
+    assert torch.allclose(x, expected, atol=1e-5)
+    assert split.name == "apnea-ecg/a01_from360000"
+    for part in ("a01_from0", "x99"):
+        with pytest.raises(ValueError, match=f"no '{part}' of 12,000.*enough are a01_from360000"):
+            datasets.apnea_excerpt(part, alone)
+
+
 def test_windows_of_other_lengths_and_numbers(alone):
     write(alone, noise(400))
     split = datasets.physionet("own/rec", alone, windows=(2, 1, 1), length=100)

@@ -11,7 +11,9 @@ from sparselib import metrics as metrics
 from sparselib import models as models
 from sparselib import nn as nn
 from sparselib import ops as ops
+from sparselib import pruning as pruning
 from sparselib import resident as resident
+from sparselib import saliency as saliency
 from sparselib import timing as timing
 from sparselib import topology as topology
 from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
@@ -20,6 +22,8 @@ from sparselib.dynamic import DST
 from sparselib.evolution import Evolution
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
+from sparselib.pruning import prune
+from sparselib.saliency import Selector
 from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
 
 __version__ = "0.1.0"
@@ -37,6 +41,7 @@ __all__ = [
     "GradientGrowth",
     "LiSET",
     "RigL",
+    "Selector",
     "SparseConv1d",
     "cost",
     "datasets",
@@ -53,7 +58,10 @@ __all__ = [
     "nn",
     "ops",
     "predict",
+    "prune",
+    "pruning",
     "resident",
+    "saliency",
     "sigmoid_squared_error",
     "sparsify",
     "timing",

@@ -214,3 +214,65 @@ def phi(
         As `compression_ratio` and `normalised_loss` do.
     """
     return description(model, x, definition)["phi"]
+
+
+def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]) -> float:
+    """Area under the receiver's curve, the mean over the classes, each against the rest.
+
+    Raises
+    ------
+    ValueError
+        If a class has no sample.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    classes = outputs.shape[1]
+    missing = set(range(classes)) - set(labels.tolist())
+    if missing:
+        raise ValueError(f"AUROC needs samples of every class, but there is none of {min(missing)}")
+    chances = outputs.double().softmax(1).cpu().numpy()
+    if classes == 2:
+        return float(roc_auc_score(labels.cpu(), chances[:, 1]))
+    return float(roc_auc_score(labels.cpu(), chances, multi_class="ovr"))
+
+
+def fidelity(
+    outputs: Float[Tensor, "samples classes"], reference: Float[Tensor, "samples classes"]
+) -> float:
+    """Share of samples of which two networks say the same class, in [0, 1]."""
+    return accuracy(outputs, reference.argmax(1))
+
+
+def mask_area(masks: Float[Tensor, "samples 1 *size"]) -> Float64[Tensor, "samples"]:
+    """Share of an image that its mask keeps: the mean over its pixels, in [0, 1]."""
+    return masks.double().flatten(1).mean(1)
+
+
+def localisation(
+    masks: Float[Tensor, "samples 1 height width"], boxes: Int[Tensor, "samples 4"]
+) -> tuple[float, float]:
+    """How well masks find what is known to lie in a box.
+
+    Parameters
+    ----------
+    masks : tensor
+        Values in [0, 1].
+    boxes : tensor
+        (top, left, bottom, right), of which the last two lie just outside.
+
+    Returns
+    -------
+    float, float
+        Share of the masks whose largest value lies in the box (the pointing game); and the mean
+        intersection over union of the box and the pixels above 1/2.
+    """
+    height, width = masks.shape[2:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    top, left, bottom, right = boxes.cpu().view(-1, 4, 1).unbind(1)
+    tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    inside = (tall[:, :, None] & wide[:, None]).flatten(1)
+    flat = masks.cpu().flatten(1)
+    hit = inside.gather(1, flat.argmax(1, keepdim=True)).double().mean()
+    kept = flat > 0.5
+    both = (kept & inside).sum(1).double() / (kept | inside).sum(1)
+    return float(hit), float(both.mean())

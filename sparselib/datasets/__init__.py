@@ -2,9 +2,11 @@
 
 from . import synthetic
 from .apnea import apnea_ecg
+from .cifar import cifar10, photographs
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
 from .physionet import RECORDS, apnea_excerpt, physionet
+from .placed import placed_digits
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
 
@@ -15,12 +17,15 @@ __all__ = [
     "Split",
     "apnea_ecg",
     "apnea_excerpt",
+    "cifar10",
     "digits",
     "epilepsy",
     "fashion_mnist",
     "higgs",
     "isolet",
     "mnist",
+    "photographs",
     "physionet",
+    "placed_digits",
     "synthetic",
 ]

@@ -1,6 +1,7 @@
 """What a data set is: samples with labels, in three parts, with a checksum for provenance."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Feature vectors and their labels.
+    """Samples and their labels.
 
     Parameters
     ----------
     x
-        float32 of shape (samples, features), every value finite.
+        float32 of shape (samples, features), or (samples, channels, height, width) for images;
+        every value finite.
     y
         int64 of shape (samples,), the class of each sample, counted from 0.
     groups
@@ -39,7 +41,7 @@ class Samples:
         return len(self.y)
 
     def __repr__(self) -> str:
-        return f"Samples({len(self):,} x {self.x.shape[1]:,})"
+        return f"Samples({len(self):,} x {' x '.join(f'{n:,}' for n in self.x.shape[1:])})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +83,13 @@ class Split:
 
     def __post_init__(self) -> None:
         for part in ("train", "valid", "test"):
-            _check_part(self.name, part, getattr(self, part), self.features, self.classes)
+            _check_part(self.name, part, getattr(self, part), self.train, self.classes)
         object.__setattr__(self, "checksum", _checksum(self.train, self.valid, self.test))
 
     @property
     def features(self) -> int:
         """The number of features of a sample."""
-        return self.train.x.shape[1]
+        return math.prod(self.train.x.shape[1:])
 
     def drawn(self, count: int, seed: int = 0) -> "Split":
         """Return the same data with `count` random samples to train on; 0 keeps all.
@@ -157,10 +159,11 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"Samples are float32 with int64 labels, but came as {x.dtype}, {y.dtype}."
         )
-    if x.ndim != 2 or y.shape != x.shape[:1]:
+    if x.ndim not in (2, 4) or y.shape != x.shape[:1]:
         raise ValueError(
             f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not fit: "
-            f"they must be (samples, features) and (samples,)."
+            f"they must be (samples, features) and (samples,), or for images "
+            f"(samples, channels, height, width)."
         )
 
 
@@ -175,17 +178,18 @@ def _check_groups(y: Tensor, groups: Tensor | None) -> None:
 def _check_values(x: Tensor, y: Tensor) -> None:
     # the extremes are NaN or infinite if any value is, and take no second array of this size
     if x.numel() and not torch.isfinite(torch.stack(x.aminmax())).all():
-        row, column = (~torch.isfinite(x)).nonzero()[0].tolist()
-        raise ValueError(f"x holds {x[row, column].item()} at row {row}, column {column}.")
+        flat = x.flatten(1)
+        row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
+        raise ValueError(f"x holds {flat[row, column].item()} at row {row}, column {column}.")
     if len(y) and y.min() < 0:
         raise ValueError(f"Labels count from 0, but y holds {y.min().item()}.")
 
 
-def _check_part(name: str, part: str, samples: Samples, features: int, classes: int) -> None:
-    if samples.x.shape[1] != features:
+def _check_part(name: str, part: str, samples: Samples, train: Samples, classes: int) -> None:
+    if samples.x.shape[1:] != train.x.shape[1:]:
+        found, wanted = (" x ".join(map(str, s.x.shape[1:])) for s in (samples, train))
         raise ValueError(
-            f"The {part} part of {name} has {samples.x.shape[1]} features "
-            f"where the train part has {features}."
+            f"The {part} part of {name} has {found} features where the train part has {wanted}."
         )
     if len(samples) and samples.y.max() >= classes:
         raise ValueError(

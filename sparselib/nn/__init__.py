@@ -11,6 +11,9 @@ from sparselib.nn.conv import centred_zeros as centred_zeros
 from sparselib.nn.conv import replicate_right as replicate_right
 from sparselib.nn.dropout import Dropout as Dropout
 from sparselib.nn.evolvable import evolvable_layers as evolvable_layers
+from sparselib.nn.gate import ChannelGate as ChannelGate
+from sparselib.nn.gate import Channels as Channels
+from sparselib.nn.gate import gumbel_sigmoid as gumbel_sigmoid
 from sparselib.nn.linear import CSRLinear as CSRLinear
 from sparselib.nn.linear import masked_product as masked_product
 from sparselib.nn.sparsify import sparsify as sparsify

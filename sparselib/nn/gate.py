@@ -1,0 +1,125 @@
+"""Gates that close channels, and the relaxed coins that open them (Ganjdanesh)."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NOISES = ("gumbel", "logistic", "none")
+
+
+class Channels(NamedTuple):
+    """Channels that can leave a network together.
+
+    Parameters
+    ----------
+    written : tuple of str
+        Names of the layers that write them, in order; normalisations and depthwise convolutions
+        among them.
+    read : str
+        Name of the one layer that reads them.
+    """
+
+    written: tuple[str, ...]
+    read: str
+
+
+def gumbel_sigmoid(
+    scores: Float[Tensor, "*size"],
+    temperature: float = 1.0,
+    noise: str = "gumbel",
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*size"]:
+    r"""Relaxed coins: near 0 or 1 when the temperature is low (Ganjdanesh, Eq. 14 and 15).
+
+    .. math:: \sigma\left(\frac{s + g}{\tau}\right), \quad g = -\log(-\log u), \quad u \sim U(0, 1)
+
+    It exceeds 1/2 with probability :math:`1 - \exp(-e^s)`: with :math:`s = \log f`, as in Eq. 14,
+    that is :math:`1 - e^{-f}`, and not f. Logistic noise, :math:`g = \log u - \log(1 - u)`, makes
+    the probability :math:`\sigma(s)`, whatever the temperature, and so f for the logit of f.
+
+    Parameters
+    ----------
+    scores : tensor
+        s.
+    temperature : float
+        :math:`\tau`, above 0.
+    noise : {"gumbel", "logistic", "none"}
+        The law of g.
+    generator : torch.Generator, optional
+        Source of the noise, on the processor; torch's default otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the temperature is not above 0, or the noise unknown.
+    """
+    if not temperature > 0 or noise not in NOISES:
+        raise ValueError(
+            f"a relaxed coin needs a temperature above 0 and a noise of {NOISES}, "
+            f"not {temperature} and {noise!r}"
+        )
+    if noise == "none":
+        return torch.sigmoid(scores / temperature)
+    tiny = torch.finfo(scores.dtype).tiny
+    u = torch.rand(scores.shape, generator=generator, dtype=scores.dtype).clamp(tiny)
+    g = -torch.log(-torch.log(u)) if noise == "gumbel" else torch.logit(u)
+    return torch.sigmoid((scores + g.to(scores.device)) / temperature)
+
+
+class ChannelGate(nn.Module):
+    r"""One gate a channel, which multiplies what the channel says (Ganjdanesh, Eq. 15 and 16).
+
+    .. math:: v = \sigma\left(\frac{\theta + g + b}{\tau}\right), \quad F \leftarrow v \odot F
+
+    Parameters
+    ----------
+    channels : int
+        How many.
+    bias : float
+        b, which opens all gates at first.
+    temperature : float
+        :math:`\tau`.
+    noise : {"gumbel", "logistic", "none"}
+        The law of g; see `gumbel_sigmoid`.
+    std : float
+        Of :math:`\theta` at birth. The paper is silent and the released code has 1.
+
+    Attributes
+    ----------
+    open : tensor or None
+        The gates as last drawn or set; None leaves all channels as they are.
+    """
+
+    open: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bias: float = 3.0,
+        temperature: float = 0.4,
+        noise: str = "gumbel",
+        std: float = 0.0,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        born = std * torch.randn(channels, generator=generator, dtype=dtype)
+        self.theta = nn.Parameter(born.to(device))
+        self.bias, self.temperature, self.noise = bias, temperature, noise
+        self.open = None
+
+    def draw(self, generator: torch.Generator | None = None) -> Float[Tensor, "channels"]:
+        """Draw new gates, soft and differentiable, keep them in `open` and return them."""
+        scores = self.theta + self.bias
+        self.open = gumbel_sigmoid(scores, self.temperature, self.noise, generator)
+        return self.open
+
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "..."]:
+        """Return the features times their gates."""
+        if self.open is None:
+            return x
+        return x * self.open.view(-1, *(1,) * (x.ndim - 2))

@@ -1,0 +1,215 @@
+"""Gates in a frozen network, steered by its saliency (Ganjdanesh, main text, Eq. 11)."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparselib.datasets import Samples, Split
+from sparselib.nn.gate import ChannelGate, Channels
+from sparselib.training import History, fit
+
+from .structure import Operations, operations, prunable, resource, width
+
+
+class Gates(nn.Module):
+    """A gate for every prunable channel of a network, in front of the layer that reads it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network whose channels are gated; it is not kept and not changed.
+    groups : sequence of Channels, optional
+        ``model.prunable()`` by default.
+    **options
+        Passed on to `ChannelGate`.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Channels] | None = None, **options: Any
+    ) -> None:
+        super().__init__()
+        like = next(model.parameters())
+        born: dict[str, Any] = {"dtype": like.dtype, "device": like.device} | options
+        self.groups = prunable(model) if groups is None else list(groups)
+        self.gates = nn.ModuleList(
+            ChannelGate(width(model, group), **born) for group in self.groups
+        )
+
+    def each(self) -> list[ChannelGate]:
+        """Return the gates, one module a group."""
+        return [gate for gate in self.gates if isinstance(gate, ChannelGate)]
+
+    def scores(self) -> list[Float[Tensor, "_"]]:
+        """Return theta of each group."""
+        return [gate.theta.detach() for gate in self.each()]
+
+    def draw(self, generator: torch.Generator | None = None) -> list[Float[Tensor, "_"]]:
+        """Draw all gates anew and return them."""
+        return [gate.draw(generator) for gate in self.each()]
+
+    def set(self, opened: Sequence[Tensor]) -> None:
+        """Set all gates, with booleans or numbers."""
+        for gate, value in zip(self.each(), opened, strict=True):
+            gate.open = value.to(gate.theta)
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Put the gates into a network for the time of a ``with`` block."""
+        hooks = [
+            model.get_submodule(group.read).register_forward_pre_hook(
+                lambda layer, inputs, gate=gate: (gate(inputs[0]), *inputs[1:])
+            )
+            for group, gate in zip(self.groups, self.each())
+        ]
+        try:
+            yield model
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def train_gates(
+    gates: Gates,
+    model: nn.Module,
+    data: Split,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    *,
+    explain: Any = None,
+    flops: float = 0.5,
+    gamma_1: float = 0.5,
+    gamma_2: float = 2.0,
+    labels: bool = True,
+    statistics: str = "stored",
+    seed: int = 0,
+    **options: Any,
+) -> History:
+    r"""Learn which gates close (Ganjdanesh, main text, Eq. 11).
+
+    .. math:: L(f(x; W, v), y) + \gamma_1 \lVert u(x, y; v) - u(x, y; 1) \rVert^2
+       + \gamma_2 R_{res}(T(v), p T)
+
+    with the cross-entropy L, the mean squared change of the selector's numbers u, and T all
+    multiply-accumulates. Only the gates learn: weights are frozen. Gates are soft where features
+    pass and rounded, with the gradient of the soft ones, where operations are counted; both are
+    the same draw.
+
+    Parameters
+    ----------
+    gates : Gates
+        Trained in place.
+    model : nn.Module
+        The network; left as it is.
+    data : Split
+        The images to prune by, 5 % of the training images in the paper.
+    optimizer : torch.optim.Optimizer
+        Of the gates. With Adam a gate closes after about b / lr steps.
+    epochs : int
+        Passes over the images.
+    explain : Selector, optional
+        Without one there is no second term.
+    flops : float
+        p, the share of multiply-accumulates that may stay.
+    gamma_1, gamma_2 : float
+        Weights; 0.5 and 2.0 in the paper.
+    labels : bool
+        Whether the first term is there; it is not in the released code's default.
+    statistics : {"stored", "batch"}
+        What normalisations use: the stored statistics, as in the paper, or those of the batch.
+    seed : int
+        Fixes the noise and the order of the images.
+    **options
+        Passed on to `fit`.
+
+    Returns
+    -------
+    dict of list
+        As `fit` does; ``accuracy`` is that of the network with rounded gates without noise.
+
+    Raises
+    ------
+    ValueError
+        If the selector explains another network, or an option is unknown.
+    """
+    if statistics not in ("stored", "batch"):
+        raise ValueError(f"statistics are 'stored' or of the 'batch', not {statistics!r}")
+    check_explains(explain, model)
+    reader = explain.of(model) if explain is not None else model
+    ours: Any = copy.deepcopy(reader).requires_grad_(False)
+    counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
+    gated = _Gated(gates, ours, explain is not None, statistics, seed)
+    wanted = _numbers(ours, data.train) if explain is not None else None
+
+    def loss(outputs: Any, number: Tensor) -> Tensor:
+        scores, scales, opened = outputs
+        y = data.train.y[number.cpu()].to(scores.device)
+        total = gamma_2 * resource(_spent(counts, opened), flops * counts.full()).to(scores)
+        if labels:
+            total = total + functional.cross_entropy(scores, y)
+        if wanted is not None and gamma_1:
+            total = total + gamma_1 * functional.mse_loss(ours.decoder(scales, y), wanted[number])
+        return total
+
+    numbered = _Numbered(Samples(data.train.x, torch.arange(len(data.train))), data.valid)
+    return fit(gated, numbered, optimizer, epochs, loss=loss, seed=seed, **options)
+
+
+def check_explains(explain: Any, model: nn.Module) -> None:
+    """Refuse a selector that was trained for another network."""
+    if explain is not None and not explain.explains(model):
+        raise ValueError(
+            "this selector was trained for another classifier: its copy of the weights differs "
+            "from those of the network to prune. Train a selector for this network, or pass the "
+            "network that the selector was made from"
+        )
+
+
+class _Numbered(NamedTuple):
+    train: Samples
+    valid: Samples
+
+
+class _Gated(nn.Module):
+    def __init__(
+        self, gates: Gates, model: Any, explained: bool, statistics: str, seed: int
+    ) -> None:
+        super().__init__()
+        self.gates, self.model, self.explained = gates, model, explained
+        self.inner: nn.Module = model.classifier if explained else model
+        self.statistics = statistics
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def train(self, mode: bool = True) -> "_Gated":
+        super().train(mode)
+        self.model.eval()
+        self.inner.train(mode and self.statistics == "batch")
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.training:
+            self.gates.set([gate.theta.detach() + gate.bias > 0 for gate in self.gates.each()])
+            with self.gates.inside(self.inner):
+                return self.inner(x)
+        opened = self.gates.draw(self.generator)
+        with self.gates.inside(self.inner):
+            scores, scales = self.model.read(x) if self.explained else (self.inner(x), None)
+        return scores, scales, opened
+
+
+def _spent(counts: Operations, opened: Sequence[Tensor]) -> Tensor:
+    rounded = [(v > 0.5).to(v) - v.detach() + v for v in opened]
+    return counts.total([v.sum() for v in rounded])
+
+
+@torch.no_grad()
+def _numbers(selector: Any, samples: Samples) -> Tensor:
+    selector.eval()
+    like = next(selector.parameters())
+    parts = zip(samples.x.split(200), samples.y.split(200))
+    return torch.cat([selector.numbers(x.to(like), y.to(like.device)) for x, y in parts])

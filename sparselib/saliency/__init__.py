@@ -1,0 +1,16 @@
+"""Amortised saliency: where a classifier looked, in one forward pass (Ganjdanesh)."""
+
+from sparselib.saliency.masks import centre_and_sigma as centre_and_sigma
+from sparselib.saliency.masks import coins as coins
+from sparselib.saliency.masks import first_sigma as first_sigma
+from sparselib.saliency.masks import random_rbf as random_rbf
+from sparselib.saliency.masks import rbf as rbf
+from sparselib.saliency.masks import reach as reach
+from sparselib.saliency.masks import sample as sample
+from sparselib.saliency.objectives import divergence as divergence
+from sparselib.saliency.objectives import mask_size as mask_size
+from sparselib.saliency.objectives import smoothness as smoothness
+from sparselib.saliency.selector import Selector as Selector
+from sparselib.saliency.training import said_by as said_by
+from sparselib.saliency.training import train_predictor as train_predictor
+from sparselib.saliency.training import train_selector as train_selector

@@ -1,0 +1,153 @@
+"""A selector: a frozen classifier, and a decoder that says where it looked."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sparselib.models import UNet
+
+from .masks import centre_and_sigma, first_sigma, rbf
+
+
+class Selector(nn.Module):
+    """Masks that say which part of an image a classifier decides by (Ganjdanesh, Section 2).
+
+    It keeps a frozen copy of the classifier in evaluation mode and reads its scales; only the
+    decoder, a `UNet`, learns.
+
+    Parameters
+    ----------
+    classifier : nn.Module
+        A trained network with `scales`, the names of the modules whose outputs are read.
+    shape : tuple of int
+        Of one image, (channels, height, width), or one signal, (channels, points).
+    classes : int
+        Number of the classifier's scores.
+    scales : sequence of str, optional
+        Names of the modules to read, the largest scale first. By default those of the classifier;
+        the last four where it has five, which gives the paper's three upsamplings for ImageNet.
+    blocks, mixing
+        See `UNet`.
+    bound : {"softplus", "bounded"}
+        See `centre_and_sigma`.
+    definition : {"code", "text"}
+        See `rbf`.
+
+    Raises
+    ------
+    ValueError
+        If the classifier names no scales, or they do not divide the image.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        scales: Sequence[str] | None = None,
+        blocks: int = 3,
+        mixing: str = "bottleneck",
+        bound: str = "softplus",
+        definition: str = "code",
+    ) -> None:
+        super().__init__()
+        named = getattr(classifier, "scales", None) if scales is None else scales
+        if not named:
+            raise ValueError(
+                f"{type(classifier).__name__} has no attribute `scales`: pass the names of the "
+                f"modules whose outputs are its scales, the largest first"
+            )
+        self.scales = tuple(named)[-4:] if scales is None else tuple(named)
+        self.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+        self.size, self.bound, self.definition = tuple(shape[1:]), bound, definition
+        like = next(classifier.parameters())
+        with torch.no_grad():
+            _, read = self.read(torch.zeros((1, *shape), dtype=like.dtype, device=like.device))
+        shapes = [tuple(scale.shape[1:]) for scale in read]
+        self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing).to(like)
+        with torch.no_grad():
+            dict(self.decoder.named_parameters())["output.bias"][-1] = first_sigma(min(self.size))
+
+    def read(
+        self, x: Float[Tensor, "batch channels *size"]
+    ) -> tuple[Float[Tensor, "batch classes"], list[Tensor]]:
+        """Return the classifier's scores and its scales, the largest first."""
+        found: dict[str, Tensor] = {}
+        hooks = [
+            self.classifier.get_submodule(name).register_forward_hook(
+                lambda *args, name=name: found.__setitem__(name, args[2])
+            )
+            for name in self.scales
+        ]
+        try:
+            scores = self.classifier(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return scores, [found[name] for name in self.scales]
+
+    def numbers(
+        self,
+        x: Float[Tensor, "batch channels *size"],
+        labels: Int[Tensor, "batch"] | None = None,
+    ) -> Float[Tensor, "batch numbers"]:
+        """Return u, the centre and extent before the nonlinearity; see `forward`."""
+        if tuple(x.shape[2:]) != self.size:
+            raise ValueError(
+                f"this selector was made for images of size {self.size}, "
+                f"not {tuple(x.shape[2:])}: scale them, or make another"
+            )
+        scores, scales = self.read(x)
+        return self.decoder(scales, scores.argmax(1) if labels is None else labels)
+
+    def centre_and_sigma(
+        self, u: Float[Tensor, "batch numbers"]
+    ) -> tuple[Float[Tensor, "batch dimensions"], Float[Tensor, "batch"]]:
+        """Bring the decoder's numbers into the image, in pixels."""
+        return centre_and_sigma(u, self.size, self.bound)
+
+    def masks(self, u: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch 1 *size"]:
+        """Return the masks that the decoder's numbers stand for."""
+        return rbf(*self.centre_and_sigma(u), self.size, self.definition)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *size"],
+        labels: Int[Tensor, "batch"] | None = None,
+    ) -> Float[Tensor, "batch 1 *size"]:
+        """Return for each pixel the probability that it matters.
+
+        Parameters
+        ----------
+        x : tensor
+            Images, or signals.
+        labels : tensor, optional
+            The class to look for in each; by default what the classifier takes it for.
+        """
+        return self.masks(self.numbers(x, labels))
+
+    def train(self, mode: bool = True) -> "Selector":
+        """Set the decoder's mode; the classifier stays in evaluation mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def explains(self, classifier: nn.Module) -> bool:
+        """Whether this is a selector of that very classifier, weight by weight."""
+        mine, theirs = self.classifier.state_dict(), classifier.state_dict()
+        return mine.keys() == theirs.keys() and all(
+            mine[name].shape == theirs[name].shape
+            and torch.equal(mine[name], theirs[name].to(mine[name].device))
+            for name in mine
+        )
+
+    def of(self, classifier: nn.Module) -> "Selector":
+        """Return a selector with the same decoder for another classifier, such as a cut one."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+        return other

@@ -1,0 +1,237 @@
+"""Channels cut out: what the gates predicted is what the smaller network does and costs."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import sparselib as sl
+from sparselib import models, pruning
+from sparselib.datasets import Split
+from sparselib.saliency import Selector
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Give normalisations statistics of their own, so that shifts matter."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.5)
+    return model.eval()
+
+
+NETWORKS = {
+    "basic": (lambda: models.ResNet((2, 2, 2), (8, 16, 32), inputs=1), (1, 32, 32)),
+    "projected": (lambda: models.ResNet((1, 2), (8, 16), shortcut="project"), (3, 16, 16)),
+    "bottleneck": (
+        lambda: models.ResNet((1, 1), (8, 16), bottleneck=True, shortcut="project"),
+        (3, 16, 16),
+    ),
+    "signals": (lambda: models.ResNet((1, 1), (8, 16), inputs=1, dimensions=1), (1, 64)),
+    "mobilenet": (lambda: models.MobileNetV2(10), (3, 32, 32)),
+}
+
+COUNTS = pruning.operations(models.ResNet((1, 2, 1), (8, 16, 32), inputs=1), (1, 32, 32))
+LEAST = COUNTS.least() / COUNTS.full()
+
+
+def some_structure(model: nn.Module, shape: tuple, flops: float = 0.5, seed: int = 0) -> list:
+    counts = pruning.operations(model, shape)
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(n, generator=generator) for n in counts.sizes]
+    return pruning.structure(scores, counts, flops)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_cut_is_what_was_gated(name: str) -> None:
+    make, shape = NETWORKS[name]
+    model = shaken(make())
+    keep = some_structure(model, shape)
+    small, gates = pruning.cut(model, keep), pruning.Gates(model)
+    gates.set(keep)
+    x = torch.randn(3, *shape)
+    with torch.no_grad(), gates.inside(model):
+        gated = model(x)
+    assert torch.allclose(small(x), gated, atol=1e-5)
+    assert not torch.allclose(small(x), model(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_operations_are_those_of_the_cut_network(name: str) -> None:
+    make, shape = NETWORKS[name]
+    model = make()
+    counts = pruning.operations(model, shape)
+    assert counts.full() == sl.cost.flops(model, (1, *shape))
+    for seed in range(3):
+        keep = some_structure(model, shape, seed=seed)
+        small = pruning.cut(model, keep)
+        assert sl.cost.flops(small, (1, *shape)) == counts.count([int(k.sum()) for k in keep])
+        assert sl.cost.parameters(small) < sl.cost.parameters(model)
+
+
+@given(st.lists(st.integers(1, 8), min_size=4, max_size=4))
+def test_differentiable_operations_are_the_counted_ones(widths: list[int]) -> None:
+    as_tensors = [torch.tensor(float(width), requires_grad=True) for width in widths]
+    total = COUNTS.total(as_tensors)
+    total.backward()
+    assert float(total.detach()) == COUNTS.count(widths)
+    for group, width in enumerate(as_tensors):
+        wider = [w + (g == group) for g, w in enumerate(widths)]
+        assert float(width.grad) == COUNTS.count(wider) - COUNTS.count(widths)
+
+
+def test_released_count_finds_half_of_a_resnet56_gone() -> None:
+    model = models.resnet56()
+    table = sl.cost.flops_of_layers(model, (1, 3, 32, 32))
+    size = {"layer1": 1024, "layer2": 256, "layer3": 64}
+    width = {"layer1": 16, "layer2": 32, "layer3": 64}
+    both = {k: v + 3 * width[k[:6]] * size[k[:6]] for k, v in table.items() if "layer" in k}
+    first = sum(v for k, v in both.items() if k.endswith("conv1"))
+    assert first / sum(both.values()) == pytest.approx(0.4907, abs=5e-5)
+
+
+def test_open_gates_change_no_bit() -> None:
+    model = shaken(models.ResNet((1, 1), (8, 16)))
+    x, gates = torch.randn(2, 3, 16, 16), pruning.Gates(model)
+    with torch.no_grad():
+        plain = model(x)
+        gates.set([torch.ones(8), torch.ones(16)])
+        with gates.inside(model):
+            assert torch.equal(model(x), plain)
+        gates.set([torch.zeros(8), torch.ones(16)])
+        assert torch.equal(model(x), plain)
+    assert torch.equal(pruning.cut(model, [torch.ones(8) > 0, torch.ones(16) > 0])(x), plain)
+
+
+@given(st.floats(LEAST, 1), st.integers(0, 10**6))
+def test_a_budget_is_kept_and_pays_for_no_further_channel(flops: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.randn(n, generator=generator) for n in COUNTS.sizes]
+    keep = pruning.structure(scores, COUNTS, flops)
+    widths = [int(mask.sum()) for mask in keep]
+    budget = flops * COUNTS.full()
+    assert min(widths) >= 1
+    assert COUNTS.count(widths) <= budget * (1 + 1e-12)
+    for group, mask in enumerate(keep):
+        if widths[group] < len(mask):
+            wider = [w + (g == group) for g, w in enumerate(widths)]
+            assert COUNTS.count(wider) > budget
+    assert all(bool(mask[score.argmax()]) for mask, score in zip(keep, scores))
+    same = pruning.structure([(0.3 * s).exp() for s in scores], COUNTS, flops)
+    assert all(torch.equal(a, b) for a, b in zip(keep, same))
+
+
+@pytest.mark.parametrize("flops", [0.7, 0.5, 0.4])
+def test_targets_of_resnet56_are_met_within_one_per_cent(flops: float) -> None:
+    model = models.resnet56()
+    keep = some_structure(model, (3, 32, 32), flops)
+    spent = sl.cost.flops(pruning.cut(model, keep), (1, 3, 32, 32)) / 125_485_696
+    assert flops - 0.01 <= spent <= flops
+
+
+def test_ranks_give_every_layer_the_same_share() -> None:
+    counts = pruning.operations(models.resnet20(), (3, 32, 32))
+    scores = [torch.rand(n) * 10**g for g, n in enumerate(counts.sizes)]
+    keep = pruning.structure(pruning.ranks(scores), counts, 0.5)
+    shares = [float(mask.double().mean()) for mask in keep]
+    assert max(shares) - min(shares) <= 1 / 8
+    for mask, score in zip(keep, scores):
+        assert float(score[mask].min()) > float(score[~mask].max())
+
+
+def test_resource_loss_is_flat_up_to_the_target() -> None:
+    spent = torch.tensor([0.3, 0.49, 0.8], dtype=torch.float64, requires_grad=True)
+    losses = [pruning.resource(one, 0.5) for one in spent]
+    assert [float(loss.detach()) for loss in losses[:2]] == [0, 0]
+    assert float(losses[2].detach()) == pytest.approx(0.47000363)
+    sum(losses).backward()
+    assert spent.grad.tolist() == [0, 0, pytest.approx(1 / 0.8)]
+
+
+def placed(count: int) -> Split:
+    data, _ = sl.datasets.placed_digits(count, 64, 64)
+    return data
+
+
+def small() -> models.ResNet:
+    return models.ResNet((1, 1, 1), (8, 16, 32), inputs=1, stem="half")
+
+
+def test_pruning_gives_an_ordinary_smaller_network() -> None:
+    data, model = placed(128), small()
+    before = copy.deepcopy(model.state_dict())
+    selector = Selector(model, (1, 32, 32), 10, blocks=1)
+    cut = sl.prune(model.train(), data, explain=selector, flops=0.4, epochs=2, progress=False)
+    assert cut.training
+    assert type(cut) is type(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert sl.cost.flops(cut, (1, 1, 32, 32)) <= 0.4 * sl.cost.flops(model, (1, 1, 32, 32))
+    exported = torch.export.export(cut.eval(), (data.test.x[:2],)).module()
+    assert torch.allclose(exported(data.test.x[:2]), cut(data.test.x[:2]), atol=1e-6)
+    optimizer = torch.optim.SGD(cut.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    losses = sl.fit(cut, data, optimizer, 6, batch_size=32, progress=False)["loss"]
+    assert losses[-1] < losses[0]
+    follower = selector.of(cut)
+    assert follower(data.test.x[:2]).shape == (2, 1, 32, 32)
+
+
+def test_same_seed_same_network() -> None:
+    data, model = placed(96), small()
+    first, second = (
+        sl.prune(model, data, epochs=2, progress=False, batch_size=32, seed=3) for _ in range(2)
+    )
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("statistics", ["stored", "batch"])
+def test_gates_learn_and_weights_do_not(statistics: str) -> None:
+    data, model = placed(96), small()
+    selector = Selector(model, (1, 32, 32), 10, blocks=1)
+    states = [copy.deepcopy(m.state_dict()) for m in (model, selector)]
+    gates = pruning.Gates(model)
+    optimizer = torch.optim.Adam(gates.parameters(), 0.1)
+    options = {"explain": selector, "statistics": statistics, "batch_size": 32, "progress": False}
+    pruning.train_gates(gates, model, data, optimizer, 5, **options)
+    assert all(bool(theta.any()) for theta in gates.scores())
+    for module, state in zip((model, selector), states):
+        assert all(torch.equal(v, module.state_dict()[k]) for k, v in state.items())
+        assert all(p.grad is None for p in module.parameters())
+
+
+def test_operations_alone_close_gates() -> None:
+    data, model = placed(96), small()
+    gates = pruning.Gates(model)
+    optimizer = torch.optim.Adam(gates.parameters(), 0.2)
+    options = {"labels": False, "batch_size": 32, "progress": False}
+    pruning.train_gates(gates, model, data, optimizer, 20, gamma_2=10.0, **options)
+    counts = pruning.operations(model, (1, 32, 32))
+    opened = [int((theta + 3 > 0).sum()) for theta in gates.scores()]
+    assert counts.count(opened) < 0.7 * counts.full()
+
+
+def test_bad_input_gets_a_sentence() -> None:
+    data, model = placed(64), small()
+    with pytest.raises(ValueError, match="are left with one channel in every group"):
+        sl.prune(model, data, flops=0.01)
+    with pytest.raises(ValueError, match="cannot be met"):
+        sl.prune(model, data, flops=1.5)
+    with pytest.raises(ValueError, match="trained for another classifier"):
+        sl.prune(model, data, explain=Selector(small(), (1, 32, 32), 10, blocks=1))
+    with pytest.raises(ValueError, match="has no method `prunable`"):
+        sl.prune(nn.Sequential(nn.Conv2d(1, 4, 3)), data)
+    with pytest.raises(ValueError, match="keeps 0 channels"):
+        pruning.cut(model, [torch.zeros(8) > 0, torch.ones(16) > 0, torch.ones(32) > 0])
+    with pytest.raises(ValueError, match="need as many masks, not 1"):
+        pruning.cut(model, [torch.ones(8) > 0])
+    counts = pruning.operations(model, (1, 32, 32))
+    with pytest.raises(ValueError, match="do not fit groups"):
+        pruning.structure([torch.ones(3)], counts, 0.5)
+    with pytest.raises(ValueError, match="not finite"):
+        pruning.structure([torch.full((n,), float("nan")) for n in counts.sizes], counts, 0.5)
+    with pytest.raises(ValueError, match="'stored' or of the 'batch'"):
+        sl.prune(model, data, statistics="running")

@@ -1,0 +1,151 @@
+"""Classifiers and the decoder on them: counts and shapes of the papers and of torchvision."""
+
+import pytest
+import torch
+
+import sparselib as sl
+from sparselib import models
+from sparselib.saliency import Selector
+
+# of torchvision's documentation, and of He and others' Table 6 to the digits it prints
+PARAMETERS = {
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet20": 269_722,
+    "resnet56": 853_018,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_residual_networks_have_the_known_parameters(name: str, count: int) -> None:
+    assert sl.cost.parameters(getattr(models, name)()) == count
+
+
+def test_mobilenet_has_the_known_parameters() -> None:
+    assert sl.cost.parameters(models.MobileNetV2(1000, stem="large")) == 3_504_872
+
+
+def test_names_are_those_of_torchvision() -> None:
+    basic, bottleneck = models.resnet34().state_dict(), models.resnet50().state_dict()
+    assert basic["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+    assert basic["layer4.2.bn2.running_var"].shape == (512,)
+    assert bottleneck["layer1.0.conv3.weight"].shape == (256, 64, 1, 1)
+    assert bottleneck["conv1.weight"].shape == (64, 3, 7, 7)
+    assert (len(basic), len(bottleneck)) == (218, 320)
+    mobile = models.MobileNetV2(1000, stem="large").state_dict()
+    assert mobile["features.1.conv.0.0.weight"].shape == (32, 1, 3, 3)
+    assert mobile["features.2.conv.1.0.weight"].shape == (96, 1, 3, 3)
+    assert mobile["features.18.1.running_mean"].shape == (1280,)
+    assert mobile["classifier.1.weight"].shape == (1000, 1280)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "mobilenet_v2"])
+def test_weights_of_torchvision_load_and_say_the_same(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision", exc_type=Exception)
+    theirs = getattr(torchvision.models, name)().eval()
+    make = {"mobilenet_v2": lambda: models.MobileNetV2(1000, stem="large")}
+    ours = make.get(name, getattr(models, name, None))().eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
+CIFAR = (3, 32, 32)
+IMAGENET = (3, 224, 224)
+SCALES = [
+    ("resnet56", CIFAR, [(16, 32), (32, 16), (64, 8)], [(64, 32, 32), (32, 16, 16)]),
+    ("mobilenet", CIFAR, [(32, 32), (96, 16), (1280, 8)], [(1280, 96, 96), (96, 32, 32)]),
+    (
+        "resnet34",
+        IMAGENET,
+        [(64, 56), (64, 56), (128, 28), (256, 14), (512, 7)],
+        [(512, 256, 256), (256, 128, 128), (128, 64, 64)],
+    ),
+    (
+        "resnet50",
+        IMAGENET,
+        [(64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)],
+        [(2048, 1024, 1024), (1024, 512, 512), (512, 256, 256)],
+    ),
+    (
+        "mobilenet-large",
+        IMAGENET,
+        [(32, 112), (24, 56), (32, 28), (96, 14), (1280, 7)],
+        [(1280, 96, 96), (96, 32, 32), (32, 24, 24)],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "scales", "upsampling"), SCALES, ids=lambda v: str(v)[:15]
+)
+def test_scales_are_those_of_the_supplement(
+    name: str, shape: tuple, scales: list, upsampling: list
+) -> None:
+    classes = 10 if shape is CIFAR else 1000
+    mobile = {"mobilenet": "small", "mobilenet-large": "large"}
+    model = (
+        models.MobileNetV2(classes, stem=mobile[name])
+        if name in mobile
+        else getattr(models, name)()
+    )
+    selector = Selector(model, shape, classes)
+    assert selector.decoder.upsampling == upsampling
+    assert tuple(selector.decoder.embedding.weight.shape) == (classes, scales[-1][0])
+    read = Selector.__new__(Selector)
+    torch.nn.Module.__init__(read)
+    read.classifier, read.scales = model.eval(), model.scales
+    with torch.no_grad():
+        found = read.read(torch.zeros(1, *shape))[1]
+    assert [tuple(scale.shape[1:]) for scale in found] == [(c, s, s) for c, s in scales]
+
+
+def test_feature_filter_is_equation_13() -> None:
+    decoder = models.UNet([(2, 8, 8), (4, 4, 4)], 3)
+    x, labels = torch.randn(5, 4, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    found = decoder.filter(x, labels)
+    for sample, place in [(0, (0, 0)), (4, (3, 2))]:
+        here = x[sample][(..., *place)]
+        expected = here * torch.sigmoid(here @ decoder.embedding.weight[labels[sample]])
+        assert torch.allclose(found[sample][(..., *place)], expected)
+
+
+def test_pixel_shuffle_of_signals_keeps_every_number() -> None:
+    up = models.unet._Up(3, 2, 1)
+    up.conv = torch.nn.Identity()
+    x = torch.arange(8.0).view(1, 4, 2)
+    assert up(x).tolist() == [[[0, 2, 1, 3], [4, 6, 5, 7]]]
+
+
+@pytest.mark.parametrize("mixing", ["bottleneck", "basic"])
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_decoders_give_one_number_more_than_dimensions(mixing: str, dimensions: int) -> None:
+    model = models.ResNet((1, 1), (4, 8), 3, inputs=1, dimensions=dimensions)
+    shape = (1, *(16,) * dimensions)
+    selector = Selector(model, shape, 3, mixing=mixing, blocks=1)
+    assert selector.numbers(torch.randn(2, *shape)).shape == (2, dimensions + 1)
+    assert selector(torch.randn(2, *shape)).shape == (2, *shape)
+
+
+def test_classes_and_sizes_out_of_range_get_a_sentence() -> None:
+    model = models.ResNet((1, 1), (4, 8), 3, inputs=1)
+    selector = Selector(model, (1, 16, 16), 3, blocks=1)
+    with pytest.raises(ValueError, match="class 3 is out of range"):
+        selector(torch.zeros(2, 1, 16, 16), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"made for images of size \(16, 16\)"):
+        selector(torch.zeros(2, 1, 18, 18))
+    with pytest.raises(ValueError, match="not twice the next"):
+        Selector(model, (1, 17, 17), 3)
+    with pytest.raises(ValueError, match="no attribute `scales`"):
+        Selector(torch.nn.Linear(3, 3), (1, 16, 16), 3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"blocks": (1,)}, {"stem": "big"}, {"shortcut": "none"}, {"dimensions": 3}]
+)
+def test_impossible_networks_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"ResNet|stem"):
+        models.ResNet(**options)
+    with pytest.raises(ValueError, match="stem must be"):
+        models.MobileNetV2(stem="big")

@@ -1,0 +1,255 @@
+"""Masks, what they are trained for, and selectors that find what is known to be there."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sparselib as sl
+from sparselib import metrics, models, saliency
+from sparselib.saliency import Selector
+
+SIZE = (32, 32)
+
+
+def mask(row: float, column: float, sigma: float, definition: str = "code") -> torch.Tensor:
+    centre = torch.tensor([[row, column]], dtype=torch.float64)
+    return saliency.rbf(centre, torch.tensor([sigma], dtype=torch.float64), SIZE, definition)[0, 0]
+
+
+@given(st.integers(12, 19), st.integers(12, 19), st.floats(0.8, 1.2))
+def test_a_mask_has_the_mass_of_a_gaussian(row: int, column: int, sigma: float) -> None:
+    whole = mask(row, column, sigma)
+    assert float(whole.sum()) == pytest.approx(2 * math.pi * sigma**2, rel=1e-4)
+    assert float(whole[row, column]) == 1
+    assert torch.allclose(mask(row + 1, column, sigma), whole.roll(1, 0), atol=1e-12)
+
+
+def test_equation_12_pixel_by_pixel() -> None:
+    whole = mask(15.3, 9.8, 4.0, "text")
+    for z, t in [(0, 0), (15, 10), (31, 4)]:
+        expected = math.exp(-((z - 15.3) ** 2 + (t - 9.8) ** 2) / (2 * 4.0**2))
+        assert float(whole[z, t]) == pytest.approx(expected)
+    scaled = mask(15.3, 9.8, 4.0)
+    assert torch.allclose(scaled, whole / whole.max())
+
+
+def test_nonlinearities_are_those_of_the_supplement() -> None:
+    u = torch.linspace(-40, 40, 9, dtype=torch.float64)
+    numbers = torch.stack([u, u, u], 1)
+    small, sigma = saliency.centre_and_sigma(numbers, (32, 32))
+    large, _ = saliency.centre_and_sigma(numbers, (224, 224))
+    assert torch.allclose(small[:, 0], 14 * torch.tanh(u / 14) + 16)
+    assert torch.allclose(large[:, 1], 108 * torch.tanh(u / 108) + 112)
+    assert torch.allclose(sigma, torch.log1p(u.exp()))
+    assert (saliency.first_sigma(32), saliency.first_sigma(224)) == (10, 80)
+    bounded = saliency.centre_and_sigma(numbers * 100, (32, 32), "bounded")[1]
+    assert float(bounded.max()) < 16
+
+
+def test_an_even_chance_and_random_circles() -> None:
+    x = torch.zeros(200, 3, 32, 32)
+    coins, circles = (
+        f(x, torch.Generator().manual_seed(0)) for f in (saliency.coins, saliency.random_rbf)
+    )
+    assert coins.shape == circles.shape == (200, 1, 32, 32)
+    assert set(coins.unique().tolist()) == set(circles.unique().tolist()) == {0.0, 1.0}
+    assert float(coins.mean()) == pytest.approx(0.5, abs=0.01)
+    signal = saliency.random_rbf(torch.zeros(5, 1, 100))
+    assert signal.shape == (5, 1, 100)
+
+
+def test_divergence_is_that_of_kullback_and_leibler() -> None:
+    said, logits = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3)
+    expected = (said.exp() * (said - logits.log_softmax(1))).sum(1).mean()
+    assert torch.allclose(saliency.divergence(logits, said), expected)
+    assert float(saliency.divergence(said, said)) == pytest.approx(0, abs=1e-6)
+
+
+def test_sizes_of_masks() -> None:
+    f = torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    drawn = saliency.sample(f)
+    assert torch.equal(saliency.mask_size(f, drawn), f.mean())
+    assert torch.equal(saliency.mask_size(f, drawn, "relaxed"), drawn.mean())
+    power = ((drawn + 0.0005) ** 0.3).mean()
+    assert torch.allclose(saliency.mask_size(f, drawn, "power"), power)
+    assert float(saliency.mask_size(f, drawn, "count")) == float((drawn > 0.5).sum()) / 3
+
+
+def test_the_texts_count_has_no_gradient() -> None:
+    f = torch.rand(2, 1, 8, 8, requires_grad=True)
+    drawn = saliency.sample(f)
+    assert not saliency.mask_size(f, drawn, "count").requires_grad
+    assert saliency.mask_size(f, drawn, "expected").requires_grad
+
+
+def test_smoothness_counts_edges() -> None:
+    board = torch.zeros(1, 1, 4, 4)
+    board[..., 1:3, 1:3] = 1
+    assert float(saliency.smoothness(board)) == 8
+    assert float(saliency.smoothness(board, "code")) == 4
+    full = torch.ones(2, 1, 4, 4)
+    assert float(saliency.smoothness(full)) == 0
+    assert float(saliency.smoothness(full, "code")) == pytest.approx(0.3 * 12 / 2)
+    assert float(saliency.smoothness(torch.tensor([[[0.0, 1, 1, 0]]]))) == 2
+
+
+def penalty(sigma: float, lambda_1: float, definition: str) -> float:
+    """lambda_1 R + lambda_2 S in the mean over coins, for a mask in the middle."""
+    centre = torch.full((400, 2), 16.0)
+    f = saliency.rbf(centre, torch.full((400,), sigma), SIZE)
+    drawn = saliency.sample(f, generator=torch.Generator().manual_seed(0))
+    smooth = saliency.smoothness(drawn, "code")
+    return float(lambda_1 * saliency.mask_size(f, drawn, definition) + 0.001 * smooth)
+
+
+def test_penalty_grows_with_the_mask_by_default_and_not_as_released() -> None:
+    ours = [penalty(s, 1.0, "expected") for s in (1.0, 5.0, 8.0, 11.0, 16.0, 30.0, 60.0)]
+    released = [penalty(s, 0.2, "power") for s in (1.0, 5.0, 8.0, 11.0, 16.0, 30.0, 60.0)]
+    assert ours == sorted(ours)
+    assert released != sorted(released)
+
+
+def test_gradient_of_the_objective() -> None:
+    u = torch.tensor([[1.0, -2.0, 4.0]], dtype=torch.float64, requires_grad=True)
+
+    def objective(u: torch.Tensor) -> torch.Tensor:
+        f = saliency.rbf(*saliency.centre_and_sigma(u, (8, 8)), (8, 8), "text")
+        drawn = saliency.sample(f, generator=torch.Generator().manual_seed(0))
+        return saliency.mask_size(f, drawn) + 0.1 * saliency.smoothness(drawn)
+
+    assert torch.autograd.gradcheck(objective, u)
+
+
+def small(dtype: torch.dtype = torch.float32) -> models.ResNet:
+    return models.ResNet((1, 1, 1), (8, 16, 32), 10, inputs=1, stem="half").to(dtype)
+
+
+def test_selector_keeps_its_classifier_frozen() -> None:
+    model = small()
+    selector = Selector(model, (1, 32, 32), 10, blocks=1).train()
+    assert selector.decoder.training
+    assert not selector.classifier.training
+    assert all(not p.requires_grad for p in selector.classifier.parameters())
+    assert selector.explains(model)
+    assert not selector.explains(small())
+    assert selector.of(small()).decoder is selector.decoder
+
+
+def test_at_birth_masks_are_a_third_wide() -> None:
+    selector = Selector(small(), (1, 32, 32), 10).eval()
+    sigma = selector.centre_and_sigma(selector.numbers(torch.rand(20, 1, 32, 32)))[1]
+    assert float(sigma.detach().median()) == pytest.approx(10, abs=2)
+
+
+def test_pointing_and_overlap() -> None:
+    boxes = torch.tensor([[2, 3, 6, 9], [20, 20, 30, 30]])
+    masks = torch.zeros(2, 1, 32, 32)
+    masks[0, 0, 2:6, 3:9] = 1
+    masks[1, 0, 0, 0] = 1
+    assert metrics.localisation(masks, boxes) == (0.5, 0.5)
+    assert metrics.mask_area(masks).tolist() == [24 / 1024, 1 / 1024]
+
+
+def test_auroc_and_fidelity() -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    right = torch.nn.functional.one_hot(labels, 3).double()
+    assert metrics.auroc(right, labels) == 1
+    assert metrics.fidelity(right, 5 * right + 1) == 1
+    assert metrics.auroc(torch.zeros(6, 3), labels) == 0.5
+    with pytest.raises(ValueError, match="none of 2"):
+        metrics.auroc(right[:2], labels[:2])
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple:
+    """A classifier, its predictor and its selector on placed digits, in half a minute."""
+    torch.manual_seed(0)
+    data, boxes = sl.datasets.placed_digits()
+    steps = len(data.train) // 64
+    classifier, epochs = small(), 6
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * steps)
+    quiet = {"batch_size": 64, "progress": False}
+    sl.fit(classifier, data, optimizer, epochs, after_step=schedule.step, **quiet)
+    predictor = small()
+    predictor.load_state_dict(classifier.state_dict())
+    optimizer = torch.optim.Adam(predictor.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10 * steps)
+    history = saliency.train_predictor(
+        predictor, classifier, data, optimizer, 10, after_step=schedule.step, **quiet
+    )
+    selector = Selector(classifier, (1, 32, 32), 10)
+    optimizer = torch.optim.Adam(selector.decoder.parameters(), 1e-3)
+    saliency.train_selector(selector, predictor, data, optimizer, 1, batch_size=16, progress=False)
+    return data, boxes, classifier.eval(), predictor.eval(), selector.eval(), history
+
+
+def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tuple) -> None:
+    data, _, classifier, predictor, _, history = trained
+    x = data.test.x * saliency.random_rbf(data.test.x, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        said = classifier(data.test.x)
+        learnt = metrics.fidelity(predictor(x), said)
+        assert learnt > metrics.fidelity(classifier(x), said) + 0.1
+    assert learnt == pytest.approx(history["accuracy"][-1], abs=0.1)
+
+
+def test_selector_finds_the_digit(trained: tuple) -> None:
+    data, boxes, classifier, predictor, selector, _ = trained
+    x = data.test.x
+    with torch.no_grad():
+        masks, said = selector(x), classifier(x)
+        right = metrics.fidelity(predictor(x * masks), said)
+        elsewhere = metrics.fidelity(predictor(x * masks.roll(1, 0)), said)
+    hit, overlap = metrics.localisation(masks, boxes["test"])
+    assert hit > 0.9
+    assert overlap > 0.45
+    assert right > elsewhere + 0.25
+    assert 0.1 < float(metrics.mask_area(masks).mean()) < 0.45
+
+
+def test_masks_follow_the_image(trained: tuple) -> None:
+    data, boxes, _, _, selector, _ = trained
+    inner = ((boxes["test"][:, :2] >= 3) & (boxes["test"][:, 2:] <= 29)).all(1)
+    x = data.test.x[inner]
+    with torch.no_grad():
+        before, _ = selector.centre_and_sigma(selector.numbers(x))
+        after, _ = selector.centre_and_sigma(selector.numbers(x.roll((3, 3), (2, 3))))
+    shift = (after - before).mean(0) / 3
+    assert float(shift.min()) > 0.6
+    assert float(shift.max()) < 1.7
+
+
+def test_collapse_is_told(trained: tuple) -> None:
+    data, _, classifier, predictor, _, _ = trained
+    few = sl.datasets.Split(
+        *(sl.datasets.Samples(s.x[:160], s.y[:160]) for s in (data.train, data.valid, data.test)),
+        classes=10,
+        name="few",
+        note="",
+    )
+    selector = Selector(classifier, (1, 32, 32), 10)
+    optimizer = torch.optim.Adam(selector.decoder.parameters(), 3e-3)
+    options = {"lambda_1": 50.0, "batch_size": 16, "progress": False}
+    with pytest.warns(RuntimeWarning, match="the masks have collapsed"):
+        saliency.train_selector(selector, predictor, few, optimizer, 10, **options)
+
+
+def test_impossible_choices_are_refused() -> None:
+    f = torch.rand(1, 1, 4, 4)
+    u = torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="not 'l0'"):
+        saliency.mask_size(f, f, "l0")
+    with pytest.raises(ValueError, match="not 'paper'"):
+        saliency.smoothness(f, "paper")
+    with pytest.raises(ValueError, match="one number a dimension"):
+        saliency.rbf(torch.zeros(1, 1), torch.ones(1), SIZE)
+    with pytest.raises(ValueError, match="there must be 2 numbers"):
+        saliency.centre_and_sigma(u, (100,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert saliency.sample(f, noise="none") is f

@@ -104,14 +104,16 @@ def apnea_ecg(
         kept |= part > 0
     else:
         part = _by_minute(kept, fold, folds, valid, rng)
-    parts = [_part(scaled, labels, group, kept & (part == number)) for number in range(3)]
+    learnt, chosen, tested = (
+        _part(scaled, labels, group, kept & (part == number)) for number in range(3)
+    )
     what = {"rr": "nights, RR intervals", "synthetic": "made-up nights, RR intervals"}
     what |= {"ecg": "nights, ECG", "rhythm": "nights, ECG drawn over real beats"}
     note = (
         f"{len(names)} {what[source]}, divided by {by}, fold {fold} of {folds} with seed {seed}; "
         f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
     )
-    return Split(*parts, 2, f"apnea_ecg.{source}", note + left, names)
+    return Split(learnt, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names)
 
 
 def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:

@@ -68,7 +68,9 @@ def grad_cam(
     if target is not None and not 0 <= target < scores.shape[1]:
         raise ValueError(f"class {target} is none of {scores.shape[1]}")
     which = scores.argmax(1) if target is None else torch.full_like(scores[:, 0], target).long()
-    (gradient,) = torch.autograd.grad(scores.gather(1, which[:, None]).sum(), maps[-1])
+    with torch.enable_grad():
+        score = scores.gather(1, which[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, maps[-1])
     size = maps[-1].ndim - 2
     weights = gradient.flatten(2).mean(2).view(*gradient.shape[:2], *[1] * size)
     cam = torch.relu((weights * maps[-1].detach()).sum(1, keepdim=True))

@@ -95,9 +95,10 @@ def apnea_ecg(
     scaled = [_normalised(minutes, normalise) for _, minutes in found]
     labels = np.concatenate([night.labels[: len(x)] for (night, _), x in zip(found, scaled)])
     group = np.repeat(np.arange(len(found)), [len(x) for x in scaled])
-    rng = np.random.default_rng(seed)
+    # two sources, so that what is removed does not change the parts
+    rng, removing = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     kept = np.ones(len(labels), dtype=bool)
-    kept[rng.choice(_removable(labels, remove), remove, replace=False)] = False
+    kept[removing.choice(_removable(labels, remove), remove, replace=False)] = False
     names = tuple(night.record for night, _ in found)
     if by == "record":
         part = _by_record(names, fold, folds, valid, rng)[group]
@@ -257,7 +258,8 @@ def _by_record(
 def _by_minute(
     kept: np.ndarray, fold: int, folds: int, valid: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "minutes"]:
-    order = rng.permutation(np.flatnonzero(kept))
+    order = rng.permutation(len(kept))
+    order = order[kept[order]]
     part = np.zeros(len(kept), dtype=np.int64)
     if folds:
         hand = np.array_split(order, folds)[fold]

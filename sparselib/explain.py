@@ -14,7 +14,7 @@ def grad_cam(
     x: Float[Tensor, "batch *size"],
     target: int | None = None,
 ) -> Float[Tensor, "batch ..."]:
-    r"""How much each point of a signal or image speaks for a class (Selvaraju and others, 2017).
+    r"""How much each point of a signal or image speaks for a class (Selvaraju and others, 2019).
 
     .. math:: L^c = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big), \quad
        \alpha_k^c = \frac{1}{Z} \sum_p \frac{\partial y^c}{\partial A_p^k}

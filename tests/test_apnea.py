@@ -11,7 +11,15 @@ import torch
 from sparselib import datasets
 from sparselib.datasets import apnea, files, heart, nights
 
+pytestmark = pytest.mark.usefixtures("cache")
 WHOLE = {"folds": 0, "valid": 0.0}
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path_factory):
+    """Keep what is computed from the data away from the cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    return tmp_path_factory.getbasetemp() / "cache" / "sparselib" / "apnea-ecg"
 
 
 def parts(data):
@@ -123,16 +131,17 @@ def test_written_nights_are_read_as_they_were_made(tmp_path):
     assert torch.equal(read.train.x, direct.train.x)
 
 
-def test_rhythm_and_ecg_are_made_once_and_mapped_from_then_on(tmp_path, monkeypatch):
+def test_rhythm_and_ecg_are_made_once_and_mapped_from_then_on(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache = tmp_path / "cache" / "sparselib" / "apnea-ecg"
     where = written(tmp_path)
     first = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
-    cached = sorted(path.name[:3] for path in (tmp_path / "made-up" / "cache").iterdir())
-    assert cached == ["a01", "a01", "a02", "a02", "c01", "c01"]
+    kinds = sorted(path.stem.split("-")[-1] for path in cache.iterdir())
+    assert kinds == ["0"] * 3 + ["beats"] * 3 + ["ecg"] * 3
     monkeypatch.setattr(nights, "waveform", None)
     again = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
     assert [data.checksum for data in again] == [data.checksum for data in first]
-    stored = next((tmp_path / "made-up" / "cache").iterdir())
-    assert np.load(stored, mmap_mode="r").dtype == np.int16
+    assert {np.load(path).dtype.name for path in cache.glob("*-ecg.npy")} == {"int16"}
 
 
 def test_rhythm_has_its_peaks_at_the_beats():

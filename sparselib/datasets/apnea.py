@@ -182,7 +182,7 @@ def _nights(
     sums = nights.checksums(database, folder)
     makers: dict[str, Minutes] = {
         "rr": lambda night: nights.intervals(night, neighbours),
-        "rhythm": lambda night: nights.rhythm(night, database, folder, seed),
+        "rhythm": lambda night: nights.rhythm(night, sums, seed),
         "ecg": lambda night: nights.ecg(night, database, folder, sums),
     }
     found, failures = [], {}

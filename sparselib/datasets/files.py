@@ -130,9 +130,7 @@ def _home() -> Path:
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():
         return root / "data" / "raw"
-    import pooch
-
-    return Path(pooch.os_cache("sparselib"))
+    return derived()
 
 
 def _verify(path: Path, sha256: str) -> None:
@@ -151,8 +149,14 @@ def _verify(path: Path, sha256: str) -> None:
     _verified.add(key)
 
 
-def destination(folder: Folder = None) -> Path:
-    """Return the folder that receives what is fetched or made."""
+def derived() -> Path:
+    """Return the cache folder of the user, for what is computed from data and can be again."""
+    import pooch
+
+    return Path(pooch.os_cache("sparselib"))
+
+
+def _destination(folder: Folder) -> Path:
     places = folders(folder)
     if folder or _writable(places[0]):
         return places[0]
@@ -186,7 +190,7 @@ def _fetch(
 
         for source in sources:
             store = pooch.create(
-                path=destination(folder) / dataset,
+                path=_destination(folder) / dataset,
                 base_url=source,
                 registry={filename: sha256},
                 retry_if_failed=3,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Int64
 
-from .files import Folder, destination, find, replace_whole
+from .files import Folder, derived, find, replace_whole
 from .heart import RATE, SAMPLES, UNITS, Night, waveform
 
 LEARNING = (
@@ -40,16 +40,19 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
     DataUnavailable
         If a file lies nowhere and cannot be fetched.
     """
-    import wfdb
-
     if record in TESTING:
         labels = answers(find(database, ANSWERS, folder))[record]
     else:
         labels = _labels(_file(record, "apn", database, folder, sums))
     beats = _file(record, "qrs", database, folder, sums)
-    found = wfdb.rdann(str(beats.with_suffix("")), "qrs")
-    is_beat = np.array(found.symbol) == "N"
-    samples = found.sample[is_beat].astype(np.int64)
+
+    def decode() -> np.ndarray:
+        import wfdb
+
+        found = wfdb.rdann(str(beats.with_suffix("")), "qrs")
+        return found.sample[np.array(found.symbol) == "N"].astype(np.int64)
+
+    samples = np.array(_cached(f"{sums[beats.name][:16]}-beats.npy", decode))
     if (np.diff(samples) <= 0).any():
         late = int((np.diff(samples) <= 0).argmax()) + 1
         raise ValueError(f"{beats} is refused: beat {late} does not follow the one before.")
@@ -101,23 +104,20 @@ def ecg(
                 f"{header} is refused: it tells of {found.fs} samples a second and "
                 f"{found.adc_gain[0]} steps a millivolt, not {SAMPLES} and {UNITS}."
             )
-        return found.d_signal[:, 0] - found.baseline[0]
+        return _minutes(found.d_signal[:, 0] - found.baseline[0], len(night.labels))
 
-    name = f"{night.record}-{sums[signal.name][:12]}.npy"
-    return _cached(destination(folder) / database / "cache" / name, decode, len(night.labels))
+    return _cached(f"{sums[signal.name][:16]}-ecg.npy", decode)
 
 
-def rhythm(
-    night: Night, database: str, folder: Folder, seed: int
-) -> Int16[np.ndarray, "minutes points"]:
+def rhythm(night: Night, sums: dict[str, str], seed: int) -> Int16[np.ndarray, "minutes points"]:
     """Return minutes of an ECG drawn over the real beats, as `ecg` returns the recorded one."""
     minutes = len(night.labels)
 
     def draw() -> np.ndarray:
-        return np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS)
+        return _minutes(np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS), minutes)
 
-    name = f"{night.record}-rhythm-{seed}.npy"
-    return _cached(destination(folder) / database / "cache" / name, draw, minutes)
+    digest = sums[f"{night.record}.qrs"][:16]
+    return _cached(f"{digest}-{minutes}-rhythm-{seed}.npy", draw)
 
 
 def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes points"]:
@@ -197,11 +197,17 @@ def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
     return (symbols == "A").astype(np.int64)
 
 
-def _cached(path: Path, make: Callable[[], np.ndarray], minutes: int) -> np.ndarray:
-    """Map 16-bit minutes into memory, made once; those past the last label or the end are left."""
+def _minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:
+    """Cut into whole minutes; what lies past the last label or fills no minute is left."""
+    kept = min(minutes, len(signal) // POINTS)
+    whole = signal[: kept * POINTS].clip(-32768, 32767)
+    return whole.astype(np.int16).reshape(kept, POINTS)
+
+
+def _cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Map an array into memory that was computed once from files of known checksums."""
+    path = derived() / "apnea-ecg" / name
     if not path.is_file():
-        whole = make()
-        kept = min(minutes, len(whole) // POINTS)
-        whole = whole[: kept * POINTS].clip(-32768, 32767).astype(np.int16)
-        replace_whole(path, lambda part: np.save(part, whole.reshape(kept, POINTS)))
+        array = make()
+        replace_whole(path, lambda part: np.save(part, array))
     return np.load(path, mmap_mode="r")

@@ -105,7 +105,7 @@ def apnea_ecg(
         kept |= part > 0
     else:
         part = _by_minute(kept, fold, folds, valid, rng)
-    learnt, chosen, tested = (
+    train, chosen, tested = (
         _part(scaled, labels, group, kept & (part == number)) for number in range(3)
     )
     what = {"rr": "nights, RR intervals", "synthetic": "made-up nights, RR intervals"}
@@ -114,7 +114,7 @@ def apnea_ecg(
         f"{len(names)} {what[source]}, divided by {by}, fold {fold} of {folds} with seed {seed}; "
         f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
     )
-    return Split(learnt, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names)
+    return Split(train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names)
 
 
 def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:

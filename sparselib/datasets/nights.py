@@ -1,6 +1,7 @@
 """The nights of the Apnea-ECG database (Penzel and others, 2000): beats, labels, waveforms."""
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,7 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
     beats = _file(record, "qrs", database, folder, sums)
 
     def decode() -> np.ndarray:
-        import wfdb
-
-        found = wfdb.rdann(str(beats.with_suffix("")), "qrs")
+        found = _marks(beats)
         return found.sample[np.array(found.symbol) == "N"].astype(np.int64)
 
     samples = np.array(_cached(f"{sums[beats.name][:16]}-beats.npy", decode))
@@ -96,7 +95,9 @@ def ecg(
         import wfdb
 
         try:
-            found = wfdb.rdrecord(str(header.with_suffix("")), channels=[0], physical=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = wfdb.rdrecord(str(header.with_suffix("")), channels=[0], physical=False)
         except Exception as error:
             raise ValueError(f"{signal} is refused: it cannot be read ({error}).") from error
         if found.fs != SAMPLES or found.adc_gain[0] != UNITS:
@@ -184,9 +185,7 @@ def _file(record: str, kind: str, database: str, folder: Folder, sums: dict[str,
 
 def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
     """Read one mark a minute: A if apnea is in progress at its beginning, N if not."""
-    import wfdb
-
-    marks: Any = wfdb.rdann(str(path.with_suffix("")), "apn")
+    marks = _marks(path)
     samples, symbols = np.asarray(marks.sample), np.array(marks.symbol)
     if not np.array_equal(samples, np.arange(len(samples)) * POINTS):
         raise ValueError(f"{path} is refused: its marks are not one a minute from the start.")
@@ -195,6 +194,15 @@ def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
             f"{path} is refused: it holds the labels {sorted(set(symbols))}, not A, N."
         )
     return (symbols == "A").astype(np.int64)
+
+
+def _marks(path: Path) -> Any:
+    """Read annotations; wfdb warns of what pandas will do some day."""
+    import wfdb
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
 
 
 def _minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:

@@ -1,5 +1,6 @@
 """Truly sparse, evolving layers for PyTorch, and what five papers need around them."""
 
+from sparselib import checkpoint as checkpoint
 from sparselib import cost as cost
 from sparselib import datasets as datasets
 from sparselib import drop as drop
@@ -43,6 +44,7 @@ __all__ = [
     "RigL",
     "Selector",
     "SparseConv1d",
+    "checkpoint",
     "cost",
     "datasets",
     "drop",

@@ -1,6 +1,7 @@
 """Channels cut out: what the gates predicted is what the smaller network does and costs."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -235,3 +236,26 @@ def test_bad_input_gets_a_sentence() -> None:
         pruning.structure([torch.full((n,), float("nan")) for n in counts.sizes], counts, 0.5)
     with pytest.raises(ValueError, match="'stored' or of the 'batch'"):
         sl.prune(model, data, statistics="running")
+
+
+def test_any_network_can_be_pruned_by_tracing() -> None:
+    pytest.importorskip("torch_pruning")
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(16, 10)),
+    )
+    small = pruning.by_tracing(model, (3, 16, 16), 0.5)
+    share = sl.cost.flops(small, (1, 3, 16, 16)) / sl.cost.flops(model, (1, 3, 16, 16))
+    assert 0.3 < share <= 0.5
+    assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    residual = pruning.by_tracing(models.resnet20(), (3, 32, 32), 0.6)
+    assert sl.cost.flops(residual, (1, 3, 32, 32)) <= 0.6 * 40_551_040
+
+
+def test_without_torch_pruning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install torch-pruning"):
+        pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8))
+    with pytest.raises(ValueError, match="not 0"):
+        pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8), 0.0)

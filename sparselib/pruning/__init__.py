@@ -15,6 +15,7 @@ from sparselib.pruning.structure import operations as operations
 from sparselib.pruning.structure import ranks as ranks
 from sparselib.pruning.structure import resource as resource
 from sparselib.pruning.structure import structure as structure
+from sparselib.pruning.tracing import by_tracing as by_tracing
 
 
 def prune(

@@ -12,6 +12,7 @@ from torch import nn
 import sparselib as sl
 from sparselib import models, pruning
 from sparselib.datasets import Split
+from sparselib.nn import Channels
 from sparselib.saliency import Selector
 
 
@@ -249,8 +250,12 @@ def test_any_network_can_be_pruned_by_tracing() -> None:
     share = sl.cost.flops(small, (1, 3, 16, 16)) / sl.cost.flops(model, (1, 3, 16, 16))
     assert 0.3 < share <= 0.5
     assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
-    residual = pruning.by_tracing(models.resnet20(), (3, 32, 32), 0.6)
-    assert sl.cost.flops(residual, (1, 3, 32, 32)) <= 0.6 * 40_551_040
+    residual = models.ResNet((1, 1), (16, 32), shortcut="project")
+    small = pruning.by_tracing(residual, (3, 16, 16), 0.6)
+    whole = sl.cost.flops(residual, (1, 3, 16, 16))
+    assert sl.cost.flops(small, (1, 3, 16, 16)) <= 0.6 * whole
+    with pytest.raises(ValueError, match="took channels out of this ResNet that it still needs"):
+        pruning.by_tracing(models.ResNet((1, 1), (16, 32)), (3, 16, 16), 0.6)
 
 
 def test_without_torch_pruning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,3 +264,35 @@ def test_without_torch_pruning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8))
     with pytest.raises(ValueError, match="not 0"):
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8), 0.0)
+
+
+class Heartbeat(nn.Module):
+    """One residual block for signals whose length is halved, but not exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, 6, 5)
+        self.first, self.second = (nn.Conv1d(6, 6, 5, padding=2) for _ in range(2))
+        self.pool, self.head = nn.MaxPool1d(5, 2), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.pool(torch.relu(x + self.second(torch.relu(self.first(x)))))
+        return self.head(x.mean(2))
+
+
+def test_a_network_of_ones_own_needs_names_only() -> None:
+    model, x = Heartbeat().eval(), torch.randn(40, 1, 64)
+    groups = [Channels(("first",), "second")]
+    selector = Selector(model, (1, 64), 2, scales=("stem", "pool"), resize=True, blocks=1)
+    assert selector(x).shape == x.shape
+    gates = pruning.Gates(model, groups)
+    counts = pruning.operations(model, (1, 64), groups)
+    keep = pruning.structure([torch.arange(6.0)], counts, 0.7)
+    small = pruning.cut(model, keep, groups)
+    gates.set(keep)
+    with torch.no_grad(), gates.inside(model):
+        assert torch.allclose(model(x), small(x), atol=1e-6)
+    assert 0 < int(keep[0].sum()) < 6
+    with pytest.raises(ValueError, match="pass resize=True"):
+        Selector(model, (1, 64), 2, scales=("stem", "pool"), blocks=1)

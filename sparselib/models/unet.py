@@ -33,6 +33,9 @@ class UNet(nn.Module):
         Blocks that mix, after the upsampling: three in the paper.
     mixing : {"bottleneck", "basic"}
         What these blocks are; the released code has a single basic one.
+    resize : bool
+        Bring what was doubled to the next scale's size by linear interpolation, for networks whose
+        scales are not exactly twice as large.
 
     Attributes
     ----------
@@ -42,7 +45,7 @@ class UNet(nn.Module):
     Raises
     ------
     ValueError
-        If a scale is not twice as large as the next, or a label is no class.
+        If a scale is not twice as large as the next and nothing is resized, or a label is no class.
     """
 
     def __init__(
@@ -52,11 +55,14 @@ class UNet(nn.Module):
         *,
         blocks: int = 3,
         mixing: str = "bottleneck",
+        resize: bool = False,
     ) -> None:
         super().__init__()
         if mixing not in ("bottleneck", "basic"):
             raise ValueError(f"mixing must be 'bottleneck' or 'basic', not {mixing!r}")
-        _check_scales(shapes)
+        if not resize:
+            _check_scales(shapes)
+        self.resize = resize
         dimensions = len(shapes[0]) - 1
         deep = shapes[::-1]
         self.embedding = nn.Embedding(classes, deep[0][0])
@@ -90,7 +96,11 @@ class UNet(nn.Module):
         *larger, z = scales
         z = self.filter(z, labels)
         for up, mix, beside in zip(self.ups, self.mixes, reversed(larger)):
-            z = mix(torch.cat([up(z), beside], 1))
+            z = up(z)
+            if self.resize:
+                linear = "linear" if z.ndim == 3 else "bilinear"
+                z = nn.functional.interpolate(z, beside.shape[2:], mode=linear)
+            z = mix(torch.cat([z, beside], 1))
         return self.output(z).flatten(1)
 
     def filter(
@@ -114,7 +124,7 @@ def _check_scales(shapes: Sequence[tuple[int, ...]]) -> None:
         if any(a != 2 * b for a, b in zip(large, small, strict=True)):
             raise ValueError(
                 f"a scale of size {tuple(large)} is not twice the next, {tuple(small)}: choose an "
-                f"image size that every scale divides, or leave scales out"
+                f"image size that every scale divides, leave scales out, or pass resize=True"
             )
 
 

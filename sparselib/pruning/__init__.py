@@ -1,11 +1,13 @@
 """Pruning steered by saliency: gates learn which channels may go, and they go (Ganjdanesh)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparselib.datasets import Split
+from sparselib.nn.gate import Channels
 from sparselib.pruning.gates import Gates as Gates
 from sparselib.pruning.gates import check_explains as check_explains
 from sparselib.pruning.gates import train_gates as train_gates
@@ -27,6 +29,7 @@ def prune(
     lr: float = 0.02,
     epochs: int = 100,
     batch_size: int = 64,
+    groups: Sequence[Channels] | None = None,
     gates: Gates | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -44,6 +47,8 @@ def prune(
         Share of the multiply-accumulates that stay, above what one channel a group costs.
     lr, epochs, batch_size
         Of Adam. Gates begin at b = 3, so that lr times steps has to be about 10 to close any.
+    groups : sequence of Channels, optional
+        Which channels can leave together, for a network without the method `prunable`.
     gates : Gates, optional
         Gates of this network to train on; new ones by default.
     **options
@@ -61,9 +66,9 @@ def prune(
         If the target cannot be met, or the selector explains another network.
     """
     check_explains(explain, model)
-    counts = operations(model, tuple(data.train.x.shape[1:]))
+    gates = Gates(model, groups) if gates is None else gates
+    counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
     structure([torch.zeros(n) for n in counts.sizes], counts, flops)  # refuses at once
-    gates = Gates(model) if gates is None else gates
     optimizer = torch.optim.Adam(gates.parameters(), lr)
     options |= {"explain": explain, "flops": flops, "batch_size": batch_size}
     train_gates(gates, model, data, optimizer, epochs, **options)

@@ -43,7 +43,8 @@ def by_tracing(
     ModuleNotFoundError
         If torch-pruning is not installed.
     ValueError
-        If the target is out of range or lies below what tracing can remove.
+        If the target is out of range or lies below what tracing can remove, or the package takes
+        channels out that the network still needs, as it does where shortcuts are padded.
     """
     if not 0 < flops <= 1:
         raise ValueError(f"flops is the share of operations that may stay, in (0, 1], not {flops}")
@@ -55,7 +56,7 @@ def by_tracing(
     for _ in range(STEPS):
         ratio = (low + high) / 2
         smaller = _pruned(model, shape, ratio, ignored, importance)
-        if cost.flops(smaller, (1, *shape)) <= flops * whole:
+        if _checked(smaller, shape) <= flops * whole:
             best, high, found = smaller, ratio, True
         else:
             low = ratio
@@ -64,6 +65,17 @@ def by_tracing(
             f"flops={flops} cannot be met: with nearly all channels removed more than that is left"
         )
     return best
+
+
+def _checked(smaller: nn.Module, shape: tuple[int, ...]) -> int:
+    try:
+        return cost.flops(smaller, (1, *shape))
+    except RuntimeError as error:
+        raise ValueError(
+            f"torch-pruning took channels out of this {type(smaller).__name__} that it still needs "
+            f"({error}). Pass the layers around them as `ignored`, or give the network a method "
+            f"`prunable` and use sparselib.prune"
+        ) from error
 
 
 def _pruned(

@@ -29,7 +29,7 @@ class Selector(nn.Module):
     scales : sequence of str, optional
         Names of the modules to read, the largest scale first. By default those of the classifier;
         the last four where it has five, which gives the paper's three upsamplings for ImageNet.
-    blocks, mixing
+    blocks, mixing, resize
         See `UNet`.
     bound : {"softplus", "bounded"}
         See `centre_and_sigma`.
@@ -51,6 +51,7 @@ class Selector(nn.Module):
         scales: Sequence[str] | None = None,
         blocks: int = 3,
         mixing: str = "bottleneck",
+        resize: bool = False,
         bound: str = "softplus",
         definition: str = "code",
     ) -> None:
@@ -68,7 +69,7 @@ class Selector(nn.Module):
         with torch.no_grad():
             _, read = self.read(torch.zeros((1, *shape), dtype=like.dtype, device=like.device))
         shapes = [tuple(scale.shape[1:]) for scale in read]
-        self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing).to(like)
+        self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing, resize=resize).to(like)
         with torch.no_grad():
             dict(self.decoder.named_parameters())["output.bias"][-1] = first_sigma(min(self.size))
 

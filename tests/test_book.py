@@ -188,6 +188,14 @@ def test_the_readme_states_the_stored_results() -> None:
         assert sentence in readme
 
 
+def test_the_readme_states_the_fall_from_random_minutes_to_whole_nights() -> None:
+    rows = pd.read_csv(ROOT / "data/results/dsn-splits.csv")
+    chosen = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.normalise == "none")]
+    mean = chosen.groupby("by").balanced_accuracy.mean().map("{:.1%}".format).str.replace("%", " %")
+    sentence = f"{mean['minute']} on random minutes and {mean['record']} on nights it never met"
+    assert sentence in (ROOT / "README.md").read_text()
+
+
 def test_the_readme_s_figure_is_an_output_of_its_page() -> None:
     """To mend it, store the figure of that page as `book/_static/evolution.png`."""
     page = nbformat.read(BOOK / "csr/evolution.ipynb", as_version=4)

@@ -92,11 +92,11 @@ def ecg(
     signal = _file(night.record, "dat", database, folder, sums)
 
     def decode() -> np.ndarray:
-        import wfdb
-
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                import wfdb
+
                 found = wfdb.rdrecord(str(header.with_suffix("")), channels=[0], physical=False)
         except Exception as error:
             raise ValueError(f"{signal} is refused: it cannot be read ({error}).") from error
@@ -197,11 +197,11 @@ def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
 
 
 def _marks(path: Path) -> Any:
-    """Read annotations; wfdb warns of what pandas will do some day."""
-    import wfdb
-
+    """Read annotations; wfdb warns of what pandas will do some day, and in notebooks of widgets."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import wfdb
+
         return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
 
 

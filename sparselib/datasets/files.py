@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ def _verify(path: Path, sha256: str) -> None:
 
 def derived() -> Path:
     """Return the cache folder of the user, for what is computed from data and can be again."""
-    import pooch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in notebooks pooch's bar warns that it has no widgets
+        import pooch
 
     return Path(pooch.os_cache("sparselib"))
 

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+import sparselib as sl
 from sparselib.nn import extrema, extrema_pool_indices, identity, relu, topk_absolutes
+from sparselib.nn.activation import _at_a_distance
+from sparselib.ops import peaks
 
 SPARSE = [topk_absolutes, extrema_pool_indices, extrema, partial(extrema, definition="text")]
 EVERY = [identity, relu, *SPARSE]
@@ -79,9 +82,11 @@ def kept_by(activation, s, size):
 def test_extrema_are_those_of_the_sequential_algorithm(s, size, tolerance, definition):
     s = torch.from_numpy(s)
     expected = mask(s, sequential(s, size, tolerance, definition))
-    options = {"tolerance": tolerance, "definition": definition}
-    assert torch.equal(kept_by(partial(extrema, **options), s[None, None], size)[0, 0], expected)
-    assert torch.equal(extrema(s[None, None], size, **options)[0, 0], s * expected)
+    activation = partial(extrema, tolerance=tolerance, definition=definition)
+    for kernels in ("auto", "reference"):
+        with sl.ops.backend(kernels):
+            assert torch.equal(kept_by(activation, s[None, None], size)[0, 0], expected)
+            assert torch.equal(activation(s[None, None], size)[0, 0], s * expected)
 
 
 @given(
@@ -101,7 +106,9 @@ def test_competing_maps_keep_what_one_after_the_other_would(s, size):
         apart = (max(abs(a - b) for a, b in zip(place, other[1:])) for other in kept)
         if all(distance > size for distance in apart):
             kept.append((number, *place))
-    assert torch.equal(extrema(s[None], size, across=True)[0], s * mask(s, kept))
+    for kernels in ("auto", "reference"):
+        with sl.ops.backend(kernels):
+            assert torch.equal(extrema(s[None], size, across=True)[0], s * mask(s, kept))
 
 
 RAMPS = {
@@ -126,6 +133,16 @@ def test_ends_and_plateaus(name):
         activation = partial(extrema, definition=definition)
         found = kept_by(activation, s[None, None], 1)[0, 0].nonzero().flatten().tolist()
         assert found == places.get(name, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (0, 1, 9), (3, 2, 300), (3, 2, 17, 23), (2, 3, 1, 9)])
+def test_compiled_extrema_are_those_of_the_definition(shape, dtype):
+    wide = torch.randn(*shape[:-1], 2 * shape[-1], dtype=dtype).round(decimals=1)
+    wide[..., ::11] = torch.inf
+    for s in (wide[..., : shape[-1]].contiguous(), wide[..., ::2]):
+        for options in product((1, 3, 400), (True, False), (True, False)):
+            assert torch.equal(peaks.greedy(s, *options), _at_a_distance(s, *options))
 
 
 def test_extrema_keep_their_distance():

@@ -7,12 +7,14 @@ the lowest index wins, so that maps do not depend on the device.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int32, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from sparselib.ops import choice
 from sparselib.ranking import first_at_least
 
 
@@ -134,16 +136,35 @@ def extrema(
             f"tolerance must be at least 0 and definition 'text' or 'code', "
             f"not {tolerance} and {definition!r}"
         )
-    candidates = _candidates(s.detach(), signed=definition == "code")
-    rank = _ranks(s.detach().abs(), candidates, across)
-    distance = max(size - tolerance, 1)
+    distance, signed = max(size - tolerance, 1), definition == "code"
+    return _keep(s, _marks(s)(s.detach(), distance, signed, across))
+
+
+def _marks(s: Tensor) -> Callable[[Tensor, int, bool, bool], Tensor]:
+    if (
+        s.device.type == "cpu"
+        and s.dtype in (torch.float32, torch.float64)
+        and choice.CHOSEN in ("auto", "cpu")
+    ):
+        from sparselib.ops import peaks
+
+        return peaks.greedy
+    return _at_a_distance
+
+
+def _at_a_distance(
+    s: Tensor, distance: int, signed: bool, across: bool
+) -> Bool[Tensor, "samples kernels *size"]:
+    """Mark the extrema that are kept, for all maps at once and on any device."""
+    candidates = _candidates(s, signed)
+    rank = _ranks(s.abs(), candidates, across)
     kept = torch.zeros_like(candidates)
     while rank.any():
         # ranks are unique, so the largest of its window is who comes first there
         winners = (rank > 0) & (rank == _window_max(rank, distance, across))
         kept |= winners
         rank = rank.masked_fill(_window_max(winners, distance, across), 0)
-    return _keep(s, kept)
+    return kept
 
 
 def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"]:

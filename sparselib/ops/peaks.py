@@ -1,0 +1,101 @@
+"""Extrema at a distance on the CPU: Algorithm 3 of Bizopoulos and Koutsouris, compiled.
+
+numba's cache sees changes of this file only, so whatever is compiled here stands here.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numba import njit
+from torch import Tensor, from_numpy
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile; a checker of types wrapped around the function is taken off."""
+    function = inspect.unwrap(function)
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # nowhere to keep it
+        return njit(nogil=True)(function)
+
+
+def greedy(
+    s: Float[Tensor, "samples kernels *size"], distance: int, signed: bool, across: bool
+) -> Bool[Tensor, "samples kernels *size"]:
+    """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
+    maps = s.contiguous().numpy()
+    shape = maps.shape if s.ndim == 4 else (*maps.shape[:2], 1, maps.shape[2])
+    kept = np.zeros(shape, np.bool_)
+    _kernel()(maps.reshape(shape), distance, signed, across, s.ndim == 4, kept)
+    return from_numpy(kept).view(s.shape)
+
+
+@functools.cache
+def _kernel() -> Any:
+    return compiled(_keep)
+
+
+@compiled
+def _turn(value, before, after, signed):  # type: ignore[no-untyped-def]
+    """Return 1 for a peak along an axis, -1 for a valley, 0 for neither; without a branch."""
+    if not signed:
+        before, after = -before, -after
+    peak = (after <= 0) & (before > 0) & ((value > 0) | (not signed))
+    valley = (after > 0) & (before <= 0) & ((not value > 0) | (not signed))
+    return np.int8(peak) - np.int8(valley)
+
+
+@compiled
+def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
+    """Write what each cell of a map is, along every axis alike."""
+    height, width = cells.shape
+    none = cells.dtype.type(0)
+    for y in range(height):
+        row, marks = cells[y], turns[y]
+        for x in range(1, width - 1):
+            marks[x] = _turn(row[x], row[x] - row[x - 1], row[x + 1] - row[x], signed)
+        last = width - 1
+        marks[0] = _turn(row[0], none, row[min(1, last)] - row[0], signed)
+        if last:
+            marks[last] = _turn(row[last], row[last] - row[last - 1], none, signed)
+    if plane:
+        for y in range(height):
+            row, marks = cells[y], turns[y]
+            above, below = cells[max(y - 1, 0)], cells[min(y + 1, height - 1)]
+            for x in range(width):
+                turn = _turn(row[x], row[x] - above[x], below[x] - row[x], signed)
+                marks[x] = marks[x] if turn == marks[x] else 0
+
+
+def _keep(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-def]
+    samples, kernels, height, width = s.shape
+    together = kernels if across else 1
+    places = np.empty((together * height * width, 3), np.int32)
+    heights = np.empty(together * height * width, s.dtype)
+    turns = np.empty((height, width), np.int8)
+    taken = np.empty((height, width), np.bool_)
+    for sample in range(samples):
+        for first in range(0, kernels, together):
+            count = 0
+            for kernel in range(first, first + together):
+                cells = s[sample, kernel]
+                _turns(cells, signed, plane, turns)
+                for y in range(height):
+                    for x in range(width):
+                        if turns[y, x]:
+                            place = places[count]
+                            place[0], place[1], place[2] = kernel, y, x
+                            heights[count] = -abs(cells[y, x])
+                            count += 1
+            taken[:] = False
+            # a stable sort: of equal magnitudes the first comes first
+            for i in np.argsort(heights[:count], kind="mergesort"):
+                kernel, y, x = places[i]
+                if not taken[y, x]:
+                    kept[sample, kernel, y, x] = True
+                    for row in range(max(0, y - distance), min(height, y + distance + 1)):
+                        taken[row, max(0, x - distance) : x + distance + 1] = True

@@ -40,7 +40,7 @@ def test_short_calls_are_repeated_and_counted_once():
         counts["n"] += 1
 
     short_timing = timing.milliseconds(short, rounds=5)
-    assert counts["n"] > 1000
+    assert counts["n"] > 100
     assert 0 < short_timing.low <= short_timing.median <= short_timing.high < 1
 
 

@@ -74,6 +74,8 @@ def faults(notebook: nbformat.NotebookNode, name: str = "page") -> list[str]:
         found.append(f"{tags.count('parameters')} cells are tagged parameters")
     if not code or not re.search(r"\d", printed(code[-1])):
         found.append("its last code cell prints no number for the tests to hold")
+    if "$" in notebook.cells[0].source.partition("\n")[0]:
+        found.append("mathematics in its title, which every page shows in its contents")
     text = "\n".join(cell.source + printed(cell) for cell in notebook.cells)
     found += [f"names this machine: {trace}" for trace in machine_traces(text)]
     return found
@@ -127,6 +129,7 @@ BREAKAGES = {
     "papermill": lambda page: page.cells[3].metadata.update(tags=["injected-parameters"]),
     "2 cells": lambda page: page.cells[3].metadata.update(tags=["parameters"]),
     "no number": lambda page: page.cells[3].outputs[0].update(text="done\n"),
+    "in its title": lambda page: page.cells[0].update(source="# The $\\varphi$ metric\n\nText."),
     "names this machine": lambda page: page.cells[0].update(source="see /home/ada/x"),
 }
 

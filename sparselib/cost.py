@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparselib.nn.evolvable import evolvable_layers
+from sparselib.training import in_evaluation
 
 Count = Literal["nonzero", "dense"]
 NOT_PRODUCTS = (
@@ -120,13 +121,11 @@ def flops_of_layers(
     What a module computes itself, outside of any layer, stands under the module's own name.
     """
     ours = evolvable_layers(model)
-    first, was_training = next(model.parameters()), model.training
+    first = next(model.parameters())
     x = torch.zeros(shape, dtype=first.dtype, device=first.device)
-    try:
-        outputs = _shapes(model.eval(), ours, x)
+    with in_evaluation(model):
+        outputs = _shapes(model, ours, x)
         found = _products(model, ours, outputs, x)
-    finally:
-        model.train(was_training)
     table = {name: found[name] for name, _ in model.named_modules()}
     # fvcore adds what is inside a module to what the module itself does
     for name, inside in list(table.items()):

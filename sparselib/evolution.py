@@ -231,9 +231,11 @@ class _Watch:
             output.register_hook(partial(self.keep, args[0].detach()))
 
     def keep(self, inputs: Tensor, costs: Tensor) -> None:
-        batch = inputs, costs.detach()
-        rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in batch)
-        self.batch = batch if self.as_it_was else (next(rows), next(rows))
+        costs = costs.detach()
+        if not self.as_it_was:
+            inputs = inputs.reshape(-1, inputs.shape[-1])
+            costs = costs.reshape(-1, costs.shape[-1])
+        self.batch = inputs, costs
         self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparselib.training import in_evaluation
+
 
 def grad_cam(
     model: nn.Module,
@@ -52,13 +54,12 @@ def grad_cam(
         maps.append(output.detach().requires_grad_())
         return maps[-1]
 
-    handle, was_training = layer.register_forward_hook(keep), model.training
+    handle = layer.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            scores = model.eval()(x)
+        with in_evaluation(model), torch.enable_grad():
+            scores = model(x)
     finally:
         handle.remove()
-        model.train(was_training)
     if not maps or maps[-1].ndim not in (3, 4):
         shape = tuple(maps[-1].shape) if maps else "nothing"
         raise ValueError(

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -144,21 +145,28 @@ def fit(
 
 def evaluate(model: nn.Module, samples: Any, batch_size: int = 512) -> float:
     """Accuracy on `samples`, in evaluation mode; the model's mode is restored."""
-    outputs = predict(model, samples, batch_size)
+    outputs = predict(model, samples.x, batch_size)
     return metrics.accuracy(outputs, samples.y.to(outputs.device))
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, samples: Any, batch_size: int = 512
+    model: nn.Module, x: Float[Tensor, "samples ..."], batch_size: int = 512
 ) -> Float[Tensor, "samples classes"]:
-    """Outputs for `samples`, in evaluation mode; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
+    """Outputs for samples, in evaluation mode; the model's mode is restored."""
     like = next(model.parameters())
-    outputs = [model(x.to(like)) for x in samples.x.split(batch_size)]
-    model.train(was_training)
-    return torch.cat(outputs)
+    with in_evaluation(model):
+        return torch.cat([model(part.to(like)) for part in x.split(batch_size)])
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model into evaluation mode for the time of a ``with`` block."""
+    was_training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(was_training)
 
 
 def step(
@@ -174,10 +182,8 @@ def step(
 
 @torch.no_grad()
 def _measured(model: nn.Module, monitor: Any, measure: Measure, keep: str) -> dict[str, float]:
-    was_training = model.training
-    model.eval()
-    numbers = {name: float(number) for name, number in measure(model, monitor).items()}
-    model.train(was_training)
+    with in_evaluation(model):
+        numbers = {name: float(number) for name, number in measure(model, monitor).items()}
     if numbers.keys() & {"loss", "seconds"} or (keep and keep not in numbers):
         raise ValueError(
             f"measures are called {sorted(numbers)}: 'loss' and 'seconds' are taken by the "

@@ -11,6 +11,7 @@ from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
 from sparselib.csr import CSR
+from sparselib.nn.evolvable import replace
 from sparselib.ops.conv import conv1d
 from sparselib.topology import Region
 
@@ -129,19 +130,13 @@ class SparseConv1d(nn.Module):
         """The cells that may hold a connection."""
         return Region(self.reach.to(torch.int64), self.kernel_size, self.shape[1])
 
-    @torch.no_grad()
     def rewire(
         self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
     ) -> None:
         """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
-        if values.shape != self.values.shape:
-            raise ValueError(
-                f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
-            )
         if check:
             self._check_region(positions)
-        self.csr.rewire(positions, check)
-        self.values.copy_(values)
+        replace(self, positions, values, check)
 
     def gradient(
         self, inputs: Float[Tensor, "batch channels time"], costs: Float[Tensor, "batch some time"]

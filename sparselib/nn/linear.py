@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
+from sparselib.nn.evolvable import replace
 from sparselib.ranking import largest
 
 Topology = Callable[..., Tensor]
@@ -140,17 +141,11 @@ class CSRLinear(nn.Module):
         """Share of absent weights."""
         return self.csr.sparsity
 
-    @torch.no_grad()
     def rewire(
         self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
     ) -> None:
         """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
-        if values.shape != self.values.shape:
-            raise ValueError(
-                f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
-            )
-        self.csr.rewire(positions, check)
-        self.values.copy_(values)
+        replace(self, positions, values, check)
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""

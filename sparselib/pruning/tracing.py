@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparselib import cost
+from sparselib.training import in_evaluation
 
 STEPS = 12
 
@@ -98,12 +99,12 @@ def _pruned(
     smaller = copy.deepcopy(model)
     first = next(smaller.parameters())
     example = torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
-    was_training = smaller.training
-    torch_pruning.pruner.MetaPruner(
-        smaller.eval(),
-        example,
-        importance=importance or torch_pruning.importance.MagnitudeImportance(p=1),
-        pruning_ratio=ratio,
-        ignored_layers=[smaller.get_submodule(name) for name in names],
-    ).step()
-    return smaller.train(was_training)
+    with in_evaluation(smaller):
+        torch_pruning.pruner.MetaPruner(
+            smaller,
+            example,
+            importance=importance or torch_pruning.importance.MagnitudeImportance(p=1),
+            pruning_ratio=ratio,
+            ignored_layers=[smaller.get_submodule(name) for name in names],
+        ).step()
+    return smaller

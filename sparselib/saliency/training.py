@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselib.datasets import Samples, Split
-from sparselib.training import History, fit
+from sparselib.training import History, fit, in_evaluation, predict
 
 from .masks import random_rbf, sample
 from .objectives import divergence, mask_size, smoothness
@@ -19,16 +19,11 @@ from .selector import Selector
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@torch.no_grad()
 def said_by(
     classifier: nn.Module, x: Float[Tensor, "samples ..."], batch_size: int = 500
 ) -> Float[Tensor, "samples classes"]:
     """Logarithms of a classifier's probabilities, in evaluation mode; its mode is restored."""
-    was_training, like = classifier.training, next(classifier.parameters())
-    classifier.eval()
-    said = [classifier(part.to(like)).log_softmax(1) for part in x.split(batch_size)]
-    classifier.train(was_training)
-    return torch.cat(said)
+    return predict(classifier, x, batch_size).log_softmax(1)
 
 
 def train_predictor(
@@ -200,10 +195,9 @@ class _Explained(nn.Module):
 
 @torch.no_grad()
 def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
-    was_training, like = selector.training, next(selector.parameters())
-    selector.eval()
-    u = torch.cat([selector.numbers(part.to(like)) for part in x[:500].split(100)])
-    selector.train(was_training)
+    like = next(selector.parameters())
+    with in_evaluation(selector):
+        u = torch.cat([selector.numbers(part.to(like)) for part in x[:500].split(100)])
     sigma, area = selector.centre_and_sigma(u)[1], float(selector.masks(u).mean())
     if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():
         warnings.warn(

@@ -8,9 +8,10 @@ the lowest index wins, so that maps do not depend on the device.
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 import torch
-from jaxtyping import Bool, Float, Int32, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -156,14 +157,16 @@ def _at_a_distance(
     s: Tensor, distance: int, signed: bool, across: bool
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, for all maps at once and on any device."""
-    candidates = _candidates(s, signed)
-    rank = _ranks(s.abs(), candidates, across)
-    kept = torch.zeros_like(candidates)
-    while rank.any():
-        # ranks are unique, so the largest of its window is who comes first there
-        winners = (rank > 0) & (rank == _window_max(rank, distance, across))
+    reach = dict.fromkeys(range(2, s.ndim), distance) | ({1: s.shape[1]} if across else {})
+    heights = s.abs().masked_fill(~_candidates(s, signed), -1)
+    kept = torch.zeros_like(s, dtype=torch.bool)
+    while (heights >= 0).any():
+        # of equal heights the first comes first
+        before, after = _maxima(heights, reach, -1)
+        winners = (heights > before) & (heights >= after)
+        before, after = _maxima(winners, reach, False)
+        heights = heights.masked_fill(winners | before | after, -1)
         kept |= winners
-        rank = rank.masked_fill(_window_max(winners, distance, across), 0)
     return kept
 
 
@@ -183,32 +186,35 @@ def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"
     return peaks | valleys
 
 
-def _ranks(
-    magnitude: Tensor, candidates: Tensor, across: bool
-) -> Int32[Tensor, "samples kernels *size"]:
-    """Number the candidates of each map: the higher, the earlier; what is no candidate has 0."""
-    flat = magnitude.flatten(1 if across else 2)
-    order = flat.sort(dim=-1, descending=True, stable=True).indices
-    numbers = torch.arange(flat.shape[-1], 0, -1, dtype=torch.int32, device=flat.device)
-    rank = torch.empty(flat.shape, dtype=torch.int32, device=flat.device)
-    rank.scatter_(-1, order, numbers.expand_as(rank))
-    return rank.view(magnitude.shape) * candidates
+def _maxima(x: Tensor, reach: dict[int, int], outside: int) -> tuple[Tensor, Tensor]:
+    """Largest value of the cells before each cell in its window, in memory's order, and after it.
+
+    The window of a cell reaches so far in every direction along each of the axes.
+    """
+    whole, befores, afters = x, [], []
+    for axis in sorted(reach, reverse=True):
+        before, after = _sides(whole, axis, min(reach[axis], x.shape[axis]), outside)
+        befores.append(before)
+        afters.append(after)
+        if len(befores) < len(reach):
+            whole = torch.maximum(whole, torch.maximum(before, after))
+    return reduce(torch.maximum, befores), reduce(torch.maximum, afters)
 
 
-def _window_max(x: Tensor, distance: int, across: bool) -> Shaped[Tensor, "samples maps *size"]:
-    """Largest value within `distance` cells, in every direction; none is negative.
+def _sides(x: Tensor, axis: int, distance: int, outside: int) -> tuple[Tensor, Tensor]:
+    """Largest value among the `distance` cells before each cell along an axis, and after it.
 
     Windows are joined in pairs, so that a wide one takes a few maxima more than a narrow one.
     """
-    for axis in range(2, x.ndim):
-        margin = x.new_zeros(*x.shape[:axis], distance, *x.shape[axis + 1 :])
-        x, width = torch.cat([margin, x, margin], axis), 1
-        while width < 2 * distance + 1:
-            step = min(width, 2 * distance + 1 - width)
-            rest = x.shape[axis] - step
-            x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
-            width += step
-    return x.amax(1, keepdim=True) if across else x
+    size, width = x.shape[axis], 1
+    margin = x.new_full((*x.shape[:axis], distance, *x.shape[axis + 1 :]), outside)
+    x = torch.cat([margin, x, margin], axis)
+    while width < distance:
+        step = min(width, distance - width)
+        rest = x.shape[axis] - step
+        x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
+        width += step
+    return x.narrow(axis, 0, size), x.narrow(axis, distance + 1, size)
 
 
 def _keep(s: Tensor, kept: Tensor) -> Float[Tensor, "samples kernels *size"]:

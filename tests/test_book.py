@@ -134,6 +134,12 @@ BREAKAGES = {
 }
 
 
+@pytest.mark.parametrize("page", SOURCES, ids=lambda p: str(p.relative_to(BOOK)))
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text()):
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
 @pytest.mark.parametrize("expected", BREAKAGES)
 def test_guards_see_what_they_guard(expected: str) -> None:
     page = sound_page()

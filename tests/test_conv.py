@@ -1,10 +1,13 @@
 """SparseConv1d is nn.Conv1d at its connections, and no evolution leaves a filter's region."""
 
+import ast
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -23,13 +26,11 @@ def layer_of(channels=3, filters=9, taps=6, sparsity=0.7, **options):
 
 def masked(layer, values, bias, x):
     weight = layer.csr.to_dense(values).view(layer.shape[0], -1, layer.kernel_size)
-    taps = layer.kernel_size
-    padded = (
-        functional.pad(x, (0, taps - 1), mode="replicate")
-        if layer.padding is replicate_right
-        else functional.pad(x, ((taps - 1) // 2, taps // 2))
-    )
-    return functional.conv1d(padded, weight, bias)
+    if layer.padding is centred_zeros:
+        return functional.conv1d(x, weight, bias, padding="same", dilation=layer.dilation)
+    ahead = (layer.kernel_size - 1) * layer.dilation
+    padded = functional.pad(x, (0, ahead), mode="replicate")
+    return functional.conv1d(padded, weight, bias, dilation=layer.dilation)
 
 
 @given(
@@ -40,13 +41,18 @@ def masked(layer, values, bias, x):
     st.integers(1, 3),
     st.sampled_from([0.0, 0.5, 0.95]),
     st.sampled_from(PADDINGS),
+    st.integers(1, 3),
     st.sampled_from([torch.float32, torch.float64]),
 )
+@example(3, 9, 6, 30, 2, 0.5, replicate_right, 2, torch.float64)
+@example(3, 9, 6, 30, 2, 0.5, centred_zeros, 3, torch.float64)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_outputs_and_gradients_equal_the_masked_dense_ones(
-    channels, filters, taps, time, batch, sparsity, padding, dtype
+    channels, filters, taps, time, batch, sparsity, padding, dilation, dtype
 ):
     torch.manual_seed(0)
-    layer = layer_of(channels, filters, taps, sparsity, padding=padding, dtype=dtype)
+    options = {"padding": padding, "dilation": dilation, "dtype": dtype}
+    layer = layer_of(channels, filters, taps, sparsity, **options)
     layer.bias.data.normal_()
     x = torch.randn(batch, channels, time, dtype=dtype, requires_grad=True)
     y = layer(x)
@@ -63,14 +69,52 @@ def test_outputs_and_gradients_equal_the_masked_dense_ones(
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_gradients_are_those_of_differences(padding):
-    layer = layer_of(2, 3, 4, 0.4, padding=padding)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_gradients_are_those_of_differences(padding, dilation):
+    layer = layer_of(2, 3, 4, 0.4, padding=padding, dilation=dilation)
     x = torch.randn(2, 2, 7, dtype=torch.float64, requires_grad=True)
     run = partial(torch.func.functional_call, layer)
     torch.autograd.gradcheck(
         lambda values, bias, x: run({"values": values, "bias": bias}, x),
         (layer.values, layer.bias, x),
     )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_compiles_without_a_graph_break(padding):
+    program = f"""
+import torch, sparselib as sl
+layer = sl.SparseConv1d(3, 5, 4, 0.6, dilation=2, padding=sl.nn.{padding.__name__})
+x = torch.randn(2, 3, 20, requires_grad=True)
+compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+for run in (layer, compiled):
+    run(x).relu().sum().backward()
+    print(torch.cat([x.grad.flatten(), *(p.grad for p in layer.parameters())]).tolist())
+    layer.zero_grad(), x.grad.zero_()
+"""
+    # beartype's checks, which run in tests, would break the graph
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    eager, compiled = map(ast.literal_eval, answer.stdout.splitlines())
+    assert compiled == pytest.approx(eager, abs=1e-5)
+
+
+def test_a_dilated_kernel_is_one_with_zeros_between_its_taps():
+    plain = layer_of(taps=6, reach=None)
+    wide = sl.SparseConv1d(3, 9, 16, 0.7, topology=lambda *_: spread(plain, 3), dtype=torch.float64)
+    wide.load_state_dict({**wide.state_dict(), "values": plain.values})
+    apart = layer_of(taps=6, reach=None, dilation=3)
+    apart.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 40, dtype=torch.float64)
+    torch.testing.assert_close(apart(x), wide(x), rtol=1e-12, atol=1e-12)
+
+
+def spread(layer, dilation):
+    """Positions of a layer's weights in kernels with room between the taps."""
+    taps = (layer.kernel_size - 1) * dilation + 1
+    kernel, tap = layer.positions // layer.kernel_size, layer.positions % layer.kernel_size
+    return kernel * taps + tap * dilation
 
 
 def test_nothing_of_the_size_of_the_kernels_is_stored():
@@ -89,6 +133,11 @@ def test_state_dict_carries_values_topology_and_reach():
     assert torch.equal(first(x), second(x))
     slopes = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (first, second)]
     assert torch.equal(*slopes)
+
+
+def test_a_dilation_is_said_where_there_is_one():
+    assert "3, 9, 6, bias=True" in repr(layer_of())
+    assert "3, 9, 6, dilation=2, bias=True" in repr(layer_of(dilation=2))
 
 
 def test_a_generator_fixes_topology_and_weights():
@@ -173,14 +222,16 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
         assert layer.values.numel() == before
 
 
-def test_growth_by_gradient_finds_the_largest_slopes_of_the_dense_kernels():
-    layer = layer_of(bias=False)
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_growth_by_gradient_finds_the_largest_slopes_of_the_dense_kernels(dilation):
+    layer = layer_of(bias=False, dilation=dilation)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     evolution = sl.RigL(layer, optimizer, fraction=0.2, regrow=False)
     x = torch.randn(4, 3, 25, dtype=torch.float64)
     layer(x).pow(2).sum().backward()
     dense = layer.csr.to_dense(layer.values.detach()).view(9, 3, 6).requires_grad_()
-    functional.conv1d(replicate_right(x, 6), dense).pow(2).sum().backward()
+    padded = functional.pad(x, (0, 5 * dilation), mode="replicate")
+    functional.conv1d(padded, dense, dilation=dilation).pow(2).sum().backward()
     slopes = torch.where(
         layer.region.mask(torch.arange(9)) & ~layer.csr.mask(), dense.grad.flatten(1).abs(), 0
     )
@@ -198,6 +249,8 @@ def test_what_is_not_possible_is_refused_in_a_sentence():
         layer(torch.randn(2, 4, 10, dtype=torch.float64))
     with pytest.raises(ValueError, match="reach needs a number from 1 to 6"):
         sl.SparseConv1d(1, 2, 6, reach=torch.tensor([3, 7]))
+    with pytest.raises(ValueError, match=r"dilation must be at least 1, not \(1, 2, 6, 0\)"):
+        sl.SparseConv1d(1, 2, 6, dilation=0)
     with pytest.raises(ValueError, match="sparsity must lie in"):
         sl.SparseConv1d(1, 2, 6, 1.0)
     with pytest.raises(ValueError, match="a kernel of 2 has too few"):

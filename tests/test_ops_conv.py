@@ -19,29 +19,34 @@ def problem(channels, filters, taps, time, batch=3, sparsity=0.6):
     return layer.csr, layer.values.detach(), torch.randn(filters), x
 
 
-def exact(csr, values, x, bias, padding):
+def exact(csr, values, x, bias, padding, dilation=1):
     weight = csr.to_dense(values.double()).view(csr.shape[0], x.shape[1], -1)
     padded = torch.nn.functional.pad(x.double(), padding)
-    return torch.nn.functional.conv1d(padded, weight, None if bias is None else bias.double())
+    bias = None if bias is None else bias.double()
+    return torch.nn.functional.conv1d(padded, weight, bias, dilation=dilation)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("how", ["none", "same", "more"])
-def test_outputs_and_gradients_equal_the_dense_ones(case, threads, how):
-    taps = case[2]
-    padding = {"none": (0, 0), "same": ((taps - 1) // 2, taps // 2), "more": (taps + 2, 1)}[how]
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_outputs_and_gradients_equal_the_dense_ones(case, threads, how, dilation):
+    taps, last = case[2], (case[2] - 1) * dilation
+    none = (0, max(0, last + 1 - case[3]))  # no more than the shortest signal needs
+    padding = {"none": none, "same": (last // 2, last - last // 2), "more": (last + taps + 2, 1)}[
+        how
+    ]
     csr, *given = problem(*case)
     values, bias, x = (tensor.requires_grad_() for tensor in given)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        y = conv1d(csr, values, x, bias, padding)
+        y = conv1d(csr, values, x, bias, padding, dilation)
         dy = torch.randn(y.shape)
         found = torch.autograd.grad(y, (values, bias, x), dy)
     finally:
         torch.set_num_threads(before)
-    right = exact(csr, values, x, bias, padding)
+    right = exact(csr, values, x, bias, padding, dilation)
     torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=1e-5)
     wanted = torch.autograd.grad(right, (values, bias, x), dy.double())
     for ours, theirs in zip(found, wanted):
@@ -67,12 +72,13 @@ def test_any_pattern_with_empty_and_full_filters(channels, filters, taps, more, 
 def test_second_derivatives_and_other_types_take_the_dense_way():
     csr, values, bias, x = (t.double() if torch.is_tensor(t) else t for t in problem(2, 3, 4, 12))
     inputs = tuple(tensor.requires_grad_() for tensor in (values, x, bias))
-    torch.autograd.gradcheck(lambda *a: conv1d(csr, *a, (1, 2)), inputs)
+    how = (1, 2), 2
+    torch.autograd.gradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
     single = tuple(tensor.detach().float().requires_grad_() for tensor in inputs)
     found = []
     for tensors, function in ((single, conv1d), (inputs, exact)):
         slopes = torch.autograd.grad(
-            function(csr, *tensors, (1, 2)).pow(2).sum(), tensors[1], create_graph=True
+            function(csr, *tensors, *how).pow(2).sum(), tensors[1], create_graph=True
         )[0]
         found.append(torch.autograd.grad(slopes.pow(2).sum(), tensors[0])[0])
     torch.testing.assert_close(found[0].double(), found[1], rtol=1e-3, atol=1e-3)
@@ -103,6 +109,11 @@ def test_a_sum_over_time_has_one_order_whatever_the_threads():
     [
         (lambda v, b, x: (v, x.repeat(1, 3, 1), b), r"whose channels divide 12; .*\(3, 9, 20\)"),
         (lambda v, b, x: (v, x[:, :, :2], b), r"2 points with a padding of \(0, 0\) are fewer"),
+        (
+            lambda v, b, x: (v, x, b, (0, 0), 7),
+            "the 22 that a kernel of 4 taps with a dilation of 7",
+        ),
+        (lambda v, b, x: (v, x, b, (0, 0), 0), "distance of two taps, at least 1, not 0"),
         (lambda v, b, x: (v[1:], x, b), "as many values and biases"),
         (lambda v, b, x: (v, x, b[1:]), "as many values and biases"),
     ],

@@ -12,7 +12,7 @@ from torch.nn.grad import conv1d_weight
 from sparselib import init, topology
 from sparselib.csr import CSR
 from sparselib.nn.evolvable import replace
-from sparselib.ops.conv import conv1d
+from sparselib.ops.conv import conv1d, extent
 from sparselib.topology import Region
 
 Padding = Callable[[Tensor, int], Tensor]
@@ -20,30 +20,34 @@ Topology = Callable[[Region, float, torch.Generator | None], Tensor]
 
 
 def replicate_right(
-    x: Float[Tensor, "batch channels time"], taps: int
+    x: Float[Tensor, "batch channels time"], extent: int
 ) -> Float[Tensor, "batch channels padded"]:
-    """Repeat the last value ``taps - 1`` times: tap 0 reads the present, the others look ahead.
+    """Repeat the last value ``extent - 1`` times: tap 0 reads the present, the others look ahead.
 
-    What the program of dynamic sparse networks does.
+    What the program of dynamic sparse networks does. A kernel extends over as many points as it
+    has taps, or, dilated, over ``(taps - 1) * dilation + 1``.
     """
-    return functional.pad(x, (0, taps - 1), mode="replicate") if taps > 1 else x
+    return functional.pad(x, (0, extent - 1), mode="replicate") if extent > 1 else x
 
 
 def centred_zeros(
-    x: Float[Tensor, "batch channels time"], taps: int
+    x: Float[Tensor, "batch channels time"], extent: int
 ) -> Float[Tensor, "batch channels padded"]:
-    """Put ``(taps - 1) // 2`` zeros before and ``taps // 2`` behind, as ``padding="same"`` does."""
-    return functional.pad(x, ((taps - 1) // 2, taps // 2))
+    """Put ``(extent - 1) // 2`` zeros before, ``extent // 2`` behind: torch's ``padding="same"``.
+
+    As for `replicate_right`, the extent is that of a kernel.
+    """
+    return functional.pad(x, ((extent - 1) // 2, extent // 2))
 
 
 class SparseConv1d(nn.Module):
     r"""A 1-D convolution whose kernels exist only at their connections, of stride 1.
 
-    .. math:: y_{o,t} = b_o + \sum_{c,k} w_{o,c,k} \, x_{c,t+k}
+    .. math:: y_{o,t} = b_o + \sum_{c,k} w_{o,c,k} \, x_{c,t+kd}
 
-    on padded signals, which keep their length. The kernels (out, in, tap) are a matrix of
-    ``in * taps`` columns, so that `positions`, `values`, `shape` and `rewire` mean what they mean
-    in a `CSRLinear`, and every drop and grow rule works. No dense kernel is stored.
+    with dilation d, on padded signals, so that the length stays. The kernels (out, in, tap) are a
+    matrix of ``in * taps`` columns, so that `positions`, `values`, `shape` and `rewire` mean what
+    they mean in a `CSRLinear`, and every drop and grow rule works. No dense kernel is stored.
 
     Parameters
     ----------
@@ -53,6 +57,8 @@ class SparseConv1d(nn.Module):
         Share of absent weights among those that `reach` allows, in [0, 1).
     bias : bool
         Learn an additive bias, zero at birth.
+    dilation : int
+        Points from one tap to the next.
     reach : Tensor, integers, shape (out_channels,), optional
         How many of the first taps each filter may use, see `sparselib.topology.kernel_regions`;
         by default all. No evolution leaves them.
@@ -63,7 +69,8 @@ class SparseConv1d(nn.Module):
         ``(values, shape, generator)`` fills the values in place; by default the law of
         ``nn.Conv1d``.
     padding : callable
-        ``(x, taps) -> padded x``, longer by ``taps - 1``: `replicate_right` or `centred_zeros`.
+        ``(x, extent) -> padded x``, longer by ``extent - 1`` where a kernel extends over
+        ``(kernel_size - 1) * dilation + 1`` points: `replicate_right` or `centred_zeros`.
     cache_transpose : bool
         Keep the transposed pattern for the input gradient (8 bytes a connection).
     generator : torch.Generator, optional
@@ -86,6 +93,7 @@ class SparseConv1d(nn.Module):
         sparsity: float = 0.9,
         bias: bool = True,
         *,
+        dilation: int = 1,
         reach: Int[Tensor, "filters"] | None = None,
         topology: Topology = topology.scattered,
         init: Callable[..., Any] = init.linear_,
@@ -97,7 +105,7 @@ class SparseConv1d(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.padding = kernel_size, padding
+        self.kernel_size, self.dilation, self.padding = kernel_size, dilation, padding
         full = torch.full((out_channels,), kernel_size)
         region = _checked(full if reach is None else reach.to(torch.int64), self)
         positions = topology(region, sparsity, generator)
@@ -143,10 +151,11 @@ class SparseConv1d(nn.Module):
     ) -> Float[Tensor, "some columns"]:
         r"""Dense gradient of some filters, which growth by gradient reads.
 
-        :math:`\nabla_{o,c,k} = \sum_{b,t} c_{b,o,t} x_{b,c,t+k}`; the inputs are never unfolded.
+        :math:`\nabla_{o,c,k} = \sum_{b,t} c_{b,o,t} x_{b,c,t+kd}`; the inputs are never unfolded.
         """
         size = (costs.shape[1], self.in_channels, self.kernel_size)
-        return conv1d_weight(self.padding(inputs, self.kernel_size), size, costs).flatten(1)
+        found = conv1d_weight(self._padded(inputs), size, costs, dilation=self.dilation)
+        return found.flatten(1)
 
     def forward(
         self, x: Float[Tensor, "batch channels time"]
@@ -157,12 +166,17 @@ class SparseConv1d(nn.Module):
                 f"a convolution of {self.in_channels} channels cannot read an input of shape "
                 f"{tuple(x.shape)}"
             )
-        return conv1d(self.csr, self.values, self.padding(x, self.kernel_size), self.bias)
+        signals = self._padded(x)
+        return conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        """Sizes, and whether there is a bias."""
+        """Sizes, a dilation if there is one, and whether there is a bias."""
         sizes = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
-        return f"{sizes}, bias={self.bias is not None}"
+        apart = f", dilation={self.dilation}" if self.dilation > 1 else ""
+        return f"{sizes}{apart}, bias={self.bias is not None}"
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return self.padding(x, extent(self.kernel_size, self.dilation))
 
     def _check_region(self, positions: Tensor) -> None:
         row = (positions // self.shape[1]).clamp(0, self.out_channels - 1)
@@ -178,8 +192,10 @@ class SparseConv1d(nn.Module):
 
 def _checked(reach: Tensor, layer: SparseConv1d) -> Region:
     sizes = layer.in_channels, layer.out_channels, layer.kernel_size
-    if min(sizes) < 1:
-        raise ValueError(f"channels and kernel size must be at least 1, not {sizes}")
+    if min(*sizes, layer.dilation) < 1:
+        raise ValueError(
+            f"channels, kernel size and dilation must be at least 1, not {(*sizes, layer.dilation)}"
+        )
     if reach.shape != (sizes[1],) or int(reach.min()) < 1 or int(reach.max()) > sizes[2]:
         raise ValueError(
             f"reach needs a number from 1 to {sizes[2]} for each of {sizes[1]} filters, not "

@@ -24,8 +24,11 @@ def conv1d(
     x: Float[Tensor, "batch channels time"],
     bias: Float[Tensor, "filters"] | None = None,
     padding: Padding = (0, 0),
+    dilation: int = 1,
 ) -> Float[Tensor, "batch filters new_time"]:
-    """Cross-correlate signals with sparse kernels, y[o, t] = b[o] + sum w[o, c, k] x[c, t + k - p].
+    """Cross-correlate signals with sparse kernels.
+
+    y[o, t] = b[o] + sum w[o, c, k] x[c, t + k d - p] with dilation d and p zeros before the signal.
 
     Parameters
     ----------
@@ -38,32 +41,44 @@ def conv1d(
     bias : Tensor, shape (filters,), optional
         One number a filter.
     padding : (int, int)
-        Zeros before and after each signal. ``((taps - 1) // 2, taps // 2)`` keeps the length.
+        Zeros before and after each signal; together ``(taps - 1) * dilation`` keep the length.
+    dilation : int
+        Points from one tap to the next.
 
     Raises
     ------
     ValueError
         If the shapes do not fit or the padded signals are shorter than a kernel.
     """
-    _check(csr, values, x, bias, padding)
+    _check(csr, values, x, bias, padding, dilation)
     tensors = [values, *([] if bias is None else [bias])]
     if fast(x, *tensors) is not host:
-        return _densely(csr, values, x, bias, padding)
-    return _Convolution.apply(values, bias, x, csr, padding)
+        return _densely(csr, values, x, bias, padding, dilation)
+    return _Convolution.apply(values, bias, x, csr, padding, dilation)
 
 
-def _check(csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding) -> None:
+def extent(taps: int, dilation: int) -> int:
+    """Count the points from the first tap of a kernel to its last, both included."""
+    return (taps - 1) * dilation + 1
+
+
+def _check(
+    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
+) -> None:
     filters, columns = csr.shape
     if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
         raise ValueError(
             f"a pattern of {filters} x {columns} needs signals (batch, channels, time) whose "
             f"channels divide {columns}; the input has shape {tuple(x.shape)}"
         )
+    if dilation < 1:
+        raise ValueError(f"a dilation is the distance of two taps, at least 1, not {dilation}")
     taps = columns // x.shape[1]
-    if min(padding) < 0 or x.shape[2] + sum(padding) < taps:
+    if min(padding) < 0 or x.shape[2] + sum(padding) < extent(taps, dilation):
         raise ValueError(
-            f"{x.shape[2]} points with a padding of {padding} are fewer than the {taps} taps of "
-            f"a kernel"
+            f"{x.shape[2]} points with a padding of {padding} are fewer than the "
+            f"{extent(taps, dilation)} that a kernel of {taps} taps with a dilation of {dilation} "
+            f"extends over"
         )
     if values.shape != (csr.nnz,) or (bias is not None and bias.shape != (filters,)):
         raise ValueError(
@@ -72,10 +87,12 @@ def _check(csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Pa
         )
 
 
-def _densely(csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding) -> Tensor:
+def _densely(
+    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
+) -> Tensor:
     """Convolve with the dense kernels: the definition, and what has derivatives of any order."""
     weight = csr.to_dense(values).view(csr.shape[0], x.shape[1], -1)
-    return functional.conv1d(functional.pad(x, padding), weight, bias)
+    return functional.conv1d(functional.pad(x, padding), weight, bias, dilation=dilation)
 
 
 class _Convolution(torch.autograd.Function):
@@ -83,43 +100,53 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, padding: Padding
+        ctx: Any,
+        values: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        csr: CSR,
+        padding: Padding,
+        dilation: int,
     ) -> Tensor:
         ctx.save_for_backward(values, x, bias)
-        ctx.csr, ctx.version, ctx.padding = csr, csr.version, padding
+        ctx.csr, ctx.version, ctx.padding, ctx.dilation = csr, csr.version, padding, dilation
         taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
-        places = _places(csr.col_indices, taps, signals.shape[2])
-        length = signals.shape[2] - taps + 1
+        places = _places(csr.col_indices, taps, signals.shape[2], dilation)
+        length = signals.shape[2] - extent(taps, dilation) + 1
         return host.convolve(values, csr.crow_indices, places, signals, length, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         values, x, bias = ctx.saved_tensors
-        csr, padding, needed = ctx.csr, ctx.padding, ctx.needs_input_grad[:3]
+        csr, padding, dilation = ctx.csr, ctx.padding, ctx.dilation
+        needed = ctx.needs_input_grad[:3]
         if csr.version != ctx.version:
             raise RuntimeError(STALE)
         if torch.is_grad_enabled():
-            y = _densely(csr, values, x, bias, padding)
+            y = _densely(csr, values, x, bias, padding, dilation)
             inputs = [t for t, needs in zip((values, bias, x), needed) if needs]
             found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-            return *(next(found) if needs else None for needs in needed), None, None
+            return *(next(found) if needs else None for needs in needed), None, None, None
         taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
-        places = _places(csr.col_indices, taps, signals.shape[2])
+        places = _places(csr.col_indices, taps, signals.shape[2], dilation)
         dvalues, dbias = host.correlate(csr.crow_indices, places, dy.contiguous(), signals)
-        dx = _back(csr, values, dy, x, padding) if needed[2] else None
-        return dvalues, dbias if needed[1] else None, dx, None, None
+        dx = _back(csr, values, dy, x, padding, dilation) if needed[2] else None
+        return dvalues, dbias if needed[1] else None, dx, None, None, None
 
 
-def _back(csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding) -> Tensor:
+def _back(
+    csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding, dilation: int
+) -> Tensor:
     """Convolve the output's gradient with the kernels turned round, channels and filters changed.
 
     The transposed pattern is sorted by channel, then tap, so every `taps`-th pointer starts a
     channel.
     """
     taps, (crow, filters, permutation) = csr.shape[1] // x.shape[1], csr.transposed
-    signals = _padded(dy, (taps - 1 - padding[0], taps - 1 - padding[1]))
+    last = extent(taps, dilation) - 1
+    signals = _padded(dy, (last - padding[0], last - padding[1]))
     tap = csr.col_indices[permutation] % taps
-    places = filters * signals.shape[2] + (taps - 1 - tap)
+    places = filters * signals.shape[2] + (last - tap * dilation)
     pointers = crow[::taps].contiguous()
     return host.convolve(values[permutation], pointers, places, signals, x.shape[2])
 
@@ -128,6 +155,6 @@ def _padded(x: Tensor, padding: Padding) -> Tensor:
     return (functional.pad(x, padding) if any(padding) else x).contiguous()
 
 
-def _places(columns: Tensor, taps: int, length: int) -> Tensor:
+def _places(columns: Tensor, taps: int, length: int, dilation: int) -> Tensor:
     """Return how far from a point of the output, in one sample, each weight reads."""
-    return columns // taps * length + columns % taps
+    return columns // taps * length + columns % taps * dilation

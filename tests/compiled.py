@@ -15,19 +15,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparselib.ops import gpu
+from sparselib.ops import gpu, gpu_conv
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = {
     "spills": r"\b(?:LDL|STL)\b",
     "loads": r"\bLDG\b",
     "wide_loads": r"\bLDG\.E\.(?:\w+\.)*128",
+    "loads_beside": r"\bLDG\b.*\+0x",
     "fma": r"\bFFMA\b",
     "multiplications": r"\bFMUL\b",
     "atomics": r"\b(?:ATOM[GS]?|RED)\.",
     "barriers": r"\bBAR\.SYNC",
     "cached_for_good": r"\bLDG\S*\.CONSTANT",
 }
+# each lane of a warp reads the number beside its neighbour's, and the warp has a row of its own
+A_ROW_EACH = "sizePerThread = [1, 1, 1], threadsPerWarp = [1, 1, 32], warpsPerCTA = [1, {}, 1]"
 INTS, FLOATS = "*i32", "*fp32"
 
 
@@ -44,7 +47,14 @@ def aligned(signature):
 
 def compile_for_hopper(kernel, kinds, constants, warps):
     signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
-    attributes = {path: [["tt.divisibility", 16]] for path in aligned(signature.values())}
+    # what is not excluded is specialised where it happens to be divisible by 16
+    special = [
+        (place,)
+        for place, parameter in enumerate(kernel.params)
+        if kinds.get(parameter.name) == "i32" and not parameter.do_not_specialize
+    ]
+    paths = [*aligned(signature.values()), *special]
+    attributes = {path: [["tt.divisibility", 16]] for path in paths}
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", 90, 32)
     return triton.compile(source, target=target, options=gpu.options(warps))
@@ -62,6 +72,7 @@ def facts(compiled):
         )
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     counts = {name: len(re.findall(form, code)) for name, form in INSTRUCTIONS.items()}
+    counts["a_row_each"] = A_ROW_EACH.format(compiled.metadata.num_warps) in compiled.asm["ttgir"]
     return {"registers": registers, "stack": stack, **counts}
 
 
@@ -92,6 +103,37 @@ def network(x, layers=4, unit=8):
     return gpu.network_kernel, kinds | {"groups": "i32", "widest": "i32"}, constants, warps
 
 
+def convolve(x, shape, back=False, short=False):
+    rows, stretches, warps = shape
+    kinds = {"crow": INTS, "places": INTS, "values": FLOATS, "x": x, "y": x}
+    kinds |= {"permutation": INTS} if back else {"bias": FLOATS, "order": INTS}
+    kinds |= dict.fromkeys(("M", "stride", "length"), "i32")
+    constants = {"ROWS": rows, "STRETCHES": stretches, "SHORT": short}
+    absent = {name: None for name in ("permutation", "bias", "order") if name not in kinds}
+    return gpu_conv.convolve_kernel, kinds, constants | absent, warps
+
+
+def correlate(x):
+    kinds = dict.fromkeys(("crow", "places", "order"), INTS) | {"dy": x, "x": x}
+    kinds |= {"dvalues": FLOATS, "dbias": FLOATS}
+    kinds |= dict.fromkeys(("M", "nnz", "samples", "stride", "length"), "i32")
+    constants = {name: getattr(gpu_conv, name) for name in ("ROWS", "STRETCHES", "GRADIENTS")}
+    return gpu_conv.correlate_kernel, kinds, constants, gpu_conv.ROWS
+
+
+def convolutions():
+    """Those of the convolution, likewise."""
+    for shape in gpu_conv.TILES:
+        yield f"convolve fp32 {shape[0]}x{shape[1]}", convolve("*fp32", shape)
+        yield f"convolve_t fp32 {shape[0]}x{shape[1]}", convolve("*fp32", shape, back=True)
+        if shape[2] == 16:
+            yield f"convolve bf16 {shape[0]}x{shape[1]}", convolve("*bf16", shape)
+    yield "convolve_short fp32", convolve("*fp32", shape, short=True)
+    yield "convolve_short bf16", convolve("*bf16", shape, back=True, short=True)
+    for x in ("*fp32", "*bf16"):
+        yield f"correlate {x[1:]}", correlate(x)
+
+
 def shipped():
     """Every kernel that the library can start, by name, type of the activations and tile."""
     for x in ("*fp32", "*bf16"):
@@ -110,6 +152,6 @@ def shipped():
 
 
 if __name__ == "__main__":
-    for name, plan in shipped():
+    for name, plan in (*shipped(), *convolutions()):
         print(json.dumps({"kernel": name} | facts(compile_for_hopper(*plan))))
         sys.stdout.flush()

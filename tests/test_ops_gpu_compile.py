@@ -36,7 +36,8 @@ def test_no_kernel_spills_and_all_leave_room_for_others(kernels):
     assert {name for name, row in kernels.items() if row["spills"] or row["stack"]} == set()
     # of 65,536 registers: two programs of sixteen warps, three of eight
     assert {name: row["registers"] for name, row in kernels.items() if row["registers"] > 80} == {}
-    names = [n for n in kernels if n.startswith("network") or n.endswith(("256x32", "128x64"))]
+    large = "256x32", "128x64", "32x8"
+    names = [n for n in kernels if n.startswith("network") or n.endswith(large)]
     assert max(kernels[name]["registers"] for name in names) <= 64
 
 
@@ -50,6 +51,9 @@ def test_no_kernel_spills_and_all_leave_room_for_others(kernels):
         ("spmm_odd", "64x32", 4),
         ("sddmm", "64", 16),
         ("network", "", 64),
+        ("convolve", "32x8", 16),  # two rows of eight stretches
+        ("convolve_t", "32x8", 16),
+        ("correlate", "", 16),  # eight nonzeros, two stretches
     ],
 )
 def test_multiplications_are_fused_with_additions(kernels, family, tile, count):
@@ -84,3 +88,27 @@ def test_a_network_waits_between_layers_and_sees_what_it_wrote(kernels):
     for row in of(kernels, "network").values():
         assert row["barriers"] >= 4
         assert row["cached_for_good"] == 0
+
+
+CONVOLUTIONS = ["convolve", "convolve_t", "convolve_short", "correlate"]
+
+
+@pytest.mark.parametrize("family", CONVOLUTIONS)
+def test_a_warp_has_a_filter_of_its_own_and_its_lanes_read_side_by_side(kernels, family):
+    # so taps may shift signals by one number, and nothing that is strided is read
+    assert all(row["a_row_each"] for row in of(kernels, family).values())
+
+
+@pytest.mark.parametrize("family", ["convolve", "convolve_t"])
+def test_a_weight_is_read_once_for_all_stretches_of_its_filter(kernels, family):
+    rows = [row for name, row in of(kernels, family).items() if name.endswith("32x8")]
+    assert rows
+    for row in rows:
+        # seven stretches in eight are read at a distance from the first that the code names
+        assert row["loads_beside"] >= row["fma"] * 7 // 8
+        assert row["loads"] < 2 * row["fma"]
+
+
+@pytest.mark.parametrize("family", ["convolve", "convolve_t", "convolve_short"])
+def test_filters_of_a_tile_do_not_wait_for_each_other(kernels, family):
+    assert {row["barriers"] for row in of(kernels, family).values()} == {0}

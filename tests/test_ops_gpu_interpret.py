@@ -20,8 +20,9 @@ def run(*arguments, **environment):
     )
 
 
-def test_every_kernel_in_the_interpreter():
-    tests = str(Path(__file__).with_name("interpreted.py"))
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
+def test_every_kernel_in_the_interpreter(file):
+    tests = str(Path(__file__).with_name(file))
     chosen = {"SPARSELIB_BACKEND": "interpret", "TRITON_INTERPRET": "1"}
     answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, **chosen)
     assert answer.returncode == 0, answer.stdout[-5000:]

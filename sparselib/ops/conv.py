@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.csr import CSR
+from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import STALE, fast, host
+from sparselib.ops.choice import takes_halves
 
 Padding = tuple[int, int]
 
@@ -48,18 +49,29 @@ def conv1d(
     Raises
     ------
     ValueError
-        If the shapes do not fit or the padded signals are shorter than a kernel.
+        If shapes or devices do not fit, or the padded signals are shorter than a kernel or too
+        long for 32-bit indices.
     """
     _check(csr, values, x, bias, padding, dilation)
-    tensors = [values, *([] if bias is None else [bias])]
-    if fast(x, *tensors) is not host:
+    kernels = _kernels(x, values, *([] if bias is None else [bias]))
+    if kernels is None:
         return _densely(csr, values, x, bias, padding, dilation)
-    return _Convolution.apply(values, bias, x, csr, padding, dilation)
+    return _Convolution.apply(values, bias, x, csr, padding, dilation, kernels)
 
 
 def extent(taps: int, dilation: int) -> int:
     """Count the points from the first tap of a kernel to its last, both included."""
     return (taps - 1) * dilation + 1
+
+
+def _kernels(x: Tensor, *parameters: Tensor) -> Any:
+    """Return the module that offers `convolve` and `correlate` for these tensors, or None."""
+    found = fast(x, *parameters)
+    if found is None or found is host:
+        return found
+    from sparselib.ops import gpu_conv
+
+    return gpu_conv
 
 
 def _check(
@@ -80,10 +92,21 @@ def _check(
             f"{extent(taps, dilation)} that a kernel of {taps} taps with a dilation of {dilation} "
             f"extends over"
         )
+    longest = x.shape[2] + max(sum(padding), extent(taps, dilation) - 1)
+    if max(filters, x.shape[1]) * longest > LARGEST_INDEX:
+        raise ValueError(
+            f"int32 indices cannot reach {longest} points of {max(filters, x.shape[1])} channels; "
+            f"cut the signals"
+        )
     if values.shape != (csr.nnz,) or (bias is not None and bias.shape != (filters,)):
         raise ValueError(
             f"{csr.nnz} connections of {filters} filters need as many values and biases, not "
             f"{tuple(values.shape)} and {None if bias is None else tuple(bias.shape)}"
+        )
+    if x.device != values.device or x.device != csr.col_indices.device:
+        raise ValueError(
+            f"a convolution needs one device; the signals are on {x.device}, the values on "
+            f"{values.device}, the indices on {csr.col_indices.device}"
         )
 
 
@@ -92,7 +115,12 @@ def _densely(
 ) -> Tensor:
     """Convolve with the dense kernels: the definition, and what has derivatives of any order."""
     weight = csr.to_dense(values).view(csr.shape[0], x.shape[1], -1)
-    return functional.conv1d(functional.pad(x, padding), weight, bias, dilation=dilation)
+    signals = functional.pad(x, padding)
+    if takes_halves(x):
+        return functional.conv1d(signals.to(values.dtype), weight, bias, dilation=dilation).to(
+            x.dtype
+        )
+    return functional.conv1d(signals, weight, bias, dilation=dilation)
 
 
 class _Convolution(torch.autograd.Function):
@@ -107,13 +135,15 @@ class _Convolution(torch.autograd.Function):
         csr: CSR,
         padding: Padding,
         dilation: int,
+        kernels: Any,
     ) -> Tensor:
+        ctx.kernels = kernels
         ctx.save_for_backward(values, x, bias)
         ctx.csr, ctx.version, ctx.padding, ctx.dilation = csr, csr.version, padding, dilation
         taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
         places = _places(csr.col_indices, taps, signals.shape[2], dilation)
         length = signals.shape[2] - extent(taps, dilation) + 1
-        return host.convolve(values, csr.crow_indices, places, signals, length, bias)
+        return kernels.convolve(values, csr.crow_indices, places, signals, length, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -126,16 +156,22 @@ class _Convolution(torch.autograd.Function):
             y = _densely(csr, values, x, bias, padding, dilation)
             inputs = [t for t, needs in zip((values, bias, x), needed) if needs]
             found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-            return *(next(found) if needs else None for needs in needed), None, None, None
+            return *(next(found) if needs else None for needs in needed), *[None] * 4
         taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
         places = _places(csr.col_indices, taps, signals.shape[2], dilation)
-        dvalues, dbias = host.correlate(csr.crow_indices, places, dy.contiguous(), signals)
-        dx = _back(csr, values, dy, x, padding, dilation) if needed[2] else None
-        return dvalues, dbias if needed[1] else None, dx, None, None, None
+        dvalues, dbias = ctx.kernels.correlate(csr.crow_indices, places, dy.contiguous(), signals)
+        dx = _back(ctx.kernels, csr, values, dy, x, padding, dilation) if needed[2] else None
+        return dvalues, dbias if needed[1] else None, dx, *[None] * 4
 
 
 def _back(
-    csr: CSR, values: Tensor, dy: Tensor, x: Tensor, padding: Padding, dilation: int
+    kernels: Any,
+    csr: CSR,
+    values: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    padding: Padding,
+    dilation: int,
 ) -> Tensor:
     """Convolve the output's gradient with the kernels turned round, channels and filters changed.
 
@@ -148,7 +184,7 @@ def _back(
     tap = csr.col_indices[permutation] % taps
     places = filters * signals.shape[2] + (last - tap * dilation)
     pointers = crow[::taps].contiguous()
-    return host.convolve(values[permutation], pointers, places, signals, x.shape[2])
+    return kernels.convolve(values, pointers, places, signals, x.shape[2], None, permutation)
 
 
 def _padded(x: Tensor, padding: Padding) -> Tensor:

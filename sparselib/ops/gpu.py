@@ -30,13 +30,14 @@ ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
 PROGRAMS = 264  # two for each processor of the largest devices
 GRADIENTS = 8  # nonzeros whose gradient a program of `sddmm` sums
 NETWORK_TILE = (128, 32, 16)
+NUMBERS = "M", "groups", "widest", "nnz", "samples", "stride", "length"
 WIDEST = 1024  # features of a network whose tile stays in the cache from layer to layer
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile for the GPU; a checker of types wrapped around the function is taken off."""
     # sizes differ from batch to batch and from layer to layer; one program serves them all
-    return triton.jit(inspect.unwrap(function), do_not_specialize=("M", "groups", "widest"))
+    return triton.jit(inspect.unwrap(function), do_not_specialize=NUMBERS)
 
 
 @kernel
@@ -229,7 +230,7 @@ def spmm(
     row_tile, block, warps = tile(rows, samples)
     grid = triton.cdiv(rows, row_tile), triton.cdiv(samples, block)
     values, unit = values.contiguous(), divisor(samples)
-    with _on(x):
+    with device_of(x):
         spmm_kernel[grid](
             crow, col, values, permutation, bias, by_length(crow), x, y, rows, samples // unit,
             UNIT=unit, ROWS=row_tile, BLOCK=block, UNROLL=unroll(warps),
@@ -248,7 +249,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     dy, x = features_first(dy), features_first(x)
     block, unit = 64 if samples > 32 else 32, divisor(samples)
     parts = max(1, triton.cdiv(col.numel(), rows * GRADIENTS))
-    with _on(x):
+    with device_of(x):
         sddmm_kernel[rows, parts](
             crow, col, dy, x, dvalues, dbias, samples // unit,
             UNIT=unit, BLOCK=block, GRADIENTS=GRADIENTS, **options(1),
@@ -283,7 +284,7 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
         )
         for (crow, col, values, bias, _), out in zip(layers, rows)
     )
-    with _on(x):
+    with device_of(x):
         network_kernel[(tiles,)](
             held, x, y, scratch, samples // unit, widest,
             UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
@@ -302,6 +303,6 @@ def features_first(x: Tensor) -> Tensor:
     return x.t().contiguous()
 
 
-def _on(x: Tensor) -> Any:
+def device_of(x: Tensor) -> Any:
     """Launch on the device of x; the interpreter has none."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -108,10 +108,20 @@ def _sample_pieces(rows: int) -> tuple[int, int]:
 
 
 def convolve(
-    values: Tensor, crow: Tensor, places: Tensor, x: Tensor, length: int, bias: Tensor | None = None
+    values: Tensor,
+    crow: Tensor,
+    places: Tensor,
+    x: Tensor,
+    length: int,
+    bias: Tensor | None = None,
+    permutation: Tensor | None = None,
 ) -> Tensor:
-    """y[s, o, t] = b[o] + sum of values[j] x[s][places[j] + t] over row o, for t < length."""
+    """y[s, o, t] = b[o] + sum of values[j] x[s][places[j] + t] over row o, for t < length.
+
+    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+    """
     samples, rows = x.shape[0], crow.numel() - 1
+    values = values if permutation is None else values.index_select(0, permutation)
     y = memory.empty(samples * rows, length).view(samples, rows, length)
     if y.numel():
         step, pieces = _pieces(rows, length, samples)

@@ -105,14 +105,15 @@ def test_signals_of_sixteen_bits_are_summed_in_float32(kind):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     csr, values = pattern(3, 9, 4)
-    x, dy = torch.randn(2, 3, 70), torch.randn(2, 9, 64)
-    x[0, 2, 69], x[1, 0, 0] = bad, bad
-    places = conv._places(csr.col_indices, 4, 70, 2)
-    y = gpu_conv.convolve(values, csr.crow_indices, places, x, 64)
+    x, dy = torch.randn(2, 3, 76), torch.randn(2, 9, 70)
+    # the last stretch of a signal ends in the next channel, and the last channel's in the next x
+    x[0, 2, 75], x[1, 0, 0] = bad, bad
+    places = conv._places(csr.col_indices, 4, 76, 2)
+    y = gpu_conv.convolve(values, csr.crow_indices, places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0
     assert torch.equal(~y.isfinite(), read)
     dvalues, dbias = gpu_conv.correlate(csr.crow_indices, places, dy, x)
-    rows, stretches = csr.rows, x.unfold(2, 64, 1)
+    rows, stretches = csr.rows, x.unfold(2, 70, 1)
     seen = stretches[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
     exact = (dy[:, rows] * seen).sum((0, 2))
     assert torch.equal(dvalues.isfinite(), exact.isfinite())

@@ -116,9 +116,10 @@ def test_signals_of_one_channel_may_come_without_it(maker):
     assert torch.equal(model(x), model(x[:, None]))
 
 
-def test_the_dense_network_is_the_sparse_one_with_every_connection():
-    dense = sl.DSN(4, 2, 6, sparsity=0.0, groups=1).double().eval()
-    sparse = sl.DSN(4, 2, 6, sparsity=1e-9, groups=1).double().eval()
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_dense_network_is_the_sparse_one_with_every_connection(dilation):
+    dense = sl.DSN(4, 2, 6, sparsity=0.0, groups=1, dilation=dilation).double().eval()
+    sparse = sl.DSN(4, 2, 6, sparsity=1e-9, groups=1, dilation=dilation).double().eval()
     for ours, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
         ours.data.copy_(theirs.view_as(ours))
     x = torch.randn(2, 60, dtype=torch.float64)

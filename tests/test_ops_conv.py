@@ -53,6 +53,19 @@ def test_outputs_and_gradients_equal_the_dense_ones(case, threads, how, dilation
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_whole_numbers_come_out_exactly(dilation):
+    csr, *given = problem(5, 7, 4, 257)
+    whole = [torch.randint_like(tensor, -4, 5) for tensor in given]
+    values, bias, x = (tensor.requires_grad_() for tensor in whole)
+    y = conv1d(csr, values, x, bias, (dilation, 2 * dilation), dilation)
+    right = exact(csr, values, x, bias, (dilation, 2 * dilation), dilation)
+    assert torch.equal(y.double(), right)
+    dy = torch.randint_like(y, -4, 5)
+    found = torch.autograd.grad(y, (values, bias, x), dy)
+    assert all(map(torch.equal, found, torch.autograd.grad(right, (values, bias, x), dy.double())))
+
+
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 90), st.data())
 def test_any_pattern_with_empty_and_full_filters(channels, filters, taps, more, data):
     cells = st.lists(st.integers(0, filters * channels * taps - 1), unique=True, max_size=40)

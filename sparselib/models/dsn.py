@@ -70,7 +70,7 @@ class DSN(nn.Module):
             conv = (
                 SparseConv1d(read, width, kernel_size, sparsity, bias=False, **options)
                 if sparsity
-                else _dense(read, width, kernel_size)
+                else _dense(read, width, kernel_size, options.get("dilation", 1))
             )
             blocks.append(nn.Sequential(*squeeze, conv, nn.BatchNorm1d(width), nn.ReLU()))
         self.blocks = nn.Sequential(*blocks)
@@ -83,6 +83,7 @@ class DSN(nn.Module):
         return torch.mean(self.head(self.pool(self.blocks(x))), 2)
 
 
-def _dense(inputs: int, width: int, kernel_size: int) -> nn.Module:
-    pad = nn.ReplicationPad1d((0, kernel_size - 1))
-    return nn.Sequential(pad, nn.Conv1d(inputs, width, kernel_size, bias=False))
+def _dense(inputs: int, width: int, kernel_size: int, dilation: int) -> nn.Module:
+    pad = nn.ReplicationPad1d((0, (kernel_size - 1) * dilation))
+    conv = nn.Conv1d(inputs, width, kernel_size, dilation=dilation, bias=False)
+    return nn.Sequential(pad, conv)

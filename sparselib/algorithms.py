@@ -78,11 +78,12 @@ class LiSET:
         Share of the connections to replace in each step (the paper's zeta).
     gamma : float
         The larger, the more random; see `feature_weights`.
-    definition : {"text", "code", "code-as-run"}
-        The paper, or the author's program: another place for gamma, the largest :math:`u \tilde w`
-        instead of Eq. 2, skip layers that begin as ``nn.Linear`` does, and biases of theirs that
-        are never drawn anew. ``"code-as-run"`` is what the program does when run: it forgets the
-        new topology, so that a new weight survives only where there was a connection at birth.
+    definition : {"text", "tables", "code", "code-as-run"}
+        The paper; the paper but for the largest :math:`u \tilde w` instead of Eq. 2, as in the
+        author's program, which agrees with its tables; or that program, where gamma stands
+        elsewhere too, skip layers begin as ``nn.Linear`` does, and biases of theirs are never
+        drawn anew. ``"code-as-run"`` is what it does when run: it forgets the new topology, so
+        that a new weight survives only where there was a connection at birth.
     skip_dropout : float
         Probability that a skip layer rests for a batch.
     skips : sequence of str, optional
@@ -121,8 +122,9 @@ class LiSET:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        _check_definition(definition, "text", "code", "code-as-run")
+        _check_definition(definition, "text", "tables", "code", "code-as-run")
         self.gamma, self.definition = gamma, definition
+        self._is_program = definition in ("code", "code-as-run")
         whole = self._in_the_first_mask if definition == "code-as-run" else None
         self.evolution = Evolution(
             model,
@@ -139,7 +141,7 @@ class LiSET:
         self.skips = LinearSkips(model, layers, outputs or _out_features(model), skip_dropout, seed)
         optimizer.add_param_group({"params": list(self.skips.parameters())})
         weakref.finalize(self, self.skips.remove)
-        if definition == "text":
+        if not self._is_program:
             self._reset()
 
     def step(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class LiSET:
 
     def feature_weights(self, name: str) -> Tensor:
         r"""Return :math:`\tilde w` for the inputs of a layer, see the function of that name."""
-        place = "outside" if self.definition == "text" else "inside"
+        place = "inside" if self._is_program else "outside"
         return feature_weights(self.skips.importance(name), self.gamma, place)
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,7 +167,7 @@ class LiSET:
     def _reset(self) -> None:
         layers = [self.evolution.layers[name] for name in self.skips.names]
         bounds = [0.01 * layer.shape[0] ** -0.5 for layer in layers]
-        self.skips.reset(bounds, biases=self.definition == "text")
+        self.skips.reset(bounds, biases=not self._is_program)
 
     def _grow(self, layer: Any, count: int, context: grows.Context) -> grows.Grown:
         if layer not in self._names:

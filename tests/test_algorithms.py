@@ -257,6 +257,23 @@ def test_the_program_shrinks_skip_weights_and_keeps_their_biases():
         assert 0 < float(layer.weight.abs().max()) <= rows**-0.5 / 100
 
 
+def test_the_reading_of_the_tables_cuts_off_features_that_eq_2_only_makes_rarer():
+    grown = {}
+    for definition in ("text", "tables"):
+        torch.manual_seed(0)
+        model = sl.MLP(40, 200, 4, layer=sl.CSRLinear, sparsity=[0.9, None])
+        liset = sl.LiSET(model, torch.optim.SGD(model.parameters(), 0.1), definition=definition)
+        liset.skips.layers[0].weight.data.copy_(torch.arange(40) < 20)  # important or not at all
+        weights, before = liset.feature_weights("layers.0"), model.layers[0].positions.clone()
+        assert weights[0] / weights[-1] == pytest.approx(torch.sigmoid(torch.tensor(1.0)) * 2)
+        assert liset.step() == {"layers.0": 240}
+        after = model.layers[0].positions
+        grown[definition] = after[~torch.isin(after, before)] % 40
+    # 0.731 to 0.5 are the odds of Eq. 2, and only the cut gives nothing to the unimportant half
+    assert (grown["text"] < 20).double().mean() == pytest.approx(0.731 / 1.231, abs=0.1)
+    assert (grown["tables"] < 20).all()
+
+
 def test_the_program_as_run_never_leaves_its_first_mask():
     model = network(0.5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

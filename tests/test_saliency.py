@@ -188,6 +188,18 @@ def trained() -> tuple:
     return data, boxes, classifier.eval(), predictor.eval(), selector.eval(), history
 
 
+@pytest.fixture(scope="module")
+def judge(trained: tuple) -> torch.nn.Module:
+    """A network that learnt from pixels hidden by fair coins, Eq. 8."""
+    data, _, classifier, _, _, _ = trained
+    judge = small()
+    judge.load_state_dict(classifier.state_dict())
+    optimizer = torch.optim.Adam(judge.parameters(), 3e-3)
+    options = {"masks": saliency.coins, "batch_size": 64, "progress": False}
+    saliency.train_predictor(judge, classifier, data, optimizer, 3, **options)
+    return judge.eval()
+
+
 def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tuple) -> None:
     data, _, classifier, predictor, _, history = trained
     x = data.test.x * saliency.random_rbf(data.test.x, torch.Generator().manual_seed(1))
@@ -210,6 +222,37 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
     assert overlap > 0.45
     assert right > elsewhere + 0.25
     assert 0.1 < float(metrics.mask_area(masks).mean()) < 0.45
+
+
+def test_a_predictor_by_coins_reads_images_of_which_half_is_hidden(
+    trained: tuple, judge: torch.nn.Module
+) -> None:
+    data, _, classifier, _, _, _ = trained
+    x = data.test.x * saliency.coins(data.test.x, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        said = classifier(data.test.x)
+        assert metrics.fidelity(judge(x), said) > metrics.fidelity(classifier(x), said) + 0.2
+
+
+def test_a_judge_without_a_stake_prefers_the_selectors_masks(
+    trained: tuple, judge: torch.nn.Module
+) -> None:
+    data, _, classifier, _, selector, _ = trained
+    with torch.no_grad():
+        masks, said = selector(data.test.x), classifier(data.test.x)
+    chance = torch.Generator().manual_seed(0)
+    own, another = (
+        saliency.evalx(judge, classifier, m, data.test, chance) for m in (masks, masks.roll(1, 0))
+    )
+    assert own.area == another.area
+    assert own.fidelity > another.fidelity + 0.15
+    assert own.accuracy > another.accuracy + 0.15
+    assert own.auroc > another.auroc + 0.05
+    everything = saliency.evalx(judge, classifier, torch.ones_like(masks), data.test)
+    assert everything.accuracy == metrics.accuracy(sl.predict(judge, data.test.x), data.test.y)
+    assert everything.fidelity == metrics.fidelity(sl.predict(judge, data.test.x), said)
+    with pytest.raises(ValueError, match="do not fit samples of shape"):
+        saliency.evalx(judge, classifier, masks[:5], data.test)
 
 
 def test_masks_follow_the_image(trained: tuple) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib import models, pruning
+from sparselib import checkpoint, models, pruning
 from sparselib.datasets import Split
 from sparselib.nn import Channels
 from sparselib.saliency import Selector
@@ -60,6 +61,36 @@ def test_what_is_cut_is_what_was_gated(name: str) -> None:
         gated = model(x)
     assert torch.allclose(small(x), gated, atol=1e-5)
     assert not torch.allclose(small(x), model(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["basic", "signals", "mobilenet"])
+def test_a_cut_network_exports_and_says_the_same(name: str) -> None:
+    make, shape = NETWORKS[name]
+    model = shaken(make())
+    small, x = pruning.cut(model, some_structure(model, shape)), torch.randn(2, *shape)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(small, (x,), dynamic_shapes=({0: batch},))
+    more = torch.randn(5, *shape)
+    assert torch.allclose(exported.module()(more), small(more), atol=1e-5)
+    weights = sum(value.numel() for value in exported.state_dict.values())
+    assert weights == sum(value.numel() for value in small.state_dict().values())
+    assert weights < sum(value.numel() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["basic", "signals", "mobilenet"])
+def test_a_cut_network_says_the_same_in_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    make, shape = NETWORKS[name]
+    model = shaken(make())
+    small, x = pruning.cut(model, some_structure(model, shape)), torch.randn(2, *shape)
+    batch, file = torch.export.Dim("batch", min=1, max=64), tmp_path / "small.onnx"
+    program = torch.onnx.export(small, (x,), dynamic_shapes=({0: batch},), verbose=False)
+    program.save(file)
+    session = onnxruntime.InferenceSession(file)
+    more = torch.randn(5, *shape)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+    assert torch.allclose(torch.from_numpy(scores), small(more), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -210,10 +241,26 @@ def test_operations_alone_close_gates() -> None:
     gates = pruning.Gates(model)
     optimizer = torch.optim.Adam(gates.parameters(), 0.2)
     options = {"labels": False, "batch_size": 32, "progress": False}
-    pruning.train_gates(gates, model, data, optimizer, 20, gamma_2=10.0, **options)
+    pruning.train_gates(gates, model, data, optimizer, 20, **options)
     counts = pruning.operations(model, (1, 32, 32))
     opened = [int((theta + 3 > 0).sum()) for theta in gates.scores()]
     assert counts.count(opened) < 0.7 * counts.full()
+
+
+def gates_alone(model: nn.Module, data: Split, **options) -> float:
+    """Share of the operations that gates leave by themselves, without a budget."""
+    gates, counts = pruning.Gates(model), pruning.operations(model, (1, 32, 32))
+    optimizer = torch.optim.Adam(gates.parameters(), 0.05)
+    pruning.train_gates(gates, model, data, optimizer, 20, progress=False, **options)
+    return counts.count([int((theta > -3).sum()) for theta in gates.scores()]) / counts.full()
+
+
+def test_gates_alone_reach_the_target_by_default_and_not_with_the_papers_weight(root: Path) -> None:
+    data, _ = sl.datasets.placed_digits(500, 64, 64)
+    model = small()
+    checkpoint.restore(root / "data/stages/placed-digits/classifier.pt", model)
+    assert gates_alone(model.eval(), data, batch_size=64) < 0.55
+    assert gates_alone(model, data, batch_size=64, gamma_2=2.0) > 0.65
 
 
 def test_bad_input_gets_a_sentence() -> None:

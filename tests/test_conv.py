@@ -262,3 +262,29 @@ def test_what_is_not_possible_is_refused_in_a_sentence():
     features = partial(sl.grow.linear_features, importance=torch.ones(18))
     with pytest.raises(ValueError, match="cannot keep to a region"):
         sl.Evolution(layer, optimizer, sl.drop.magnitude, features).step()
+
+
+@pytest.mark.parametrize(("taps", "padding"), [(5, 2), (1, 0), (4, "same")])
+def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, padding):
+    dense = torch.nn.Conv1d(3, 6, taps, padding=padding).double()
+    x = torch.randn(2, 3, 40, dtype=torch.float64)
+    whole = sl.SparseConv1d.from_dense(dense)
+    torch.testing.assert_close(whole(x), dense(x), rtol=1e-12, atol=1e-12)
+    half = sl.SparseConv1d.from_dense(dense, 0.5)
+    weight = dense.weight.detach()
+    large = weight.abs() >= weight.abs().flatten().sort().values[weight.numel() // 2]
+    dense.weight.data *= large
+    assert half.values.numel() == weight.numel() // 2
+    torch.testing.assert_close(half(x), dense(x), rtol=1e-12, atol=1e-12)
+    fresh = sl.sparsify(dense, 0.5, convolutions=True, fresh=True)
+    assert fresh(x).shape == dense(x).shape
+    assert fresh.padding is centred_zeros
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"dilation": 2}, {"groups": 3}, {}, {"padding_mode": "circular"}]
+)
+def test_other_convolutions_stay_dense(options):
+    sized = {"padding": 2} if options else {}
+    with pytest.raises(ValueError, match="cannot become sparse"):
+        sl.SparseConv1d.from_dense(torch.nn.Conv1d(3, 6, 5, **sized, **options))

@@ -13,6 +13,26 @@ from sparselib import datasets
 from sparselib.datasets.cifar import MEAN, STD, read_binary, read_python
 
 
+def test_placed_spells_lie_where_they_are_said_to() -> None:
+    data, spells = datasets.placed_spells(90, 20, 20, seconds=20)
+    x, y = data.train.x[:, 0], data.train.y
+    inside = torch.stack([x[n, a + 25 : b - 25] for n, (a, b) in enumerate(spells["train"])])
+    height = torch.quantile(x, 0.999, dim=1)
+    assert data.train.x.shape == (90, 1, 2000)
+    assert (spells["train"][:, 1] - spells["train"][:, 0]).unique().tolist() == [400]
+    assert int(spells["train"].min()) >= 100
+    assert int(spells["train"].max()) <= 1900
+    pause = y == 0
+    assert bool((inside[pause].amax(1) < 0.5 * height[pause]).all())
+    assert bool((inside[y == 1].std(1) > inside[pause].std(1).max()).all())
+    saw = torch.fft.rfft(inside - inside.mean(1, keepdim=True)).abs()
+    assert float(saw[y == 2][:, 17:19].sum(1).median()) > float(saw[pause][:, 17:19].sum(1).max())
+    again, _ = datasets.placed_spells(90, 20, 20, seconds=20)
+    assert again.checksum == data.checksum
+    with pytest.raises(ValueError, match="5 seconds have no room"):
+        datasets.placed_spells(1, 1, 1, seconds=5)
+
+
 def test_placed_digits_lie_in_their_boxes() -> None:
     data, boxes = datasets.placed_digits(200, 20, 20)
     assert data.train.x.shape == (200, 1, 32, 32)

@@ -36,6 +36,8 @@ NETWORKS = {
     ),
     "signals": (lambda: models.ResNet((1, 1), (8, 16), inputs=1, dimensions=1), (1, 64)),
     "mobilenet": (lambda: models.MobileNetV2(10), (3, 32, 32)),
+    "ecg": (lambda: models.ECGResNet(300, 8, 3), (1, 300)),
+    "dsn": (lambda: models.DSN(4, 3, 6, sparsity=0.0), (1, 100)),
 }
 
 COUNTS = pruning.operations(models.ResNet((1, 2, 1), (8, 16, 32), inputs=1), (1, 32, 32))
@@ -282,6 +284,8 @@ def test_bad_input_gets_a_sentence() -> None:
         pruning.structure([torch.ones(3)], counts, 0.5)
     with pytest.raises(ValueError, match="not finite"):
         pruning.structure([torch.full((n,), float("nan")) for n in counts.sizes], counts, 0.5)
+    with pytest.raises(ValueError, match=r"blocks\.0\.0 has sparse kernels"):
+        pruning.Gates(models.DSN(4, 2, 6, sparsity=0.5))
     with pytest.raises(ValueError, match="'stored' or of the 'batch'"):
         sl.prune(model, data, statistics="running")
 
@@ -311,6 +315,64 @@ def test_without_torch_pruning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8))
     with pytest.raises(ValueError, match="not 0"):
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8), 0.0)
+
+
+SIGNALS = {
+    "ecg": (lambda: models.ECGResNet(1000, 6, 3, 3), {"resize": True}),
+    "dsn": (lambda: models.DSN(3, 2, 6, sparsity=0.0, classes=3), {}),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_network_of_the_apnea_paper_is_explained_pruned_and_cut(name: str) -> None:
+    make, options = SIGNALS[name]
+    data, _ = sl.datasets.placed_spells(48, 16, 16, seconds=10)
+    model = make()
+    selector = Selector(model, (1, 1000), 3, blocks=1, unit=1000 / 32, **options)
+    optimizer = torch.optim.Adam(selector.decoder.parameters(), 1e-4)
+    quiet = {"batch_size": 16, "progress": False}
+    sl.saliency.train_selector(selector, make(), data, optimizer, 1, **quiet)
+    masks = selector.eval()(data.test.x)
+    assert masks.shape == (16, 1, 1000)
+    assert torch.allclose(masks.amax(2), torch.ones(16, 1))
+    cut = sl.prune(model.eval(), data, explain=selector, flops=0.4, lr=0.2, epochs=4, **quiet)
+    spent = sl.cost.flops(cut, (1, 1000)) / sl.cost.flops(model, (1, 1000))
+    assert 0.25 < spent <= 0.4
+    assert selector.of(cut)(data.test.x).shape == (16, 1, 1000)
+
+
+def test_connections_evolve_in_what_is_left_and_none_is_lost() -> None:
+    model = models.ECGResNet(300, 8, 3, 3)
+    keep = some_structure(model, (1, 300), 0.4)
+    cut = pruning.cut(model, keep)
+    whole = {name: value.clone() for name, value in cut.state_dict().items()}
+    x, y = torch.randn(16, 1, 300), torch.arange(16) % 3
+    before = cut(x).detach()
+    same = sl.sparsify(copy.deepcopy(cut), 0.0, skip=["stem"], convolutions=True)
+    assert torch.allclose(same(x), before, atol=1e-5)
+    sparse = sl.sparsify(cut, 0.8, skip=["stem"], convolutions=True)
+    layers = sl.nn.evolvable_layers(sparse)
+    assert len(layers) == 3 * 2 + 3
+    counts = {name: layer.values.numel() for name, layer in layers.items()}
+    for name, layer in layers.items():
+        dense = whole[f"{name}.weight"].flatten()
+        assert counts[name] == round(0.2 * dense.numel())
+        assert torch.equal(layer.values.detach(), dense[layer.positions])
+        assert float(layer.values.detach().abs().min()) >= float(
+            dense.abs().sort(descending=True).values[counts[name] - 1]
+        )
+    optimizer = torch.optim.Adam(sparse.parameters(), 1e-3)
+    evolution = sl.SET(sparse, optimizer, 0.3)
+    born = {name: layer.positions.clone() for name, layer in layers.items()}
+    for _ in range(3):
+        sl.training.step(sparse, optimizer, x, y, nn.functional.cross_entropy)
+        evolution.step()
+    for name, layer in layers.items():
+        assert len(layer.positions.unique()) == counts[name]
+        assert not torch.equal(layer.positions, born[name])
+    stem = sl.cost.parameters(model.stem)
+    biases = sum(layer.bias.numel() for layer in layers.values())
+    assert sl.cost.parameters(sparse) == stem + sum(counts.values()) + biases
 
 
 class Heartbeat(nn.Module):

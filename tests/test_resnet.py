@@ -69,6 +69,12 @@ SCALES = [
         [(2048, 1024, 1024), (1024, 512, 512), (512, 256, 256)],
     ),
     (
+        "resnet101",
+        IMAGENET,
+        [(64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)],
+        [(2048, 1024, 1024), (1024, 512, 512), (512, 256, 256)],
+    ),
+    (
         "mobilenet-large",
         IMAGENET,
         [(32, 112), (24, 56), (32, 28), (96, 14), (1280, 7)],
@@ -85,19 +91,19 @@ def test_scales_are_those_of_the_supplement(
 ) -> None:
     classes = 10 if shape is CIFAR else 1000
     mobile = {"mobilenet": "small", "mobilenet-large": "large"}
-    model = (
-        models.MobileNetV2(classes, stem=mobile[name])
-        if name in mobile
-        else getattr(models, name)()
-    )
-    selector = Selector(model, shape, classes)
+    with torch.device("meta"):
+        model = (
+            models.MobileNetV2(classes, stem=mobile[name])
+            if name in mobile
+            else getattr(models, name)()
+        )
+        selector = Selector(model, shape, classes)
+        last, selector.scales = selector.scales, model.scales
+        found = selector.read(torch.zeros(1, *shape))[1]
+    assert last == model.scales[-4:]
     assert selector.decoder.upsampling == upsampling
+    assert selector.decoder.output.weight.shape[2:] == (scales[-len(last)][1],) * 2
     assert tuple(selector.decoder.embedding.weight.shape) == (classes, scales[-1][0])
-    read = Selector.__new__(Selector)
-    torch.nn.Module.__init__(read)
-    read.classifier, read.scales = model.eval(), model.scales
-    with torch.no_grad():
-        found = read.read(torch.zeros(1, *shape))[1]
     assert [tuple(scale.shape[1:]) for scale in found] == [(c, s, s) for c, s in scales]
 
 

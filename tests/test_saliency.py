@@ -50,6 +50,20 @@ def test_nonlinearities_are_those_of_the_supplement() -> None:
     assert float(bounded.max()) < 16
 
 
+def test_a_unit_scales_the_mask_with_the_signal() -> None:
+    model = models.ResNet((1, 1), (4, 8), 3, inputs=1, dimensions=1)
+    plain, wide = (
+        Selector(model, (1, points), 3, blocks=1, unit=unit)
+        for points, unit in ((32, 1.0), (2000, 62.5))
+    )
+    u = 5 * torch.randn(6, 2)
+    for small, large in zip(plain.centre_and_sigma(u), wide.centre_and_sigma(u)):
+        assert torch.allclose(62.5 * small, large)
+    assert float(wide.decoder.output.bias[-1]) == float(plain.decoder.output.bias[-1]) == 10
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        Selector(model, (1, 32), 3, blocks=1, unit=0.0)
+
+
 def test_an_even_chance_and_random_circles() -> None:
     x = torch.zeros(200, 3, 32, 32)
     coins, circles = (

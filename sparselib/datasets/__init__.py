@@ -6,7 +6,7 @@ from .cifar import cifar10, photographs
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
 from .physionet import RECORDS, apnea_excerpt, physionet
-from .placed import placed_digits
+from .placed import placed_digits, placed_spells
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
 
@@ -27,5 +27,6 @@ __all__ = [
     "photographs",
     "physionet",
     "placed_digits",
+    "placed_spells",
     "synthetic",
 ]

@@ -1,11 +1,14 @@
-"""Digits somewhere in clutter: images whose salient part is known."""
+"""Digits in clutter and spells in an ECG: samples whose salient part is known."""
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
+from .heart import SAMPLES, pulses, waveform
 from .images import digits
 from .split import Samples, Split
+
+SECONDS = 4  # of a spell
 
 SIDE = 32
 DIGIT = 14
@@ -43,6 +46,73 @@ def placed_digits(
         parts.append(samples)
     note = f"scikit-learn's digits placed in clutter, 32 x 32 pixels, seed {seed}"
     return Split(parts[0], parts[1], parts[2], classes=10, name="placed_digits", note=note), boxes
+
+
+def placed_spells(
+    train: int = 800, valid: int = 100, test: int = 200, seconds: int = 60, seed: int = 0
+) -> tuple[Split, dict[str, Int64[torch.Tensor, "samples 2"]]]:
+    """Return made-up ECG, each signal with one spell at a random place, and the places.
+
+    A heart of 60 to 80 beats a minute, and for 4 seconds something else: no beat at all (class 0),
+    broad, fast and high beats without P (1), or a saw of 5 Hz under the beats (2), drawn after
+    pauses, runs of ventricular beats and flutter. `heart.waveform` draws the rest at 100 samples a
+    second; millivolts with four decimals.
+
+    Parameters
+    ----------
+    train, valid, test
+        The number of signals of each part.
+    seconds
+        Length of a signal, at least 6.
+    seed
+        The same seed gives the same hearts.
+
+    Returns
+    -------
+    Split, dict
+        Signals of shape (samples, 1, 100 * seconds), and for each part the spells (start, end),
+        int64, in samples, of which the last lies just outside.
+
+    Raises
+    ------
+    ValueError
+        If there is no room for a spell.
+    """
+    if seconds < SECONDS + 2:
+        raise ValueError(f"{seconds} seconds have no room for a spell of {SECONDS}: at least 6")
+    rng = np.random.default_rng(seed)
+    parts, spells = [], {}
+    for name, count in {"train": train, "valid": valid, "test": test}.items():
+        labels = rng.integers(3, size=count)
+        start = rng.integers(SAMPLES, (seconds - SECONDS - 1) * SAMPLES + 1, size=count)
+        drawn = [
+            _heart(rng, *which, seconds * SAMPLES) for which in zip(labels.tolist(), start.tolist())
+        ]
+        x = np.reshape(drawn, (count, 1, seconds * SAMPLES)).round(4).astype(np.float32)
+        parts.append(Samples(torch.from_numpy(x), torch.from_numpy(labels)))
+        ends = np.stack([start, start + SECONDS * SAMPLES], 1)
+        spells[name] = torch.from_numpy(ends)
+    note = f"made-up ECG of {seconds} seconds with a spell of {SECONDS}, seed {seed}: no person's"
+    return Split(parts[0], parts[1], parts[2], 3, "placed_spells", note), spells
+
+
+def _heart(
+    rng: np.random.Generator, label: int, start: int, samples: int
+) -> Float64[np.ndarray, "samples"]:
+    """Draw beats, leave those out that a pause or a run of other beats takes, and add the spell."""
+    end, pace = start + SECONDS * SAMPLES, rng.uniform(0.75, 1.0)
+    between = SAMPLES * pace * (1 + 0.03 * rng.normal(size=2 * samples // SAMPLES))
+    beats = np.rint(between.cumsum()).astype(np.int64)
+    if label < 2:
+        beats = beats[(beats < start) | (beats >= end)]
+    signal = waveform(beats, samples, int(rng.integers(2**31)))
+    if label == 1:
+        runs = np.arange(start + 20, end - 20, 0.4 * SAMPLES)
+        signal += pulses(samples, runs, 6.0, 1.5) - pulses(samples, runs + 16, 8.0, 0.6)
+    elif label == 2:
+        phase = np.arange(SECONDS * SAMPLES) * 5 / SAMPLES + rng.uniform()
+        signal[start:end] += 0.6 * (phase % 1) - 0.3
+    return signal
 
 
 def _placed(

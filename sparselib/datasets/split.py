@@ -15,8 +15,8 @@ class Samples:
     Parameters
     ----------
     x
-        float32 of shape (samples, features), or (samples, channels, height, width) for images;
-        every value finite.
+        float32 of shape (samples, features), or (samples, channels, points) for signals, or
+        (samples, channels, height, width) for images; every value finite.
     y
         int64 of shape (samples,), the class of each sample, counted from 0.
     groups
@@ -159,11 +159,11 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"Samples are float32 with int64 labels, but came as {x.dtype}, {y.dtype}."
         )
-    if x.ndim not in (2, 4) or y.shape != x.shape[:1]:
+    if x.ndim not in (2, 3, 4) or y.shape != x.shape[:1]:
         raise ValueError(
             f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not fit: "
-            f"they must be (samples, features) and (samples,), or for images "
-            f"(samples, channels, height, width)."
+            f"they must be (samples, features) and (samples,), or for signals "
+            f"(samples, channels, points), or for images (samples, channels, height, width)."
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparselib import topology
 from sparselib.nn import SparseConv1d
+from sparselib.nn.gate import Channels
 
 
 class DSN(nn.Module):
@@ -43,7 +44,14 @@ class DSN(nn.Module):
         Stretches of time that are scored.
     **options
         Passed on to `SparseConv1d`.
+
+    Attributes
+    ----------
+    scales : tuple of str
+        The pool alone, a short map of all filters: before it nothing gets shorter.
     """
+
+    scales = ("pool",)
 
     def __init__(
         self,
@@ -81,6 +89,32 @@ class DSN(nn.Module):
         """Return one score a class; signals of one channel may come without that dimension."""
         x = x[:, None] if x.ndim == 2 else x
         return torch.mean(self.head(self.pool(self.blocks(x))), 2)
+
+    def prunable(self) -> list[Channels]:
+        """Filters of the convolutions, and the signals that bottlenecks bring down.
+
+        The filters of the last convolution stay: they are the scale that a selector reads.
+
+        Raises
+        ------
+        ValueError
+            If kernels are sparse: what a filter costs then differs from filter to filter.
+        """
+        found = []
+        for number in range(len(self.blocks)):
+            place = 1 if number else 0
+            conv, norm = f"blocks.{number}.{place}", f"blocks.{number}.{place + 1}"
+            if isinstance(self.get_submodule(conv), SparseConv1d):
+                raise ValueError(
+                    f"{conv} has sparse kernels, and what a filter costs differs from filter to "
+                    f"filter: cut the dense twin, DSN(sparsity=0.0)"
+                )
+            conv = f"{conv}.1"
+            if number:
+                found.append(Channels((f"blocks.{number}.0",), conv))
+            if number + 1 < len(self.blocks):
+                found.append(Channels((conv, norm), f"blocks.{number + 1}.0"))
+        return found
 
 
 def _dense(inputs: int, width: int, kernel_size: int, dilation: int) -> nn.Module:

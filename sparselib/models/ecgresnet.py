@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparselib.nn.gate import Channels
+
 
 class ECGResNet(nn.Module):
     """Residual blocks of two convolutions and a pool that halves the time, then two layers of 32.
@@ -25,6 +27,12 @@ class ECGResNet(nn.Module):
         Number of scores.
     inputs : int
         Channels of the signals.
+
+    Attributes
+    ----------
+    scales : tuple of str
+        Names of the blocks, whose outputs are the network's scales, the largest first; each is
+        about half as long as the one before, so that a decoder on them needs ``resize=True``.
 
     Raises
     ------
@@ -49,6 +57,7 @@ class ECGResNet(nn.Module):
             raise ValueError(f"{length} points are too few for {blocks} blocks that halve them")
         self.stem = nn.Conv1d(inputs, channels, 5)
         self.blocks = nn.Sequential(*(_Block(channels) for _ in range(blocks)))
+        self.scales = tuple(f"blocks.{block}" for block in range(blocks))
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(channels * left, 32),
@@ -62,6 +71,10 @@ class ECGResNet(nn.Module):
         """Return one score a class; signals of one channel may come without that dimension."""
         x = x[:, None] if x.ndim == 2 else x
         return self.classifier(self.blocks(self.stem(x)))
+
+    def prunable(self) -> list[Channels]:
+        """Inner channels of the blocks: the others are tied to each other by the shortcuts."""
+        return [Channels((f"{name}.first",), f"{name}.second") for name in self.scales]
 
 
 class _Block(nn.Module):

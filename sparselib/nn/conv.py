@@ -13,6 +13,7 @@ from sparselib import init, topology
 from sparselib.csr import CSR
 from sparselib.nn.evolvable import replace
 from sparselib.ops.conv import conv1d, extent
+from sparselib.ranking import largest
 from sparselib.topology import Region
 
 Padding = Callable[[Tensor, int], Tensor]
@@ -117,6 +118,51 @@ class SparseConv1d(nn.Module):
         self.values = nn.Parameter(values.to(device))
         zeros = torch.zeros(out_channels, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+
+    @classmethod
+    def from_dense(
+        cls, conv: nn.Conv1d, sparsity: float | None = None, **options: Any
+    ) -> "SparseConv1d":
+        """Build from a trained ``nn.Conv1d``, keeping its largest weights by magnitude.
+
+        Without `sparsity`, exactly the nonzero weights are kept.
+
+        Raises
+        ------
+        ValueError
+            If the convolution has a stride, dilation or groups, or does not keep the length by
+            zeros on both sides.
+        """
+        taps = conv.kernel_size[0]
+        kept = conv.padding == "same" or conv.padding[0] == (taps - 1) / 2
+        plain = (conv.stride, conv.dilation, conv.groups) == ((1,), (1,), 1)
+        if not (kept and plain and conv.padding_mode == "zeros"):
+            raise ValueError(
+                f"{conv} cannot become sparse: it needs stride, dilation and groups of 1, and as "
+                f"many zeros on both sides as keep the length"
+            )
+        weight = conv.weight.detach()
+        flat, rows = weight.flatten(), len(weight)
+        if sparsity is None:
+            positions = flat.nonzero().flatten()
+        else:
+            count = topology.connections(rows, weight[0].numel(), sparsity)
+            positions = largest(flat.abs(), count)
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            taps,
+            bias=conv.bias is not None,
+            topology=lambda *_: positions,
+            init=lambda values, *_: values.copy_(flat[positions]),
+            padding=centred_zeros,
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        ).train(conv.training)
+        if conv.bias is not None and layer.bias is not None:
+            layer.bias.data.copy_(conv.bias.detach())
+        return layer
 
     @property
     def shape(self) -> tuple[int, int]:

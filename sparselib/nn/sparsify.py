@@ -5,18 +5,25 @@ from typing import Any
 
 from torch import nn
 
+from sparselib.nn.conv import SparseConv1d, centred_zeros
 from sparselib.nn.linear import CSRLinear
 
 
 def sparsify(
-    model: nn.Module, sparsity: float, skip: Iterable[str] = (), fresh: bool = False, **options: Any
+    model: nn.Module,
+    sparsity: float,
+    skip: Iterable[str] = (),
+    fresh: bool = False,
+    *,
+    convolutions: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Replace every ``nn.Linear`` of `model` by a `CSRLinear`, in place, and return the model.
 
     Parameters
     ----------
     model : nn.Module
-        Any model; a bare ``nn.Linear`` is converted and returned.
+        Any model; a bare layer is converted and returned.
     sparsity : float
         Share of absent weights, in [0, 1).
     skip : names
@@ -24,27 +31,32 @@ def sparsify(
     fresh : bool
         Draw a new topology and new weights, to train from scratch. By default the largest
         weights of each layer are kept as they are.
+    convolutions : bool
+        Replace every ``nn.Conv1d`` by a `SparseConv1d` too.
     **options
-        Passed on to `CSRLinear`.
+        Passed on to `CSRLinear` and `SparseConv1d`.
 
     Raises
     ------
     ValueError
-        If a name in `skip` is no ``nn.Linear`` of the model, or nothing is left to convert.
+        If a name in `skip` is no layer that would be converted, nothing is left to convert, or a
+        convolution has a stride or does not keep the length.
     """
+    kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
+    what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
     skip = set(skip)
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if unknown := skip - linears.keys():
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    if unknown := skip - layers.keys():
         raise ValueError(
-            f"skip names {sorted(unknown)}, but the nn.Linear layers are {sorted(linears)}"
+            f"skip names {sorted(unknown)}, but the {what} layers are {sorted(layers)}"
         )
     converted = {
-        linear: _convert(linear, sparsity, fresh, options)
-        for name, linear in linears.items()
+        layer: _convert(layer, sparsity, fresh, options)
+        for name, layer in layers.items()
         if name not in skip
     }
     if not converted:
-        raise ValueError("there is no nn.Linear to convert in this model")
+        raise ValueError(f"there is no {what} to convert in this model")
     if model in converted:
         return converted[model]
     for parent in list(model.modules()):
@@ -55,15 +67,22 @@ def sparsify(
     return model
 
 
-def _convert(linear: nn.Linear, sparsity: float, fresh: bool, options: dict[str, Any]) -> CSRLinear:
+def _convert(layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]) -> nn.Module:
+    kind: Any = SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
+    kept = kind.from_dense(layer, sparsity, **options)
     if not fresh:
-        return CSRLinear.from_dense(linear, sparsity, **options)
-    return CSRLinear(
-        linear.in_features,
-        linear.out_features,
+        return kept
+    sizes = [layer.in_features, layer.out_features] if kind is CSRLinear else _sizes(layer)
+    same = {} if kind is CSRLinear else {"padding": centred_zeros}
+    return kind(
+        *sizes,
         sparsity,
-        linear.bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-        **options,
-    ).train(linear.training)
+        layer.bias is not None,
+        device=layer.weight.device,
+        dtype=layer.weight.dtype,
+        **same | options,
+    ).train(layer.training)
+
+
+def _sizes(conv: nn.Conv1d) -> list[int]:
+    return [conv.in_channels, conv.out_channels, conv.kernel_size[0]]

@@ -47,18 +47,18 @@ def rbf(
     return torch.exp(-exponent)[:, None]
 
 
-def reach(side: int) -> float:
+def reach(side: int | float) -> float:
     """How far a centre may lie from the middle: 14 pixels of 32, 108 of 224 (supplement, 3)."""
     return side / 2 - max(2, side / 56)
 
 
-def first_sigma(side: int) -> float:
+def first_sigma(side: int | float) -> float:
     """About a third of the image: 10 pixels of 32, 80 of 224 (supplement, 3)."""
-    return {32: 10.0, 224: 80.0}.get(side, side / 3)
+    return {32.0: 10.0, 224.0: 80.0}.get(float(side), side / 3)
 
 
 def centre_and_sigma(
-    u: Float[Tensor, "batch numbers"], size: Sequence[int], bound: str = "softplus"
+    u: Float[Tensor, "batch numbers"], size: Sequence[int | float], bound: str = "softplus"
 ) -> tuple[Float[Tensor, "batch dimensions"], Float[Tensor, "batch"]]:
     r"""Bring a selector's numbers into the image (Ganjdanesh, supplement, 3).
 

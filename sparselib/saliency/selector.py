@@ -35,11 +35,15 @@ class Selector(nn.Module):
         See `centre_and_sigma`.
     definition : {"code", "text"}
         See `rbf`.
+    unit : float
+        How many pixels or points a unit of the decoder's numbers is. The paper's forms count
+        pixels, which suits images of 32 and of 224; over thousands of points the numbers would have
+        to grow large, and a unit of ``points / 32`` makes a signal 32 wide, as CIFAR-10 is.
 
     Raises
     ------
     ValueError
-        If the classifier names no scales, or they do not divide the image.
+        If the classifier names no scales, they do not divide the image, or the unit is 0.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Selector(nn.Module):
         resize: bool = False,
         bound: str = "softplus",
         definition: str = "code",
+        unit: float = 1.0,
     ) -> None:
         super().__init__()
         named = getattr(classifier, "scales", None) if scales is None else scales
@@ -64,14 +69,18 @@ class Selector(nn.Module):
             )
         self.scales = tuple(named)[-4:] if scales is None else tuple(named)
         self.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+        if not unit > 0:
+            raise ValueError(f"a unit is a number of pixels above 0, not {unit}")
         self.size, self.bound, self.definition = tuple(shape[1:]), bound, definition
+        self.unit = unit
         like = next(classifier.parameters())
         with torch.no_grad():
             _, read = self.read(torch.zeros((1, *shape), dtype=like.dtype, device=like.device))
         shapes = [tuple(scale.shape[1:]) for scale in read]
         self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing, resize=resize).to(like)
         with torch.no_grad():
-            dict(self.decoder.named_parameters())["output.bias"][-1] = first_sigma(min(self.size))
+            bias = dict(self.decoder.named_parameters())["output.bias"]
+            bias[-1] = first_sigma(min(self.size) / unit)
 
     def read(
         self, x: Float[Tensor, "batch channels *size"]
@@ -109,7 +118,9 @@ class Selector(nn.Module):
         self, u: Float[Tensor, "batch numbers"]
     ) -> tuple[Float[Tensor, "batch dimensions"], Float[Tensor, "batch"]]:
         """Bring the decoder's numbers into the image, in pixels."""
-        return centre_and_sigma(u, self.size, self.bound)
+        sides = [side / self.unit for side in self.size]
+        centre, sigma = centre_and_sigma(u, sides, self.bound)
+        return self.unit * centre, self.unit * sigma
 
     def masks(self, u: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch 1 *size"]:
         """Return the masks that the decoder's numbers stand for."""

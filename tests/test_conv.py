@@ -264,9 +264,12 @@ def test_what_is_not_possible_is_refused_in_a_sentence():
         sl.Evolution(layer, optimizer, sl.drop.magnitude, features).step()
 
 
-@pytest.mark.parametrize(("taps", "padding"), [(5, 2), (1, 0), (4, "same")])
-def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, padding):
-    dense = torch.nn.Conv1d(3, 6, taps, padding=padding).double()
+@pytest.mark.parametrize(
+    ("taps", "padding", "dilation"),
+    [(5, 2, 1), (1, 0, 1), (4, "same", 1), (5, 4, 2), (4, "same", 3)],
+)
+def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, padding, dilation):
+    dense = torch.nn.Conv1d(3, 6, taps, padding=padding, dilation=dilation).double()
     x = torch.randn(2, 3, 40, dtype=torch.float64)
     whole = sl.SparseConv1d.from_dense(dense)
     torch.testing.assert_close(whole(x), dense(x), rtol=1e-12, atol=1e-12)
@@ -278,7 +281,7 @@ def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, paddin
     torch.testing.assert_close(half(x), dense(x), rtol=1e-12, atol=1e-12)
     fresh = sl.sparsify(dense, 0.5, convolutions=True, fresh=True)
     assert fresh(x).shape == dense(x).shape
-    assert fresh.padding is centred_zeros
+    assert fresh.padding is centred_zeros and fresh.dilation == dilation
 
 
 @pytest.mark.parametrize(

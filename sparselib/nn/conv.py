@@ -130,16 +130,16 @@ class SparseConv1d(nn.Module):
         Raises
         ------
         ValueError
-            If the convolution has a stride, dilation or groups, or does not keep the length by
-            zeros on both sides.
+            If the convolution has a stride or groups, or does not keep the length by zeros on both
+            sides.
         """
-        taps = conv.kernel_size[0]
-        kept = conv.padding == "same" or conv.padding[0] == (taps - 1) / 2
-        plain = (conv.stride, conv.dilation, conv.groups) == ((1,), (1,), 1)
+        (taps,), (dilation,) = conv.kernel_size, conv.dilation
+        kept = conv.padding == "same" or 2 * conv.padding[0] == (taps - 1) * dilation
+        plain = (conv.stride, conv.groups) == ((1,), 1)
         if not (kept and plain and conv.padding_mode == "zeros"):
             raise ValueError(
-                f"{conv} cannot become sparse: it needs stride, dilation and groups of 1, and as "
-                f"many zeros on both sides as keep the length"
+                f"{conv} cannot become sparse: it needs a stride and groups of 1, and as many "
+                f"zeros on both sides as keep the length"
             )
         weight = conv.weight.detach()
         flat, rows = weight.flatten(), len(weight)
@@ -156,6 +156,7 @@ class SparseConv1d(nn.Module):
             topology=lambda *_: positions,
             init=lambda values, *_: values.copy_(flat[positions]),
             padding=centred_zeros,
+            dilation=dilation,
             device=weight.device,
             dtype=weight.dtype,
             **options,

@@ -73,7 +73,9 @@ def _convert(layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]) 
     if not fresh:
         return kept
     sizes = [layer.in_features, layer.out_features] if kind is CSRLinear else _sizes(layer)
-    same = {} if kind is CSRLinear else {"padding": centred_zeros}
+    same: dict[str, Any] = {}
+    if isinstance(layer, nn.Conv1d):
+        same = {"padding": centred_zeros, "dilation": layer.dilation[0]}
     return kind(
         *sizes,
         sparsity,

@@ -281,7 +281,8 @@ def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, paddin
     torch.testing.assert_close(half(x), dense(x), rtol=1e-12, atol=1e-12)
     fresh = sl.sparsify(dense, 0.5, convolutions=True, fresh=True)
     assert fresh(x).shape == dense(x).shape
-    assert fresh.padding is centred_zeros and fresh.dilation == dilation
+    assert fresh.padding is centred_zeros
+    assert fresh.dilation == dilation
 
 
 @pytest.mark.parametrize(

@@ -145,13 +145,14 @@ def test_photographs_are_scaled_cut_and_standardised(tmp_path: Path) -> None:
         datasets.photographs(tmp_path / "empty")
 
 
-def test_samples_may_be_images_of_one_shape() -> None:
+def test_samples_may_be_signals_or_images_of_one_shape() -> None:
     x, y = torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
     samples = datasets.Samples(x, y)
     assert repr(samples) == "Samples(3 x 1 x 4 x 4)"
+    assert repr(datasets.Samples(x[:, 0], y)) == "Samples(3 x 4 x 4)"
     with pytest.raises(
         ValueError, match="has 1 x 2 x 2 features where the train part has 1 x 4 x 4"
     ):
         datasets.Split(samples, datasets.Samples(x[..., :2, :2], y), samples, 1, "x", "")
     with pytest.raises(ValueError, match=r"\(samples, channels, height, width\)"):
-        datasets.Samples(x[0], y[:1])
+        datasets.Samples(x[:, 0, 0, 0], y)

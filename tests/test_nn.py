@@ -108,6 +108,9 @@ def test_sparsify_converts_a_model_in_one_line():
     assert model[2] is model[3]
     assert model(torch.randn(2, 12)).shape == (2, 3)
     assert isinstance(sl.sparsify(nn.Linear(4, 4), 0.5, fresh=True), sl.CSRLinear)
+    kept = torch.arange(8)
+    born = sl.sparsify(nn.Linear(4, 4), 0.5, fresh=True, topology=lambda *_: kept)
+    assert torch.equal(born.positions, kept)
 
 
 def test_sparsify_refuses_an_unknown_name_and_an_empty_job():

@@ -11,9 +11,8 @@ from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
 from sparselib.csr import CSR
-from sparselib.nn.evolvable import replace
+from sparselib.nn.evolvable import replace, with_largest
 from sparselib.ops.conv import conv1d, extent
-from sparselib.ranking import largest
 from sparselib.topology import Region
 
 Padding = Callable[[Tensor, int], Tensor]
@@ -133,6 +132,17 @@ class SparseConv1d(nn.Module):
             If the convolution has a stride or groups, or does not keep the length by zeros on both
             sides.
         """
+        return with_largest(cls, conv, sparsity, options)
+
+    @staticmethod
+    def arguments_of(conv: nn.Conv1d) -> dict[str, Any]:
+        """Return what builds a layer of the same sizes, on the same device and of the same type.
+
+        Raises
+        ------
+        ValueError
+            As `from_dense`.
+        """
         (taps,), (dilation,) = conv.kernel_size, conv.dilation
         kept = conv.padding == "same" or 2 * conv.padding[0] == (taps - 1) * dilation
         plain = (conv.stride, conv.groups) == ((1,), 1)
@@ -141,29 +151,16 @@ class SparseConv1d(nn.Module):
                 f"{conv} cannot become sparse: it needs a stride and groups of 1, and as many "
                 f"zeros on both sides as keep the length"
             )
-        weight = conv.weight.detach()
-        flat, rows = weight.flatten(), len(weight)
-        if sparsity is None:
-            positions = flat.nonzero().flatten()
-        else:
-            count = topology.connections(rows, weight[0].numel(), sparsity)
-            positions = largest(flat.abs(), count)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            taps,
-            bias=conv.bias is not None,
-            topology=lambda *_: positions,
-            init=lambda values, *_: values.copy_(flat[positions]),
-            padding=centred_zeros,
-            dilation=dilation,
-            device=weight.device,
-            dtype=weight.dtype,
-            **options,
-        ).train(conv.training)
-        if conv.bias is not None and layer.bias is not None:
-            layer.bias.data.copy_(conv.bias.detach())
-        return layer
+        return {
+            "in_channels": conv.in_channels,
+            "out_channels": conv.out_channels,
+            "kernel_size": taps,
+            "bias": conv.bias is not None,
+            "padding": centred_zeros,
+            "dilation": dilation,
+            "device": conv.weight.device,
+            "dtype": conv.weight.dtype,
+        }
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
-from sparselib.nn.evolvable import replace
-from sparselib.ranking import largest
+from sparselib.nn.evolvable import replace, with_largest
 
 Topology = Callable[..., Tensor]
 Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]
@@ -90,26 +89,18 @@ class CSRLinear(nn.Module):
 
         Without `sparsity`, exactly the nonzero weights are kept.
         """
-        weight = linear.weight.detach()
-        rows, columns = weight.shape
-        flat = weight.flatten()
-        if sparsity is None:
-            positions = flat.nonzero().flatten()
-        else:
-            positions = largest(flat.abs(), topology.connections(rows, columns, sparsity))
-        layer = cls(
-            columns,
-            rows,
-            bias=linear.bias is not None,
-            topology=lambda *_: positions,
-            init=lambda values, *_: values.copy_(flat[positions]),
-            device=weight.device,
-            dtype=weight.dtype,
-            **options,
-        )
-        if layer.bias is not None:
-            layer.bias.data.copy_(linear.bias.detach())
-        return layer.train(linear.training)
+        return with_largest(cls, linear, sparsity, options)
+
+    @staticmethod
+    def arguments_of(linear: nn.Linear) -> dict[str, Any]:
+        """Return what builds a layer of the same sizes, on the same device and of the same type."""
+        return {
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "bias": linear.bias is not None,
+            "device": linear.weight.device,
+            "dtype": linear.weight.dtype,
+        }
 
     def to_dense(self) -> nn.Linear:
         """Return the ``nn.Linear`` with the same outputs."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from sparselib.nn.conv import SparseConv1d, centred_zeros
+from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.linear import CSRLinear
 
 
@@ -69,22 +69,6 @@ def sparsify(
 
 def _convert(layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]) -> nn.Module:
     kind: Any = SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
-    kept = kind.from_dense(layer, sparsity, **options)
     if not fresh:
-        return kept
-    sizes = [layer.in_features, layer.out_features] if kind is CSRLinear else _sizes(layer)
-    same: dict[str, Any] = {}
-    if isinstance(layer, nn.Conv1d):
-        same = {"padding": centred_zeros, "dilation": layer.dilation[0]}
-    return kind(
-        *sizes,
-        sparsity,
-        layer.bias is not None,
-        device=layer.weight.device,
-        dtype=layer.weight.dtype,
-        **same | options,
-    ).train(layer.training)
-
-
-def _sizes(conv: nn.Conv1d) -> list[int]:
-    return [conv.in_channels, conv.out_channels, conv.kernel_size[0]]
+        return kind.from_dense(layer, sparsity, **options)
+    return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(layer.training)

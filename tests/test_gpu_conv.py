@@ -51,7 +51,7 @@ def test_outputs_and_gradients_equal_the_dense_ones_in_float64(
     csr, values = pattern(channels, filters, taps)
     bias = torch.randn(filters, device="cuda")
     x = torch.randn(batch, channels, time, device="cuda").to(kind)
-    assert conv._kernels(x, values, bias).__name__ == "sparselib.ops.gpu_conv"
+    assert conv._kernels(x).__name__ == "sparselib.ops.gpu_conv"
     last = (taps - 1) * dilation
     how = (last // 2, last - last // 2), dilation
     dy = torch.randn(batch, filters, time, device="cuda").to(kind)
@@ -69,8 +69,8 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     csr, values = pattern(3, 9, 4)
     x, dy = torch.randn(2, 3, 76, device="cuda"), torch.randn(2, 9, 70, device="cuda")
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = conv._places(csr.col_indices, 4, 76, 2)
-    module = conv._kernels(x, values)
+    places = conv._places(csr.col_indices, conv.Sizes(3, 4, 0, 0, 2), 76)
+    module = conv._kernels(x)
     y = module.convolve(values, csr.crow_indices, places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0.5
     assert torch.equal(~y.isfinite(), read)

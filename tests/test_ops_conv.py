@@ -1,9 +1,13 @@
 """The sparse convolution against torch's dense one in float64."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
 
 import sparselib as sl
 from sparselib.ops.conv import conv1d
@@ -82,11 +86,10 @@ def test_any_pattern_with_empty_and_full_filters(channels, filters, taps, more, 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_second_derivatives_and_other_types_take_the_dense_way():
+def test_second_derivatives_equal_the_dense_ones():
     csr, values, bias, x = (t.double() if torch.is_tensor(t) else t for t in problem(2, 3, 4, 12))
     inputs = tuple(tensor.requires_grad_() for tensor in (values, x, bias))
     how = (1, 2), 2
-    torch.autograd.gradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
     single = tuple(tensor.detach().float().requires_grad_() for tensor in inputs)
     found = []
     for tensors, function in ((single, conv1d), (inputs, exact)):
@@ -95,6 +98,67 @@ def test_second_derivatives_and_other_types_take_the_dense_way():
         )[0]
         found.append(torch.autograd.grad(slopes.pow(2).sum(), tensors[0])[0])
     torch.testing.assert_close(found[0].double(), found[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("how", [((0, 0), 1), ((1, 3), 2), ((9, 0), 1)])
+def test_the_products_are_closed_under_differentiation(cached, how):
+    torch.manual_seed(0)
+    csr = sl.CSRLinear(2 * 3, 4, 0.5, cache_transpose=cached).csr
+    shapes = ((csr.nnz,), (2, 2, 7), (4,))
+    inputs = tuple(torch.randn(shape).double().requires_grad_() for shape in shapes)
+    assert gradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
+    assert gradgradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
+
+
+def run_plain(program):
+    """Run without the shape checks of the test run, which refuse torch's symbolic sizes."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_operators_are_registered_as_torch_demands():
+    program = """
+import torch, sparselib as sl
+import sparselib.ops.conv
+layer = sl.SparseConv1d(2, 5, 3, 0.6)
+indices = [layer.csr.crow_indices, layer.csr.col_indices, *layer.csr.transposed]
+for kind in (torch.float32, torch.float64):
+    values, x, dy = (
+        torch.randn(shape, dtype=kind, requires_grad=True)
+        for shape in (layer.csr.nnz, (4, 2, 9), (4, 5, 8))
+    )
+    sizes = [2, 3, 1, 2, 2]
+    for operator, arguments in (
+        (torch.ops.sparselib.conv1d.default, (values, x, sizes, indices)),
+        (torch.ops.sparselib.conv1d_t.default, (values, dy, 9, sizes, indices)),
+        (torch.ops.sparselib.conv1d_weight.default, (dy, x, sizes, indices)),
+    ):
+        print(*torch.library.opcheck(operator, arguments).values())
+"""
+    assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
+
+
+def test_compiled_layers_stay_sparse():
+    program = """
+import torch, sparselib as sl
+layer, x = sl.SparseConv1d(3, 5, 4, 0.6), torch.randn(2, 3, 20, requires_grad=True)
+def seen(module, inputs):
+    called = [node.target for node in module.graph.nodes if not isinstance(node.target, type)]
+    print(*(target for target in called if "conv" in str(target)))
+    return module
+torch.compile(layer, fullgraph=True, backend=seen)(x)
+"""
+    assert run_plain(program) == ["sparselib.conv1d.default"]
+
+
+def test_autocast_computes_in_single_precision():
+    csr, values, bias, x = problem(3, 5, 4, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv1d(csr, values, x.bfloat16(), bias)
+    right = exact(csr, values, x.bfloat16(), bias, (0, 0))
+    torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_reaches_the_points_that_read_it_and_no_others():
@@ -127,10 +191,14 @@ def test_a_sum_over_time_has_one_order_whatever_the_threads():
             "the 22 that a kernel of 4 taps with a dilation of 7",
         ),
         (lambda v, b, x: (v, x[:1, :, :1].expand(1, 3, 2**30), b), "reach 1073741827 points of 5"),
-        (lambda v, b, x: (v.to("meta"), x, b), "needs one device; the signals are on cpu"),
+        (
+            lambda v, b, x: (v.to("meta"), x, b),
+            "a convolution needs one device; the input is on cpu",
+        ),
         (lambda v, b, x: (v, x, b, (0, 0), 0), "distance of two taps, at least 1, not 0"),
-        (lambda v, b, x: (v[1:], x, b), "as many values and biases"),
-        (lambda v, b, x: (v, x, b[1:]), "as many values and biases"),
+        (lambda v, b, x: (v[1:], x, b), r"24 connections need as many values, not \(23,\)"),
+        (lambda v, b, x: (v, x, b[1:]), r"5 filters need as many biases, not \(4,\)"),
+        (lambda v, b, x: (v, x.half(), b), "the input is torch.float16 but the values"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(change, sentence):

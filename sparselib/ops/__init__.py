@@ -82,7 +82,7 @@ def sddmm(
     dy, x = dy.reshape(-1, csr.shape[0]), x.reshape(-1, csr.shape[1])
     if len(dy) != len(x):
         raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
-    return _sddmm(dy, x, _indices(csr))
+    return _sddmm(dy, x, indices_of(csr))
 
 
 def network(layers: Sequence[Layer], x: Float[Tensor, "batch columns"]) -> Tensor:
@@ -116,24 +116,15 @@ def gradients(
 
 
 def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
-    indices = _indices(csr)
+    indices = indices_of(csr)
     if x.ndim == 2:
         return product(values, x, csr.shape[1], indices)
     flat = product(values, x.reshape(-1, x.shape[-1]), csr.shape[1], indices)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
-def _indices(csr: CSR) -> list[Tensor]:
-    pattern = [csr.crow_indices, csr.col_indices]
-    return [*pattern, *csr.transposed] if csr.cache_transpose else pattern
-
-
-def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> None:
-    if x.ndim == 0 or x.shape[-1] != features:
-        raise ValueError(
-            f"{name} with a {csr.shape[0]} x {csr.shape[1]} matrix needs a last dimension of "
-            f"{features}; the input has shape {tuple(x.shape)}"
-        )
+def check(csr: CSR, values: Tensor, x: Tensor, name: str) -> None:
+    """Refuse values that are not the pattern's, and tensors of unlike devices or types."""
     if values.shape != (csr.nnz,):
         raise ValueError(f"{csr.nnz} connections need as many values, not {tuple(values.shape)}")
     if x.device != values.device or x.device != csr.col_indices.device:
@@ -148,11 +139,27 @@ def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> Non
         )
 
 
-# indices: crow, col and, where cached, the transposed crow, col and permutation
+def _check(csr: CSR, values: Tensor, x: Tensor, features: int, name: str) -> None:
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise ValueError(
+            f"{name} with a {csr.shape[0]} x {csr.shape[1]} matrix needs a last dimension of "
+            f"{features}; the input has shape {tuple(x.shape)}"
+        )
+    check(csr, values, x, name)
+
+
+# crow, col and, where cached, the transposed crow, col and permutation
 Indices = Sequence[Tensor]
 
 
-def _transposed(indices: Indices, columns: int) -> Indices:
+def indices_of(csr: CSR) -> list[Tensor]:
+    """Return what an operator has to know of a pattern."""
+    pattern = [csr.crow_indices, csr.col_indices]
+    return [*pattern, *csr.transposed] if csr.cache_transpose else pattern
+
+
+def transposed(indices: Indices, columns: int) -> Indices:
+    """Return crow, col and permutation of the transposed pattern: the cached ones, or new."""
     return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
 
 
@@ -202,7 +209,7 @@ class _Linear(torch.autograd.Function):
         if csr.version != ctx.version:
             raise RuntimeError(STALE)
         if torch.is_grad_enabled():
-            indices = _indices(csr)
+            indices = indices_of(csr)
             dvalues, dbias = _sddmm(dy, x, indices), dy.sum(0)
             dx = _spmm_t(values, dy, csr.shape[1], indices) if has_x else None
         else:
@@ -211,7 +218,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
-    crow_indices, col_indices, permutation = _transposed(indices, columns)
+    crow_indices, col_indices, permutation = transposed(indices, columns)
     product = _backend(values).spmm
     return product(values, crow_indices, col_indices, y, permutation=permutation)
 

@@ -1,22 +1,46 @@
-"""The 1-D convolution with few weights: the same two products, on shifted signals.
+r"""The 1-D convolution with few weights: the same products, on shifted signals.
 
 A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, so a `CSR` of that
 shape says which weights exist. With the signals padded once, each weight reads one stretch of one
 channel, and the output is the sum of such stretches: no weight that is absent costs anything.
+
+As there, three products are closed under differentiation, and each is a ``torch.library`` custom
+operator: the convolution, its input gradient, and the gradient at the nonzeros.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv1d_weight
 
 from sparselib.csr import CSR, LARGEST_INDEX
-from sparselib.ops import STALE, fast, host
-from sparselib.ops.choice import takes_halves
+from sparselib.ops import STALE, Indices, check, fast, host, indices_of, reference, transposed
+from sparselib.ops.choice import module, takes_halves
 
 Padding = tuple[int, int]
+
+
+class Sizes(NamedTuple):
+    """What a convolution is, beside its weights and signals."""
+
+    channels: int
+    taps: int
+    before: int
+    after: int
+    dilation: int
+
+    @property
+    def extent(self) -> int:
+        """Points from the first tap of a kernel to its last, both included."""
+        return extent(self.taps, self.dilation)
+
+    def shortens(self, time: int) -> int:
+        """Count the points of the output."""
+        return time + self.before + self.after - self.extent + 1
 
 
 def conv1d(
@@ -52,11 +76,11 @@ def conv1d(
         If shapes or devices do not fit, or the padded signals are shorter than a kernel or too
         long for 32-bit indices.
     """
-    _check(csr, values, x, bias, padding, dilation)
-    kernels = _kernels(x, values, *([] if bias is None else [bias]))
-    if kernels is None:
-        return _densely(csr, values, x, bias, padding, dilation)
-    return _Convolution.apply(values, bias, x, csr, padding, dilation, kernels)
+    sizes = _check(csr, values, x, bias, padding, dilation)
+    if fast(x, values, *([] if bias is None else [bias])):
+        return _Convolution.apply(values, bias, x, csr, sizes)
+    y = _conv1d(values, x, sizes, indices_of(csr))
+    return y if bias is None else y + bias[:, None].to(y.dtype)
 
 
 def extent(taps: int, dilation: int) -> int:
@@ -64,19 +88,9 @@ def extent(taps: int, dilation: int) -> int:
     return (taps - 1) * dilation + 1
 
 
-def _kernels(x: Tensor, *parameters: Tensor) -> Any:
-    """Return the module that offers `convolve` and `correlate` for these tensors, or None."""
-    found = fast(x, *parameters)
-    if found is None or found is host:
-        return found
-    from sparselib.ops import gpu_conv
-
-    return gpu_conv
-
-
 def _check(
     csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
-) -> None:
+) -> Sizes:
     filters, columns = csr.shape
     if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
         raise ValueError(
@@ -85,112 +99,195 @@ def _check(
         )
     if dilation < 1:
         raise ValueError(f"a dilation is the distance of two taps, at least 1, not {dilation}")
-    taps = columns // x.shape[1]
-    if min(padding) < 0 or x.shape[2] + sum(padding) < extent(taps, dilation):
+    sizes = Sizes(x.shape[1], columns // x.shape[1], *padding, dilation)
+    if min(padding) < 0 or sizes.shortens(x.shape[2]) < 1:
         raise ValueError(
-            f"{x.shape[2]} points with a padding of {padding} are fewer than the "
-            f"{extent(taps, dilation)} that a kernel of {taps} taps with a dilation of {dilation} "
-            f"extends over"
+            f"{x.shape[2]} points with a padding of {padding} are fewer than the {sizes.extent} "
+            f"that a kernel of {sizes.taps} taps with a dilation of {dilation} extends over"
         )
-    longest = x.shape[2] + max(sum(padding), extent(taps, dilation) - 1)
-    if max(filters, x.shape[1]) * longest > LARGEST_INDEX:
+    longest = x.shape[2] + max(sum(padding), sizes.extent - 1)
+    if max(filters, sizes.channels) * longest > LARGEST_INDEX:
         raise ValueError(
-            f"int32 indices cannot reach {longest} points of {max(filters, x.shape[1])} channels; "
-            f"cut the signals"
+            f"int32 indices cannot reach {longest} points of {max(filters, sizes.channels)} "
+            f"channels; cut the signals"
         )
-    if values.shape != (csr.nnz,) or (bias is not None and bias.shape != (filters,)):
-        raise ValueError(
-            f"{csr.nnz} connections of {filters} filters need as many values and biases, not "
-            f"{tuple(values.shape)} and {None if bias is None else tuple(bias.shape)}"
-        )
-    if x.device != values.device or x.device != csr.col_indices.device:
-        raise ValueError(
-            f"a convolution needs one device; the signals are on {x.device}, the values on "
-            f"{values.device}, the indices on {csr.col_indices.device}"
-        )
-
-
-def _densely(
-    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
-) -> Tensor:
-    """Convolve with the dense kernels: the definition, and what has derivatives of any order."""
-    weight = csr.to_dense(values).view(csr.shape[0], x.shape[1], -1)
-    signals = functional.pad(x, padding)
-    if takes_halves(x):
-        return functional.conv1d(signals.to(values.dtype), weight, bias, dilation=dilation).to(
-            x.dtype
-        )
-    return functional.conv1d(signals, weight, bias, dilation=dilation)
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
+    check(csr, values, x, "a convolution")
+    return sizes
 
 
 class _Convolution(torch.autograd.Function):
-    """Each gradient is one of the two products again."""
+    """A convolution that is written down directly, without a custom operator's cost."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        values: Tensor,
-        bias: Tensor | None,
-        x: Tensor,
-        csr: CSR,
-        padding: Padding,
-        dilation: int,
-        kernels: Any,
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: Sizes
     ) -> Tensor:
-        ctx.kernels = kernels
-        ctx.save_for_backward(values, x, bias)
-        ctx.csr, ctx.version, ctx.padding, ctx.dilation = csr, csr.version, padding, dilation
-        taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
-        places = _places(csr.col_indices, taps, signals.shape[2], dilation)
-        length = signals.shape[2] - extent(taps, dilation) + 1
-        return kernels.convolve(values, csr.crow_indices, places, signals, length, bias)
+        ctx.save_for_backward(values, x)
+        ctx.csr, ctx.version, ctx.sizes = csr, csr.version, sizes
+        return _convolve(values, x, sizes, (csr.crow_indices, csr.col_indices), bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        values, x, bias = ctx.saved_tensors
-        csr, padding, dilation = ctx.csr, ctx.padding, ctx.dilation
-        needed = ctx.needs_input_grad[:3]
+        values, x = ctx.saved_tensors
+        csr, sizes, (_, has_bias, has_x, *_) = ctx.csr, ctx.sizes, ctx.needs_input_grad
         if csr.version != ctx.version:
             raise RuntimeError(STALE)
+        time, indices = x.shape[2], indices_of(csr)
         if torch.is_grad_enabled():
-            y = _densely(csr, values, x, bias, padding, dilation)
-            inputs = [t for t, needs in zip((values, bias, x), needed) if needs]
-            found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-            return *(next(found) if needs else None for needs in needed), *[None] * 4
-        taps, signals = csr.shape[1] // x.shape[1], _padded(x, padding)
-        places = _places(csr.col_indices, taps, signals.shape[2], dilation)
-        dvalues, dbias = ctx.kernels.correlate(csr.crow_indices, places, dy.contiguous(), signals)
-        dx = _back(ctx.kernels, csr, values, dy, x, padding, dilation) if needed[2] else None
-        return dvalues, dbias if needed[1] else None, dx, *[None] * 4
+            dvalues, dbias = _conv1d_weight(dy, x, sizes, indices), dy.sum((0, 2))
+            dx = _conv1d_t(values, dy, time, sizes, indices) if has_x else None
+        else:
+            dvalues, dbias = _correlate(dy, x, sizes, indices)
+            dx = _back(values, dy, time, sizes, indices) if has_x else None
+        return dvalues, dbias if has_bias else None, dx, None, None
 
 
-def _back(
-    kernels: Any,
-    csr: CSR,
-    values: Tensor,
-    dy: Tensor,
-    x: Tensor,
-    padding: Padding,
-    dilation: int,
+def _kernels(x: Tensor) -> Any:
+    """Return the module that offers `convolve` and `correlate` for these signals, or None."""
+    found = module(x)
+    if found is reference:
+        return None
+    if found is host:
+        return host
+    from sparselib.ops import gpu_conv
+
+    return gpu_conv
+
+
+def _convolve(
+    values: Tensor, x: Tensor, sizes: Sizes, indices: Indices, bias: Tensor | None = None
 ) -> Tensor:
+    signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
+    if kernels is None:
+        weight = _dense(values, sizes, indices)
+        return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
+    places = _places(indices[1], sizes, signals.shape[2])
+    length = sizes.shortens(x.shape[2])
+    return kernels.convolve(values, indices[0], places, signals, length, bias)
+
+
+def _back(values: Tensor, dy: Tensor, time: int, sizes: Sizes, indices: Indices) -> Tensor:
     """Convolve the output's gradient with the kernels turned round, channels and filters changed.
 
     The transposed pattern is sorted by channel, then tap, so every `taps`-th pointer starts a
     channel.
     """
-    taps, (crow, filters, permutation) = csr.shape[1] // x.shape[1], csr.transposed
-    last = extent(taps, dilation) - 1
-    signals = _padded(dy, (last - padding[0], last - padding[1]))
-    tap = csr.col_indices[permutation] % taps
-    places = filters * signals.shape[2] + (last - tap * dilation)
+    _, taps, before, after, dilation = sizes
+    if (kernels := _kernels(dy)) is None:
+        weight = _dense(values, sizes, indices)
+        dx = functional.conv_transpose1d(dy, weight, dilation=dilation)
+        return dx[:, :, before : before + time].contiguous()
+    crow, filters, permutation = transposed(indices, sizes.channels * taps)
+    last = sizes.extent - 1
+    signals = _padded(dy, last - before, last - after)
+    places = filters * signals.shape[2] + (last - indices[1][permutation] % taps * dilation)
     pointers = crow[::taps].contiguous()
-    return kernels.convolve(values, pointers, places, signals, x.shape[2], None, permutation)
+    return kernels.convolve(values, pointers, places, signals, time, None, permutation)
 
 
-def _padded(x: Tensor, padding: Padding) -> Tensor:
-    return (functional.pad(x, padding) if any(padding) else x).contiguous()
+def _correlate(dy: Tensor, x: Tensor, sizes: Sizes, indices: Indices) -> tuple[Tensor, Tensor]:
+    signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
+    if kernels is None:
+        shape = (dy.shape[1], sizes.channels, sizes.taps)
+        weight = conv1d_weight(signals, shape, dy, dilation=sizes.dilation)
+        return weight.flatten(1)[_cells(indices)], dy.sum((0, 2))
+    places = _places(indices[1], sizes, signals.shape[2])
+    return kernels.correlate(indices[0], places, dy.contiguous(), signals)
 
 
-def _places(columns: Tensor, taps: int, length: int, dilation: int) -> Tensor:
+def _dense(values: Tensor, sizes: Sizes, indices: Indices) -> Tensor:
+    weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
+    weight[_cells(indices)] = values
+    return weight.view(-1, sizes.channels, sizes.taps)
+
+
+def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
+    """Return row and column of each nonzero."""
+    rows = torch.arange(len(indices[0]) - 1, device=indices[0].device)
+    return rows.repeat_interleave(indices[0].diff(), output_size=len(indices[1])), indices[1]
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    return (functional.pad(x, (before, after)) if before or after else x).contiguous()
+
+
+def _places(columns: Tensor, sizes: Sizes, length: int) -> Tensor:
     """Return how far from a point of the output, in one sample, each weight reads."""
-    return columns // taps * length + columns % taps * dilation
+    return columns // sizes.taps * length + columns % sizes.taps * sizes.dilation
+
+
+@torch.library.custom_op("sparselib::conv1d", mutates_args=())
+def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
+    return _convolve(values, x, Sizes(*sizes), indices)
+
+
+@torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
+def _conv1d_t(
+    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices
+) -> Tensor:
+    return _back(values, dy, time, Sizes(*sizes), indices)
+
+
+@torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
+def _conv1d_weight(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
+    return _correlate(dy, x, Sizes(*sizes), indices)[0]
+
+
+@_conv1d.register_fake
+def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
+    filters, length = indices[0].shape[0] - 1, Sizes(*sizes).shortens(x.shape[2])
+    return x.new_empty(x.shape[0], filters, length)
+
+
+@_conv1d_t.register_fake
+def _(values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices) -> Tensor:
+    return dy.new_empty(dy.shape[0], sizes[0], time)
+
+
+@_conv1d_weight.register_fake
+def _(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
+    sums = torch.float32 if takes_halves(x) else x.dtype
+    return x.new_empty(indices[1].shape[0], dtype=sums)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    values, x, ctx.sizes, indices = inputs
+    ctx.save_for_backward(values, x, *indices)
+
+
+def _conv1d_backward(ctx, dy):  # type: ignore[no-untyped-def]
+    (values, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    dvalues = _conv1d_weight(dy, x, sizes, indices) if ctx.needs_input_grad[0] else None
+    time = x.shape[2]
+    dx = _conv1d_t(values, dy, time, sizes, indices) if ctx.needs_input_grad[1] else None
+    return dvalues, dx, None, [None] * len(indices)
+
+
+def _save_t(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    values, dy, _, ctx.sizes, indices = inputs
+    ctx.save_for_backward(values, dy, *indices)
+
+
+def _conv1d_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
+    (values, dy, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    dvalues = _conv1d_weight(dy, dx, sizes, indices) if ctx.needs_input_grad[0] else None
+    ddy = _conv1d(values, dx, sizes, indices) if ctx.needs_input_grad[1] else None
+    return dvalues, ddy, None, None, [None] * len(indices)
+
+
+def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
+    (dy, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    ddy = _conv1d(dvalues, x, sizes, indices) if ctx.needs_input_grad[0] else None
+    time = x.shape[2]
+    dx = _conv1d_t(dvalues, dy, time, sizes, indices) if ctx.needs_input_grad[1] else None
+    return ddy, dx, None, [None] * len(indices)
+
+
+_conv1d.register_autograd(_conv1d_backward, setup_context=_save)
+_conv1d_t.register_autograd(_conv1d_t_backward, setup_context=_save_t)
+_conv1d_weight.register_autograd(_conv1d_weight_backward, setup_context=_save)
+for _product in (_conv1d, _conv1d_t, _conv1d_weight):
+    for _device in ("cpu", "cuda"):
+        _product.register_autocast(_device, torch.float32)

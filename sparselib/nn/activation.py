@@ -158,63 +158,76 @@ def _at_a_distance(
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, for all maps at once and on any device."""
     reach = dict.fromkeys(range(2, s.ndim), distance) | ({1: s.shape[1]} if across else {})
-    heights = s.abs().masked_fill(~_candidates(s, signed), -1)
+    heights = torch.where(_candidates(s, signed), s.abs(), -1)
     kept = torch.zeros_like(s, dtype=torch.bool)
-    while (heights >= 0).any():
+    while s.numel() and heights.max() >= 0:
         # of equal heights the first comes first
-        before, after = _maxima(heights, reach, -1)
+        before, after = _maxima(heights, reach)
         winners = (heights > before) & (heights >= after)
-        before, after = _maxima(winners, reach, False)
-        heights = heights.masked_fill(winners | before | after, -1)
+        heights = torch.where(_around(winners, reach), -1, heights)
         kept |= winners
     return kept
 
 
 def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"]:
     """Mark cells that are a peak, or a valley, along every axis."""
-    peaks = s > 0 if signed else torch.ones_like(s, dtype=torch.bool)
-    valleys = ~peaks if signed else peaks.clone()
+    turns, is_peak = [], s > 0 if signed else None
     for axis in range(2, s.ndim):
         step = s.diff(dim=axis)
-        edge = torch.zeros_like(s.narrow(axis, 0, 1))
-        after, before = torch.cat([step, edge], axis), torch.cat([edge, step], axis)
-        if not signed:
-            # as printed; the two names are exchanged there, which changes plateaus only
-            after, before = -after, -before
-        peaks &= (after <= 0) & (before > 0)
-        valleys &= (after > 0) & (before <= 0)
-    return peaks | valleys
+        # as printed the two names are exchanged, which changes plateaus only
+        slope = _padded(step > 0 if signed else step < 0, axis, 1, 0)
+        before, after = (slope.narrow(axis, start, s.shape[axis]) for start in (0, 1))
+        is_peak = before if is_peak is None else is_peak
+        turns.append((before ^ after) & ~(before ^ is_peak))
+    return reduce(torch.bitwise_and, turns)
 
 
-def _maxima(x: Tensor, reach: dict[int, int], outside: int) -> tuple[Tensor, Tensor]:
+def _maxima(x: Tensor, reach: dict[int, int]) -> tuple[Tensor, Tensor]:
     """Largest value of the cells before each cell in its window, in memory's order, and after it.
 
     The window of a cell reaches so far in every direction along each of the axes.
     """
     whole, befores, afters = x, [], []
     for axis in sorted(reach, reverse=True):
-        before, after = _sides(whole, axis, min(reach[axis], x.shape[axis]), outside)
-        befores.append(before)
-        afters.append(after)
+        size, distance = x.shape[axis], min(reach[axis], x.shape[axis])
+        sides = _windows(whole, axis, distance, distance)
+        befores.append(sides.narrow(axis, 0, size))
+        afters.append(sides.narrow(axis, distance + 1, size))
         if len(befores) < len(reach):
-            whole = torch.maximum(whole, torch.maximum(before, after))
+            whole = torch.maximum(whole, torch.maximum(befores[-1], afters[-1]))
     return reduce(torch.maximum, befores), reduce(torch.maximum, afters)
 
 
-def _sides(x: Tensor, axis: int, distance: int, outside: int) -> tuple[Tensor, Tensor]:
-    """Largest value among the `distance` cells before each cell along an axis, and after it.
+def _around(x: Tensor, reach: dict[int, int]) -> Tensor:
+    """Largest value in the window of each cell."""
+    for axis, far in reach.items():
+        distance = min(far, x.shape[axis])
+        x = _windows(x, axis, 2 * distance + 1, distance)
+    return x
 
-    Windows are joined in pairs, so that a wide one takes a few maxima more than a narrow one.
+
+def _windows(x: Tensor, axis: int, width: int, margin: int) -> Tensor:
+    """Largest of each `width` cells side by side along an axis, the margins at both ends included.
+
+    Windows are joined in pairs, so that a wide one takes a few maxima more than a narrow one;
+    along the last axis torch's pooling is the faster way to the first few cells.
     """
-    size, width = x.shape[axis], 1
-    margin = x.new_full((*x.shape[:axis], distance, *x.shape[axis + 1 :]), outside)
-    x = torch.cat([margin, x, margin], axis)
-    while width < distance:
-        step = min(width, distance - width)
+    numbers = x.is_floating_point()
+    x, joined = _padded(x, axis, margin, -1 if numbers else 0), 1
+    if numbers and axis == x.ndim - 1:
+        joined = min(width, 32)
+        x = torch.max_pool1d(x.flatten(0, 1), joined, 1).view(*x.shape[:-1], -1)
+    while joined < width:
+        step = min(joined, width - joined)
         rest = x.shape[axis] - step
         x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
-        width += step
-    return x.narrow(axis, 0, size), x.narrow(axis, distance + 1, size)
+        joined += step
+    return x
+
+
+def _padded(x: Tensor, axis: int, margin: int, value: int) -> Tensor:
+    behind = x.ndim - 1 - axis
+    return torch.constant_pad_nd(x, (0, 0) * behind + (margin, margin), value)
 
 
 def _keep(s: Tensor, kept: Tensor) -> Float[Tensor, "samples kernels *size"]:
@@ -227,7 +240,8 @@ def _check(s: Tensor, size: int) -> None:
             f"similarities are (samples, kernels, length) or (samples, kernels, height, width) and "
             f"a kernel size is at least 1, not {tuple(s.shape)} and {size}"
         )
-    if torch.isnan(s).any():
+    # the sum, which costs less, is also NaN of infinities of both signs
+    if torch.isnan(s.detach().sum()) and torch.isnan(s).any():
         raise ValueError(
             f"{int(torch.isnan(s).sum())} of {s.numel()} similarities are NaN, and a NaN has no "
             f"rank; look for it in the input, or lower the learning rate"

@@ -27,16 +27,21 @@ def greedy(
     s: Float[Tensor, "samples kernels *size"], distance: int, signed: bool, across: bool
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
-    maps = s.contiguous().numpy()
-    shape = maps.shape if s.ndim == 4 else (*maps.shape[:2], 1, maps.shape[2])
-    kept = np.zeros(shape, np.bool_)
-    _kernel()(maps.reshape(shape), distance, signed, across, s.ndim == 4, kept)
-    return from_numpy(kept).view(s.shape)
+    maps, kept = s.contiguous().numpy(), np.zeros(s.shape, np.bool_)
+    if s.ndim == 3 and not across:
+        shape: tuple[int, ...] = (-1, 1, s.shape[2])
+        _kernel(_divide)(maps.reshape(shape), distance, signed, kept.reshape(shape))
+    else:
+        shape = s.shape if s.ndim == 4 else (*s.shape[:2], 1, s.shape[2])
+        _kernel(_sort)(
+            maps.reshape(shape), distance, signed, across, s.ndim == 4, kept.reshape(shape)
+        )
+    return from_numpy(kept)
 
 
 @functools.cache
-def _kernel() -> Any:
-    return compiled(_keep)
+def _kernel(function: Callable[..., Any]) -> Any:
+    return compiled(function)
 
 
 @compiled
@@ -71,7 +76,47 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
                 marks[x] = marks[x] if turn == marks[x] else 0
 
 
-def _keep(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-def]
+def _divide(signals, distance, signed, kept):  # type: ignore[no-untyped-def]
+    """Keep the largest extremum of each signal, and again on its left and on its right.
+
+    What lies farther than the distance to one side never meets what lies on the other.
+    """
+    count, _, width = signals.shape
+    turns = np.empty((1, width), np.int8)
+    places, heights = np.empty(width, np.int32), np.empty(width, signals.dtype)
+    waiting = np.empty((width + 1, 2), np.int32)
+    for number in range(count):
+        signal = signals[number, 0]
+        _turns(signals[number], signed, False, turns)
+        candidates = 0
+        for x in range(width):  # without a branch
+            places[candidates], heights[candidates] = x, abs(signal[x])
+            candidates += turns[0, x] != 0
+        waiting[0, 0], waiting[0, 1] = 0, candidates
+        parts = int(candidates > 0)
+        while parts:
+            parts -= 1
+            first, end = waiting[parts]
+            best = first
+            for i in range(first + 1, end):
+                best = i if heights[i] > heights[best] else best
+            place = places[best]
+            kept[number, 0, place] = True
+            left, right = best, best + 1
+            while left > first and places[left - 1] >= place - distance:
+                left -= 1
+            while right < end and places[right] <= place + distance:
+                right += 1
+            if first < left:
+                waiting[parts, 0], waiting[parts, 1] = first, left
+                parts += 1
+            if right < end:
+                waiting[parts, 0], waiting[parts, 1] = right, end
+                parts += 1
+
+
+def _sort(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-def]
+    """Go through the extrema of a map, or of a sample's maps together, the largest first."""
     samples, kernels, height, width = s.shape
     together = kernels if across else 1
     places = np.empty((together * height * width, 3), np.int32)

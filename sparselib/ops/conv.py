@@ -4,7 +4,7 @@ A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, s
 shape says which weights exist. With the signals padded once, each weight reads one stretch of one
 channel, and the output is the sum of such stretches: no weight that is absent costs anything.
 
-As there, three products are closed under differentiation, and each is a ``torch.library`` custom
+As in `sparselib.ops`, three products are closed under differentiation, and each is a ``torch.library`` custom
 operator: the convolution, its input gradient, and the gradient at the nonzeros.
 """
 
@@ -24,7 +24,7 @@ from sparselib.ops.choice import module, takes_halves
 Padding = tuple[int, int]
 
 
-class Sizes(NamedTuple):
+class _Sizes(NamedTuple):
     """What a convolution is, beside its weights and signals."""
 
     channels: int
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
         """Points from the first tap of a kernel to its last, both included."""
         return extent(self.taps, self.dilation)
 
-    def shortens(self, time: int) -> int:
+    def length(self, time: int) -> int:
         """Count the points of the output."""
         return time + self.before + self.after - self.extent + 1
 
@@ -73,7 +73,7 @@ def conv1d(
     Raises
     ------
     ValueError
-        If shapes or devices do not fit, or the padded signals are shorter than a kernel or too
+        If shapes, types or devices do not fit, or the padded signals are shorter than a kernel or too
         long for 32-bit indices.
     """
     sizes = _check(csr, values, x, bias, padding, dilation)
@@ -90,7 +90,7 @@ def extent(taps: int, dilation: int) -> int:
 
 def _check(
     csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
-) -> Sizes:
+) -> _Sizes:
     filters, columns = csr.shape
     if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
         raise ValueError(
@@ -99,8 +99,8 @@ def _check(
         )
     if dilation < 1:
         raise ValueError(f"a dilation is the distance of two taps, at least 1, not {dilation}")
-    sizes = Sizes(x.shape[1], columns // x.shape[1], *padding, dilation)
-    if min(padding) < 0 or sizes.shortens(x.shape[2]) < 1:
+    sizes = _Sizes(x.shape[1], columns // x.shape[1], *padding, dilation)
+    if min(padding) < 0 or sizes.length(x.shape[2]) < 1:
         raise ValueError(
             f"{x.shape[2]} points with a padding of {padding} are fewer than the {sizes.extent} "
             f"that a kernel of {sizes.taps} taps with a dilation of {dilation} extends over"
@@ -122,7 +122,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: Sizes
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: _Sizes
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr, ctx.version, ctx.sizes = csr, csr.version, sizes
@@ -157,18 +157,18 @@ def _kernels(x: Tensor) -> Any:
 
 
 def _convolve(
-    values: Tensor, x: Tensor, sizes: Sizes, indices: Indices, bias: Tensor | None = None
+    values: Tensor, x: Tensor, sizes: _Sizes, indices: Indices, bias: Tensor | None = None
 ) -> Tensor:
     signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
     if kernels is None:
         weight = _dense(values, sizes, indices)
         return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
     places = _places(indices[1], sizes, signals.shape[2])
-    length = sizes.shortens(x.shape[2])
+    length = sizes.length(x.shape[2])
     return kernels.convolve(values, indices[0], places, signals, length, bias)
 
 
-def _back(values: Tensor, dy: Tensor, time: int, sizes: Sizes, indices: Indices) -> Tensor:
+def _back(values: Tensor, dy: Tensor, time: int, sizes: _Sizes, indices: Indices) -> Tensor:
     """Convolve the output's gradient with the kernels turned round, channels and filters changed.
 
     The transposed pattern is sorted by channel, then tap, so every `taps`-th pointer starts a
@@ -187,7 +187,7 @@ def _back(values: Tensor, dy: Tensor, time: int, sizes: Sizes, indices: Indices)
     return kernels.convolve(values, pointers, places, signals, time, None, permutation)
 
 
-def _correlate(dy: Tensor, x: Tensor, sizes: Sizes, indices: Indices) -> tuple[Tensor, Tensor]:
+def _correlate(dy: Tensor, x: Tensor, sizes: _Sizes, indices: Indices) -> tuple[Tensor, Tensor]:
     signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
     if kernels is None:
         shape = (dy.shape[1], sizes.channels, sizes.taps)
@@ -197,7 +197,7 @@ def _correlate(dy: Tensor, x: Tensor, sizes: Sizes, indices: Indices) -> tuple[T
     return kernels.correlate(indices[0], places, dy.contiguous(), signals)
 
 
-def _dense(values: Tensor, sizes: Sizes, indices: Indices) -> Tensor:
+def _dense(values: Tensor, sizes: _Sizes, indices: Indices) -> Tensor:
     weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
     weight[_cells(indices)] = values
     return weight.view(-1, sizes.channels, sizes.taps)
@@ -213,31 +213,31 @@ def _padded(x: Tensor, before: int, after: int) -> Tensor:
     return (functional.pad(x, (before, after)) if before or after else x).contiguous()
 
 
-def _places(columns: Tensor, sizes: Sizes, length: int) -> Tensor:
+def _places(columns: Tensor, sizes: _Sizes, length: int) -> Tensor:
     """Return how far from a point of the output, in one sample, each weight reads."""
     return columns // sizes.taps * length + columns % sizes.taps * sizes.dilation
 
 
 @torch.library.custom_op("sparselib::conv1d", mutates_args=())
 def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    return _convolve(values, x, Sizes(*sizes), indices)
+    return _convolve(values, x, _Sizes(*sizes), indices)
 
 
 @torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
 def _conv1d_t(
     values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices
 ) -> Tensor:
-    return _back(values, dy, time, Sizes(*sizes), indices)
+    return _back(values, dy, time, _Sizes(*sizes), indices)
 
 
 @torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
 def _conv1d_weight(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    return _correlate(dy, x, Sizes(*sizes), indices)[0]
+    return _correlate(dy, x, _Sizes(*sizes), indices)[0]
 
 
 @_conv1d.register_fake
 def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    filters, length = indices[0].shape[0] - 1, Sizes(*sizes).shortens(x.shape[2])
+    filters, length = indices[0].shape[0] - 1, _Sizes(*sizes).length(x.shape[2])
     return x.new_empty(x.shape[0], filters, length)
 
 

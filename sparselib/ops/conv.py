@@ -4,8 +4,9 @@ A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, s
 shape says which weights exist. With the signals padded once, each weight reads one stretch of one
 channel, and the output is the sum of such stretches: no weight that is absent costs anything.
 
-As in `sparselib.ops`, three products are closed under differentiation, and each is a ``torch.library`` custom
-operator: the convolution, its input gradient, and the gradient at the nonzeros.
+As in `sparselib.ops`, three products are closed under differentiation, and each is a
+``torch.library`` custom operator: the convolution, its input gradient, and the gradient at the
+nonzeros.
 """
 
 from collections.abc import Sequence
@@ -73,8 +74,8 @@ def conv1d(
     Raises
     ------
     ValueError
-        If shapes, types or devices do not fit, or the padded signals are shorter than a kernel or too
-        long for 32-bit indices.
+        If shapes, types or devices do not fit, or the padded signals are shorter than a kernel or
+        too long for 32-bit indices.
     """
     sizes = _check(csr, values, x, bias, padding, dilation)
     if fast(x, values, *([] if bias is None else [bias])):

@@ -89,6 +89,21 @@ def test_extrema_are_those_of_the_sequential_algorithm(s, size, tolerance, defin
             assert torch.equal(activation(s[None, None], size)[0, 0], s * expected)
 
 
+def test_ten_thousand_random_signals_index_for_index():
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(2500, 24, generator=draw)
+    ties = torch.randint(-3, 4, (2500, 24), generator=draw).float()
+    plateaus = torch.randn(2500, 8, generator=draw).repeat_interleave(3, 1)
+    ramps = torch.randn(2500, 24, generator=draw).abs().cumsum(1) * ties[:, :1]
+    s = torch.cat([noise, ties, plateaus, ramps])
+    for distance in (1, 6):
+        expected = torch.stack([mask(row, sequential(row, distance)) for row in s])
+        assert expected.sum() > 10_000
+        for kernels in ("auto", "reference"):
+            with sl.ops.backend(kernels):
+                assert torch.equal(extrema(s[:, None], distance)[:, 0], s * expected)
+
+
 @given(
     arrays(
         "float32", array_shapes(min_dims=2, max_dims=3, max_side=9), elements=st.integers(-3, 3)

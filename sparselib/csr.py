@@ -71,14 +71,15 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
         )
 
 
-def _rows(crow_indices: Tensor, nnz: int) -> Tensor:
+def rows_of(crow_indices: Tensor, nnz: int) -> Tensor:
+    """Return the row of each nonzero."""
     counts = crow_indices.diff().to(torch.int64)
     rows = torch.arange(counts.numel(), device=crow_indices.device)
     return torch.repeat_interleave(rows, counts, output_size=nnz)
 
 
 def _flat(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Tensor:
-    return _rows(crow_indices, col_indices.numel()) * columns + col_indices
+    return rows_of(crow_indices, col_indices.numel()) * columns + col_indices
 
 
 def compress(positions: Int[Tensor, "nnz"], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ def compress(positions: Int[Tensor, "nnz"], shape: tuple[int, int]) -> tuple[Ten
 def transpose(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Transposed:
     """Build the transposed pattern by one stable sort: rows ascend within each column."""
     ascending, permutation = torch.sort(col_indices, stable=True)
-    rows = _rows(crow_indices, col_indices.numel())
+    rows = rows_of(crow_indices, col_indices.numel())
     starts = torch.arange(columns + 1, dtype=ascending.dtype, device=ascending.device)
     pointers = torch.searchsorted(ascending, starts, out_int32=True)
     return Transposed(pointers, rows[permutation].to(torch.int32), permutation.to(torch.int32))
@@ -179,7 +180,7 @@ class CSR(nn.Module):
     @property
     def rows(self) -> Int[Tensor, "nnz"]:
         """Row of each nonzero."""
-        return _rows(self.crow_indices, self.nnz)
+        return rows_of(self.crow_indices, self.nnz)
 
     @property
     def positions(self) -> Int[Tensor, "nnz"]:

@@ -1,12 +1,11 @@
 """SparseConv1d is nn.Conv1d at its connections, and no evolution leaves a filter's region."""
 
 import ast
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
+from apart import run_plain
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -92,11 +91,7 @@ for padding in (sl.nn.replicate_right, sl.nn.centred_zeros):
         print(torch.cat([x.grad.flatten(), *(p.grad for p in layer.parameters())]).tolist())
         layer.zero_grad(), x.grad.zero_()
 """
-    # beartype's checks, which run in tests, would break the graph
-    command = [sys.executable, "-c", program]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    found = [ast.literal_eval(line) for line in answer.stdout.splitlines()]
+    found = [ast.literal_eval(line) for line in run_plain(program)]
     for eager, compiled in zip(found[::2], found[1::2], strict=True):
         assert compiled == pytest.approx(eager, abs=1e-5)
 

@@ -1,11 +1,10 @@
 """The three products equal their dense definitions, with every gradient of every order."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 import torch
+from apart import run_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -70,13 +69,6 @@ def test_the_products_are_closed_under_differentiation(cached):
     assert gradgradcheck(lambda v, x: ops.spmm(csr, v, x), (values, x))
     assert gradgradcheck(lambda v, y: ops.spmm_t(csr, v, y), (values, y))
     assert gradgradcheck(lambda y, x: ops.sddmm(csr, y, x), (y, x))
-
-
-def run_plain(program):
-    """Run without the shape checks of the test run, which refuse torch's symbolic sizes."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def test_the_operators_are_registered_as_torch_demands():

@@ -1,10 +1,8 @@
 """The sparse convolution against torch's dense one in float64."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from apart import run_plain
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -109,13 +107,6 @@ def test_the_products_are_closed_under_differentiation(cached, how):
     inputs = tuple(torch.randn(shape).double().requires_grad_() for shape in shapes)
     assert gradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
     assert gradgradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
-
-
-def run_plain(program):
-    """Run without the shape checks of the test run, which refuse torch's symbolic sizes."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def test_the_operators_are_registered_as_torch_demands():

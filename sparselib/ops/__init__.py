@@ -13,7 +13,7 @@ backward work. W is (out, in) in CSR, its values a 1-D tensor. Nothing of size o
 of size batch x nnz is ever allocated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -163,6 +163,15 @@ def transposed(indices: Indices, columns: int) -> Indices:
     return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
 
 
+def differentiable(
+    product: torch.library.CustomOpDef, save: Callable[..., None], backward: Callable[..., Any]
+) -> None:
+    """Register the gradients of an operator, and that autocast computes it in float32."""
+    product.register_autograd(backward, setup_context=save)
+    for device in ("cpu", "cuda"):
+        product.register_autocast(device, torch.float32)
+
+
 def _is_eager(x: Tensor) -> bool:
     """Whether autograd may be written down directly, without a custom operator's cost."""
     return not (
@@ -285,9 +294,6 @@ def _sddmm_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
     return ddy, dx, [None] * len(indices)
 
 
-_spmm.register_autograd(_spmm_backward, setup_context=_save_product)
-_spmm_t.register_autograd(_spmm_t_backward, setup_context=_save_product)
-_sddmm.register_autograd(_sddmm_backward, setup_context=_save_sddmm)
-for _product in (_spmm, _spmm_t, _sddmm):
-    for _device in ("cpu", "cuda"):
-        _product.register_autocast(_device, torch.float32)
+differentiable(_spmm, _save_product, _spmm_backward)
+differentiable(_spmm_t, _save_product, _spmm_t_backward)
+differentiable(_sddmm, _save_sddmm, _sddmm_backward)

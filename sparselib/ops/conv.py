@@ -18,8 +18,18 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv1d_weight
 
-from sparselib.csr import CSR, LARGEST_INDEX
-from sparselib.ops import STALE, Indices, check, fast, host, indices_of, reference, transposed
+from sparselib.csr import CSR, LARGEST_INDEX, rows_of
+from sparselib.ops import (
+    STALE,
+    Indices,
+    check,
+    differentiable,
+    fast,
+    host,
+    indices_of,
+    reference,
+    transposed,
+)
 from sparselib.ops.choice import module, takes_halves
 
 Padding = tuple[int, int]
@@ -206,8 +216,7 @@ def _dense(values: Tensor, sizes: _Sizes, indices: Indices) -> Tensor:
 
 def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
     """Return row and column of each nonzero."""
-    rows = torch.arange(len(indices[0]) - 1, device=indices[0].device)
-    return rows.repeat_interleave(indices[0].diff(), output_size=len(indices[1])), indices[1]
+    return rows_of(indices[0], len(indices[1])), indices[1]
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
@@ -286,9 +295,6 @@ def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
     return ddy, dx, None, [None] * len(indices)
 
 
-_conv1d.register_autograd(_conv1d_backward, setup_context=_save)
-_conv1d_t.register_autograd(_conv1d_t_backward, setup_context=_save_t)
-_conv1d_weight.register_autograd(_conv1d_weight_backward, setup_context=_save)
-for _product in (_conv1d, _conv1d_t, _conv1d_weight):
-    for _device in ("cpu", "cuda"):
-        _product.register_autocast(_device, torch.float32)
+differentiable(_conv1d, _save, _conv1d_backward)
+differentiable(_conv1d_t, _save_t, _conv1d_t_backward)
+differentiable(_conv1d_weight, _save, _conv1d_weight_backward)

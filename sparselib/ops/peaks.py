@@ -3,7 +3,6 @@
 numba's cache sees changes of this file only, so whatever is compiled here stands here.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -30,18 +29,11 @@ def greedy(
     maps, kept = s.contiguous().numpy(), np.zeros(s.shape, np.bool_)
     if s.ndim == 3 and not across:
         shape: tuple[int, ...] = (-1, 1, s.shape[2])
-        _kernel(_divide)(maps.reshape(shape), distance, signed, kept.reshape(shape))
+        _divide(maps.reshape(shape), distance, signed, kept.reshape(shape))
     else:
         shape = s.shape if s.ndim == 4 else (*s.shape[:2], 1, s.shape[2])
-        _kernel(_sort)(
-            maps.reshape(shape), distance, signed, across, s.ndim == 4, kept.reshape(shape)
-        )
+        _sort(maps.reshape(shape), distance, signed, across, s.ndim == 4, kept.reshape(shape))
     return from_numpy(kept)
-
-
-@functools.cache
-def _kernel(function: Callable[..., Any]) -> Any:
-    return compiled(function)
 
 
 @compiled
@@ -76,6 +68,7 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
                 marks[x] = marks[x] if turn == marks[x] else 0
 
 
+@compiled
 def _divide(signals, distance, signed, kept):  # type: ignore[no-untyped-def]
     """Keep the largest extremum of each signal, and again on its left and on its right.
 
@@ -115,6 +108,7 @@ def _divide(signals, distance, signed, kept):  # type: ignore[no-untyped-def]
                 parts += 1
 
 
+@compiled
 def _sort(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-def]
     """Go through the extrema of a map, or of a sample's maps together, the largest first."""
     samples, kernels, height, width = s.shape

@@ -151,7 +151,9 @@ def test_ends_and_plateaus(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (0, 1, 9), (3, 2, 300), (3, 2, 17, 23), (2, 3, 1, 9)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (0, 1, 9), (2, 1, 0), (3, 2, 300), (3, 2, 17, 23), (2, 3, 1, 9)]
+)
 def test_compiled_extrema_are_those_of_the_definition(shape, dtype):
     wide = torch.randn(*shape[:-1], 2 * shape[-1], dtype=dtype).round(decimals=1)
     wide[..., ::11] = torch.inf

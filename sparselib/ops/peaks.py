@@ -27,6 +27,8 @@ def greedy(
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
     maps, kept = s.contiguous().numpy(), np.zeros(s.shape, np.bool_)
+    if not s.numel():
+        return from_numpy(kept)
     if s.ndim == 3 and not across:
         shape: tuple[int, ...] = (-1, 1, s.shape[2])
         _divide(maps.reshape(shape), distance, signed, kept.reshape(shape))

@@ -28,6 +28,31 @@ def test_outputs_and_gradients_equal_the_dense_twin(in_features, out_features, s
     torch.testing.assert_close(again(x), layer(x))
 
 
+LAYERS = {
+    "linear": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (5, 40)),
+    "of one sample": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (40,)),
+    "of a sequence": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (2, 3, 40)),
+    "convolution": (lambda **options: sl.nn.SparseConv1d(3, 8, 5, 0.7, **options), (2, 3, 50)),
+    "chain": (lambda **_: sl.MLP(40, 60, 8, layer=sl.CSRLinear, sparsity=0.9), (5, 40)),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_follows_a_layer_may_work_in_place(name, dtype, bias, autocast):
+    make, shape = LAYERS[name]
+    layer, x = make(bias=bias).to(dtype), torch.randn(shape, dtype=dtype)
+    gradients = []
+    for inplace in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = nn.Sequential(layer, nn.ReLU(inplace))(x)
+        gradients.append(torch.autograd.grad(y.sum(), tuple(layer.parameters())))
+    for theirs, ours in zip(*gradients):
+        assert torch.equal(theirs, ours)
+
+
 def test_from_dense_keeps_the_largest_weights():
     dense = nn.Linear(20, 10)
     layer = sl.CSRLinear.from_dense(dense, sparsity=0.75)

@@ -1,6 +1,5 @@
 """The residual network for heartbeats (Kachuee and others, 2018), as adapted to apnea."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -85,4 +84,4 @@ class _Block(nn.Module):
         self.pool = nn.MaxPool1d(5, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(torch.relu(x + self.second(torch.relu(self.first(x)))))
+        return self.pool((x + self.second(self.first(x).relu_())).relu_())

@@ -84,4 +84,4 @@ class _Scales(nn.Module):
         self.norm = nn.BatchNorm1d(filters * len(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(torch.cat([conv(x) for conv in self.convs], 1)))
+        return self.norm(torch.cat([conv(x) for conv in self.convs], 1)).relu_()

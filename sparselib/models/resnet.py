@@ -69,7 +69,7 @@ class ResNet(nn.Module):
         size, stride, pad = {"small": (3, 1, 1), "half": (3, 2, 1), "large": (7, 2, 3)}[stem]
         self.conv1 = conv(inputs, widths[0], size, stride, pad, bias=False)
         self.bn1 = norm(widths[0])
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         pool = nn.MaxPool1d if dimensions == 1 else nn.MaxPool2d
         self.maxpool = pool(3, 2, 1) if large else nn.Identity()
         make, wide = (_Bottleneck, 4) if bottleneck else (_Basic, 1)
@@ -144,7 +144,7 @@ class _Basic(nn.Module):
         conv, norm = CONVS[dimensions], NORMS[dimensions]
         self.conv1 = conv(read, width, 3, stride, 1, bias=False)
         self.bn1 = norm(width)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv(width, width, 3, 1, 1, bias=False)
         self.bn2 = norm(width)
         self.downsample = _shortcut(read, width, stride, shortcut, dimensions)
@@ -167,7 +167,7 @@ class _Bottleneck(nn.Module):
         self.bn2 = norm(width)
         self.conv3 = conv(width, 4 * width, 1, bias=False)
         self.bn3 = norm(4 * width)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(read, 4 * width, stride, shortcut, dimensions)
 
     def forward(self, x: Tensor) -> Tensor:

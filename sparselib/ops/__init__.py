@@ -13,7 +13,7 @@ backward work. W is (out, in) in CSR, its values a 1-D tensor. Nothing of size o
 of size batch x nnz is ever allocated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from sparselib.csr import CSR, transpose
 from sparselib.ops import reference
 from sparselib.ops.choice import backend, fits, takes_halves
 from sparselib.ops.choice import module as _backend
+from sparselib.ops.custom import differentiable, own
 from sparselib.ops.host import Layer
 
 __all__ = [
@@ -163,15 +164,6 @@ def transposed(indices: Indices, columns: int) -> Indices:
     return indices[2:] if len(indices) == 5 else transpose(indices[0], indices[1], columns)
 
 
-def differentiable(
-    product: torch.library.CustomOpDef, save: Callable[..., None], backward: Callable[..., Any]
-) -> None:
-    """Register the gradients of an operator, and that autocast computes it in float32."""
-    product.register_autograd(backward, setup_context=save)
-    for device in ("cpu", "cuda"):
-        product.register_autocast(device, torch.float32)
-
-
 def _is_eager(x: Tensor) -> bool:
     """Whether autograd may be written down directly, without a custom operator's cost."""
     return not (
@@ -209,7 +201,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr, ctx.version = csr, csr.version
-        return _backend(values).spmm(values, csr.crow_indices, csr.col_indices, x, bias)
+        return own(_backend(values).spmm(values, csr.crow_indices, csr.col_indices, x, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -234,12 +226,12 @@ def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Ten
 
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
 def _spmm(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
-    return _backend(values).spmm(values, indices[0], indices[1], x)
+    return own(_backend(values).spmm(values, indices[0], indices[1], x))
 
 
 @torch.library.custom_op("sparselib::spmm_t", mutates_args=())
 def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
-    return _product_t(values, y, columns, indices)
+    return own(_product_t(values, y, columns, indices))
 
 
 @torch.library.custom_op("sparselib::sddmm", mutates_args=())

@@ -23,7 +23,6 @@ from sparselib.ops import (
     STALE,
     Indices,
     check,
-    differentiable,
     fast,
     host,
     indices_of,
@@ -31,6 +30,7 @@ from sparselib.ops import (
     transposed,
 )
 from sparselib.ops.choice import module, takes_halves
+from sparselib.ops.custom import differentiable, own
 
 Padding = tuple[int, int]
 
@@ -137,7 +137,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr, ctx.version, ctx.sizes = csr, csr.version, sizes
-        return _convolve(values, x, sizes, (csr.crow_indices, csr.col_indices), bias)
+        return own(_convolve(values, x, sizes, (csr.crow_indices, csr.col_indices), bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -230,14 +230,14 @@ def _places(columns: Tensor, sizes: _Sizes, length: int) -> Tensor:
 
 @torch.library.custom_op("sparselib::conv1d", mutates_args=())
 def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    return _convolve(values, x, _Sizes(*sizes), indices)
+    return own(_convolve(values, x, _Sizes(*sizes), indices))
 
 
 @torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
 def _conv1d_t(
     values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices
 ) -> Tensor:
-    return _back(values, dy, time, _Sizes(*sizes), indices)
+    return own(_back(values, dy, time, _Sizes(*sizes), indices))
 
 
 @torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())

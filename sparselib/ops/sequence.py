@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparselib import ops
 from sparselib.csr import CSR
+from sparselib.ops.custom import own
 
 # is given the input of a layer and the gradient of its output
 Watch = Callable[[Tensor, Tensor], None]
@@ -74,7 +75,7 @@ class _Sequence(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *tensors)
         ctx.patterns, ctx.watches = patterns, watches
         ctx.versions = [csr.version for csr in patterns]
-        return y
+        return own(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:

@@ -190,7 +190,7 @@ def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[
             f"{groups} groups of filters need at least one tap each; a kernel of {kernel_size} "
             f"has too few"
         )
-    group = torch.arange(out_channels) // max(math.ceil(out_channels / groups), 1)
+    group = torch.arange(out_channels, device="cpu") // max(math.ceil(out_channels / groups), 1)
     return (group + 1) * (kernel_size // groups)
 
 

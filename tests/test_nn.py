@@ -53,6 +53,45 @@ def test_what_follows_a_layer_may_work_in_place(name, dtype, bias, autocast):
         assert torch.equal(theirs, ours)
 
 
+@pytest.mark.parametrize("name", ["linear", "of a sequence", "convolution", "chain"])
+def test_transforms_of_functions_give_the_gradients_of_each_sample(name):
+    make, shape = LAYERS[name]
+    layer, x = make(bias=True), torch.randn(shape)
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for number, sample in enumerate(x):
+        layer.zero_grad()
+        layer(sample[None]).square().sum().backward()
+        for key, value in layer.named_parameters():
+            torch.testing.assert_close(each[key][number], value.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["linear", "of a sequence", "convolution"])
+def test_sixteen_bits_are_those_of_the_float32_numbers(name, kind):
+    make, shape = LAYERS[name]
+    layer, x = make(bias=True).to(kind), torch.randn(shape).to(kind)
+    wide = copy.deepcopy(layer).float()
+    close = {"rtol": 0.02, "atol": 0.02, "check_dtype": False}
+    torch.testing.assert_close(layer(x), wide(x.float()), **close)
+    layer(x).mean().backward()
+    wide(x.float()).mean().backward()
+    assert layer.values.grad.dtype == kind
+    torch.testing.assert_close(layer.values.grad, wide.values.grad, **close)
+
+
+def test_layers_are_born_and_called_where_the_default_device_is():
+    for make, shape in LAYERS.values():
+        with torch.device("meta"):
+            assert make(bias=True)(torch.empty(shape)).is_meta
+    with torch.device("meta"):
+        assert sl.DSN(4, 2, 6)(torch.empty(2, 100)).shape == (2, 2)
+
+
 def test_from_dense_keeps_the_largest_weights():
     dense = nn.Linear(20, 10)
     layer = sl.CSRLinear.from_dense(dense, sparsity=0.75)

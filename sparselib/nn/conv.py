@@ -106,14 +106,17 @@ class SparseConv1d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.dilation, self.padding = kernel_size, dilation, padding
-        full = torch.full((out_channels,), kernel_size)
-        region = _checked(full if reach is None else reach.to(torch.int64), self)
-        positions = topology(region, sparsity, generator)
-        shape = (out_channels, region.columns)
-        self.csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose).to(device)
+        device = torch.get_default_device() if device is None else device
+        with torch.device("cpu"):  # a seed means the same layer everywhere
+            full = torch.full((out_channels,), kernel_size)
+            region = _checked(full if reach is None else reach.to(torch.int64), self)
+            positions = topology(region, sparsity, generator)
+            shape = (out_channels, region.columns)
+            csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+            values = torch.empty(csr.nnz, dtype=dtype)
+            init(values, shape, generator)
+        self.csr = csr.to(device)
         self.register_buffer("reach", region.reach.to(torch.int32).to(device))
-        values = torch.empty(self.csr.nnz, dtype=dtype)
-        init(values, shape, generator)
         self.values = nn.Parameter(values.to(device))
         zeros = torch.zeros(out_channels, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)

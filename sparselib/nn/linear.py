@@ -72,11 +72,13 @@ class CSRLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.product = product
         shape = (out_features, in_features)
-        positions = topology(out_features, in_features, sparsity, generator)
-        csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+        device = torch.get_default_device() if device is None else device
+        with torch.device("cpu"):  # a seed means the same layer everywhere
+            positions = topology(out_features, in_features, sparsity, generator)
+            csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+            values = torch.empty(csr.nnz, dtype=dtype)
+            init(values, shape, generator)
         self.csr = csr.to(device)
-        values = torch.empty(csr.nnz, dtype=dtype)
-        init(values, shape, generator)
         self.values = nn.Parameter(values.to(device))
         zeros = torch.zeros(out_features, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from sparselib.csr import CSR, transpose
 from sparselib.ops import reference
 from sparselib.ops.choice import backend, fits, takes_halves
 from sparselib.ops.choice import module as _backend
-from sparselib.ops.custom import differentiable, own
+from sparselib.ops.custom import autocasts, differentiable, own, transformed
 from sparselib.ops.host import Layer
 
 __all__ = [
@@ -57,6 +58,8 @@ def spmm(
     _check(csr, values, x, csr.shape[1], "spmm")
     if bias is not None and bias.shape != csr.shape[:1]:
         raise ValueError(f"{csr.shape[0]} rows need as many biases, not {tuple(bias.shape)}")
+    if transformed():
+        return functional.linear(x, csr.to_dense(values), bias)
     if not _is_eager(x):
         y = _by_rows(_spmm, csr, values, x)
         return y if bias is None else y + bias.to(y.dtype)
@@ -133,7 +136,7 @@ def check(csr: CSR, values: Tensor, x: Tensor, name: str) -> None:
             f"{name} needs one device; the input is on {x.device}, the values on "
             f"{values.device}, the indices on {csr.col_indices.device}"
         )
-    if not (fits(x, values) or torch.is_autocast_enabled(x.device.type)):
+    if not (fits(x, values) or autocasts(x)):
         raise ValueError(
             f"the input is {x.dtype} but the values are {values.dtype}; convert one of them, or "
             f"use autocast"
@@ -170,8 +173,8 @@ def _is_eager(x: Tensor) -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or type(x) is not Tensor
-        or torch.is_autocast_enabled(x.device.type)
-        or torch._C._functorch.maybe_current_level() is not None
+        or autocasts(x)
+        or transformed()
     )
 
 

@@ -4,9 +4,8 @@ A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, s
 shape says which weights exist. With the signals padded once, each weight reads one stretch of one
 channel, and the output is the sum of such stretches: no weight that is absent costs anything.
 
-As in `sparselib.ops`, three products are closed under differentiation, and each is a
-``torch.library`` custom operator: the convolution, its input gradient, and the gradient at the
-nonzeros.
+As in `sparselib.ops`, its products (convolution, input gradient, gradient at the nonzeros) are
+``torch.library`` custom operators, closed under differentiation.
 """
 
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from sparselib.ops import (
     transposed,
 )
 from sparselib.ops.choice import module, takes_halves
-from sparselib.ops.custom import differentiable, own
+from sparselib.ops.custom import differentiable, own, transformed
 
 Padding = tuple[int, int]
 
@@ -90,6 +89,9 @@ def conv1d(
     sizes = _check(csr, values, x, bias, padding, dilation)
     if fast(x, values, *([] if bias is None else [bias])):
         return _Convolution.apply(values, bias, x, csr, sizes)
+    if transformed():
+        weight = _dense(values, sizes, indices_of(csr))
+        return functional.conv1d(functional.pad(x, padding), weight, bias, dilation=dilation)
     y = _conv1d(values, x, sizes, indices_of(csr))
     return y if bias is None else y + bias[:, None].to(y.dtype)
 
@@ -110,7 +112,8 @@ def _check(
         )
     if dilation < 1:
         raise ValueError(f"a dilation is the distance of two taps, at least 1, not {dilation}")
-    sizes = _Sizes(x.shape[1], columns // x.shape[1], *padding, dilation)
+    channels = int(x.shape[1])  # a tensor while torch.jit traces
+    sizes = _Sizes(channels, columns // channels, *padding, dilation)
     if min(padding) < 0 or sizes.length(x.shape[2]) < 1:
         raise ValueError(
             f"{x.shape[2]} points with a padding of {padding} are fewer than the {sizes.extent} "
@@ -210,8 +213,7 @@ def _correlate(dy: Tensor, x: Tensor, sizes: _Sizes, indices: Indices) -> tuple[
 
 def _dense(values: Tensor, sizes: _Sizes, indices: Indices) -> Tensor:
     weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
-    weight[_cells(indices)] = values
-    return weight.view(-1, sizes.channels, sizes.taps)
+    return weight.index_put(_cells(indices), values).view(-1, sizes.channels, sizes.taps)
 
 
 def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
@@ -270,8 +272,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _conv1d_backward(ctx, dy):  # type: ignore[no-untyped-def]
     (values, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
     dvalues = _conv1d_weight(dy, x, sizes, indices) if ctx.needs_input_grad[0] else None
-    time = x.shape[2]
-    dx = _conv1d_t(values, dy, time, sizes, indices) if ctx.needs_input_grad[1] else None
+    dx = _conv1d_t(values, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
     return dvalues, dx, None, [None] * len(indices)
 
 
@@ -290,8 +291,7 @@ def _conv1d_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
 def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
     (dy, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
     ddy = _conv1d(dvalues, x, sizes, indices) if ctx.needs_input_grad[0] else None
-    time = x.shape[2]
-    dx = _conv1d_t(dvalues, dy, time, sizes, indices) if ctx.needs_input_grad[1] else None
+    dx = _conv1d_t(dvalues, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
     return ddy, dx, None, [None] * len(indices)
 
 

@@ -28,13 +28,13 @@ def spmm(
     """
     values = values if permutation is None else values.index_select(0, permutation)
     shape = (crow_indices.numel() - 1, x.shape[1])
-    if values.numel() == 0 or x.shape[0] == 0:
+    if values.numel() == 0 or x.shape[0] == 0 or x.is_meta:
         y = x.new_zeros((shape[0], x.shape[0])).t()
     else:
         weight = torch.sparse_csr_tensor(
-            crow_indices, col_indices, values, size=shape, check_invariants=False
+            crow_indices, col_indices, _wide(values), size=shape, check_invariants=False
         )
-        y = (weight @ x.t().contiguous()).t()
+        y = (weight @ _wide(x).t().contiguous()).t().to(x.dtype)
     y = y if bias is None else y + bias
     return y.relu() if relu else y
 
@@ -48,10 +48,11 @@ def sddmm(
     if zeros.numel() == 0 or x.shape[0] == 0:
         return zeros, dy.sum(0)
     pattern = torch.sparse_csr_tensor(
-        crow_indices, col_indices, zeros, size=shape, check_invariants=False
+        crow_indices, col_indices, _wide(zeros), size=shape, check_invariants=False
     )
-    left, right = dy.t().contiguous(), x.t().contiguous().t()
-    return torch.sparse.sampled_addmm(pattern, left, right, beta=0.0).values(), dy.sum(0)
+    left, right = _wide(dy).t().contiguous(), _wide(x).t().contiguous().t()
+    sums = torch.sparse.sampled_addmm(pattern, left, right, beta=0.0).values()
+    return sums.to(x.dtype), dy.sum(0)
 
 
 def gradients(
@@ -61,3 +62,8 @@ def gradients(
     crow, col, tcrow, tcol, permutation = indices
     dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
     return *sddmm(crow, col, dy, x), dx.masked_fill(x <= 0, 0.0) if relu else dx
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers of 16 bits in 32: torch has no CSR products of them on every device."""
+    return x.float() if x.dtype.itemsize < 4 else x

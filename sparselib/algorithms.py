@@ -43,7 +43,12 @@ def SET(
 def GradientGrowth(
     model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
 ) -> Evolution:
-    """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons."""
+    """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons.
+
+    The threshold begins at 0.01 and moves by a tenth a step. Where no weight is that small, as
+    after `sparsify`, which keeps the largest, nothing leaves for many steps: `RigL` and `SET` drop
+    a share of the weights from the first step on.
+    """
     return Evolution(
         model, optimizer, drops.adaptive_threshold, grows.gradient_of_costliest, fraction, **options
     )

@@ -68,7 +68,8 @@ class Evolution:
     Parameters
     ----------
     model : nn.Module
-        Has at least one evolvable layer. A layer that lacks no connection is left as it is.
+        Has at least one evolvable layer. A layer that lacks no connection, or whose values need no
+        gradient, is left as it is.
     optimizer : torch.optim.Optimizer
         Must hold the layers' `values`.
     drop : callable
@@ -117,12 +118,12 @@ class Evolution:
         self.layers = {
             name: layer
             for name, layer in evolvable_layers(model).items()
-            if layer.values.numel() < cells(layer)
+            if layer.values.requires_grad and layer.values.numel() < cells(layer)
         }
         if not self.layers:
             raise ValueError(
-                f"{type(model).__name__} has no evolvable layer, such as CSRLinear, with room to "
-                f"grow"
+                f"{type(model).__name__} has no evolvable layer, such as CSRLinear, that is "
+                f"trained and has room to grow"
             )
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
         self.seed, self.regrow, self.repair, self.whole = seed, regrow, repair, whole

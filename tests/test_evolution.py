@@ -237,8 +237,18 @@ def test_a_layer_without_room_is_left_alone(rule):
     assert list(evolution.step()) == ["layers.0"]
     assert torch.equal(model.layers[1].values, full)
     model = sl.MLP(20, 5, sparsity=0.0, **options)
-    with pytest.raises(ValueError, match="with room to grow"):
+    with pytest.raises(ValueError, match="has room to grow"):
         rule(model, OPTIMIZERS["sgd"](model.parameters()))
+
+
+def test_a_frozen_layer_stays_as_it_is():
+    model = sl.MLP(20, 30, 30, 4, layer=sl.CSRLinear, sparsity=0.8)
+    first = model.layers[0].requires_grad_(False)
+    before = first.positions.clone()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    evolution = sl.SET(model, torch.optim.SGD(trained, 0.1), fraction=0.5)
+    assert list(evolution.step()) == ["layers.1", "layers.2"]
+    assert torch.equal(first.positions, before)
 
 
 def test_same_seed_same_topology_other_seed_another():

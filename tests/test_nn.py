@@ -177,6 +177,26 @@ def test_sparsify_converts_a_model_in_one_line():
     assert torch.equal(born.positions, kept)
 
 
+def test_a_transformer_becomes_sparse_and_evolves():
+    block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(block, 2)
+    dense = copy.deepcopy(model)
+    sl.sparsify(model, 0.8)
+    layers = sl.nn.evolvable_layers(model)
+    assert list(layers) == [f"layers.{block}.linear{n}" for block in (0, 1) for n in (1, 2)]
+    for name, layer in layers.items():
+        dense.get_submodule(name).weight.data = layer.to_dense().weight.data
+    x = torch.randn(3, 7, 32)
+    torch.testing.assert_close(model(x), dense(x))
+    evolution = sl.RigL(model, torch.optim.Adam(model.parameters()))
+    model(x)[..., 0].sum().backward()
+    assert min(evolution.step().values()) > 0
+    for name, layer in layers.items():
+        dense.get_submodule(name).weight.data = layer.to_dense().weight.data
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), dense.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_sparsify_refuses_an_unknown_name_and_an_empty_job():
     with pytest.raises(ValueError, match=r"skip names \['head'\]"):
         sl.sparsify(nn.Sequential(nn.Linear(2, 2)), 0.5, skip=["head"])

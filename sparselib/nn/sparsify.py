@@ -23,7 +23,8 @@ def sparsify(
     Parameters
     ----------
     model : nn.Module
-        Any model; a bare layer is converted and returned.
+        Any model; a bare layer is converted and returned. Classes derived from ``nn.Linear`` stay
+        dense, for whoever wrote them reads the weight: the output of ``nn.MultiheadAttention``.
     sparsity : float
         Share of absent weights, in [0, 1).
     skip : names
@@ -45,7 +46,7 @@ def sparsify(
     kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
     what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
     skip = set(skip)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    layers = {name: m for name, m in model.named_modules() if type(m) in kinds}
     if unknown := skip - layers.keys():
         raise ValueError(
             f"skip names {sorted(unknown)}, but the {what} layers are {sorted(layers)}"
@@ -64,6 +65,8 @@ def sparsify(
         for name, child in parent._modules.items():
             if child in converted:
                 setattr(parent, name, converted[child])
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # its fused inference reads dense weights
     return model
 
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ NOT_PRODUCTS = (
     *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::grid_sampler"),
     "aten::adaptive_avg_pool2d",
 )
+UNKNOWN = {f"aten::{kind}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "mv", "dot")}
+UNKNOWN |= {
+    f"aten::{kind}" for kind in ("addmv", "addbmm", "baddbmm", "_trilinear", "_cdist_forward")
+}
 
 
 def parameters(model: nn.Module, count: Count = "nonzero") -> int:
@@ -106,6 +110,11 @@ def flops(
         A multiply-accumulate counts once or as two.
     count : {"nonzero", "dense"}
         Whether absent connections are counted.
+
+    Raises
+    ------
+    ValueError
+        If the model has products that nobody here can count, such as those of an ``nn.LSTM``.
     """
     return sum(flops_of_layers(model, shape, unit, count).values())
 
@@ -173,13 +182,28 @@ def _products(
     analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     # normalisation, pools and interpolation are counted by fvcore, and here are not
     analysis.set_op_handle(**dict.fromkeys(NOT_PRODUCTS, lambda *_: Counter()))
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator that no one can look into
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return Counter({name: int(macs) for name, macs in analysis.by_module().items()})
+            found = Counter({name: int(macs) for name, macs in analysis.by_module().items()})
+            unknown = UNKNOWN & analysis.unsupported_ops().keys()
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for layer in ours.values():
             del layer.forward
+    if unknown:
+        raise ValueError(f"operations of {', '.join(sorted(unknown))} cannot be counted")
+    return found
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Count the two products of (..., targets, width) queries with (..., sources, width) keys."""
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    pairs = math.prod(query[:-1]) * key[-2]
+    return Counter(attention=pairs * (query[-1] + value[-1]))
 
 
 def _absent(model: nn.Module) -> int:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparselib as sl
 
@@ -52,3 +54,22 @@ def test_operations_are_counted_at_the_nonzeros():
     assert sl.cost.flops(model, (5, 784), count="dense") == 5 * (784 * 300 + 3000)
     assert sl.cost.flops(dense, (5, 784)) == 5 * (784 * 300 + 3000)
     assert sl.cost.flops(model, (5, 784), unit="flop") == 10 * (23_520 + 300)
+
+
+def test_attention_is_counted_as_torch_counts_it():
+    block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model, shape = nn.TransformerEncoder(block, 2).train(), (3, 7, 32)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(shape))
+    assert sl.cost.flops(model.eval(), shape, unit="flop") == counter.get_total_flops()
+    dense = sl.cost.flops(model, shape)
+    sl.sparsify(model, 0.8)
+    assert sl.cost.flops(model, shape, count="dense") == dense
+    # of 2 048 weights 410 are left in each of four layers, which see 21 vectors
+    assert sl.cost.flops(model, shape) == dense - 4 * 21 * (2048 - 410)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_cannot_be_counted_is_said(kind):
+    with pytest.raises(ValueError, match="cannot be counted"):
+        sl.cost.flops(kind(4, 8), (5, 1, 4))

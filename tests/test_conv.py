@@ -218,6 +218,15 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
         assert layer.values.numel() == before
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_gradient_of_another_topology_is_refused(kind):
+    layer = sl.nn.SparseConv1d(3, 4, 5, 0.5, dtype=kind)
+    y = layer(torch.randn(2, 3, 20, dtype=kind))
+    layer.csr.rewire(torch.arange(layer.csr.nnz))
+    with pytest.raises(RuntimeError, match=r"topology changed|modified by an inplace"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("dilation", [1, 3])
 def test_growth_by_gradient_finds_the_largest_slopes_of_the_dense_kernels(dilation):
     layer = layer_of(bias=False, dilation=dilation)

@@ -236,6 +236,8 @@ class _Watch:
         if not self.as_it_was:
             inputs = inputs.reshape(-1, inputs.shape[-1])
             costs = costs.reshape(-1, costs.shape[-1])
+        elif inputs.ndim == 2:
+            inputs, costs = inputs[None], costs[None]
         self.batch = inputs, costs
         self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
 

@@ -1,6 +1,7 @@
 """SparseConv1d is nn.Conv1d at its connections, and no evolution leaves a filter's region."""
 
 import ast
+import copy
 from functools import partial
 
 import pytest
@@ -216,6 +217,19 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
         row = layer.positions // layer.shape[1]
         assert bool((layer.positions % layer.kernel_size < layer.reach[row]).all())
         assert layer.values.numel() == before
+
+
+def test_one_signal_may_come_without_a_batch():
+    layer, x = sl.nn.SparseConv1d(3, 4, 5, 0.5), torch.randn(1, 3, 20)
+    assert torch.equal(layer(x[0]), layer(x)[0])
+    grown = []
+    for signals in (x, x[0]):
+        twin = copy.deepcopy(layer)
+        evolution = sl.RigL(twin, torch.optim.SGD(twin.parameters(), 0.1))
+        twin(signals).square().sum().backward()
+        evolution.step()
+        grown.append(twin.positions)
+    assert torch.equal(*grown)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

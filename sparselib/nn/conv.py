@@ -205,10 +205,12 @@ class SparseConv1d(nn.Module):
         return found.flatten(1)
 
     def forward(
-        self, x: Float[Tensor, "batch channels time"]
-    ) -> Float[Tensor, "batch filters time"]:
-        """Convolve; the length stays."""
-        if x.shape[1] != self.in_channels:
+        self, x: Float[Tensor, "*batch channels time"]
+    ) -> Float[Tensor, "*batch filters time"]:
+        """Convolve; the length stays. One signal may come without the dimension of a batch."""
+        if x.ndim == 2:
+            return self.forward(x[None])[0]
+        if x.ndim != 3 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"a convolution of {self.in_channels} channels cannot read an input of shape "
                 f"{tuple(x.shape)}"

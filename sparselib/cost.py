@@ -17,9 +17,9 @@ NOT_PRODUCTS = (
     *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::grid_sampler"),
     "aten::adaptive_avg_pool2d",
 )
-UNKNOWN = {f"aten::{kind}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "mv", "dot")}
-UNKNOWN |= {
-    f"aten::{kind}" for kind in ("addmv", "addbmm", "baddbmm", "_trilinear", "_cdist_forward")
+UNKNOWN = {
+    *(f"aten::{kind}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "mv", "dot")),
+    *(f"aten::{kind}" for kind in ("addmv", "addbmm", "baddbmm", "_trilinear", "_cdist_forward")),
 }
 
 

@@ -80,8 +80,8 @@ class DSN(nn.Module):
                 if sparsity
                 else _dense(read, width, kernel_size, options.get("dilation", 1))
             )
-            end = (nn.BatchNorm1d(width), nn.ReLU(inplace=True))
-            blocks.append(nn.Sequential(*squeeze, conv, *end))
+            modules = [*squeeze, conv, nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            blocks.append(nn.Sequential(*modules))
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool1d(pooled)
         self.head = nn.Sequential(nn.Conv1d(width, classes, 1, bias=False), nn.BatchNorm1d(classes))

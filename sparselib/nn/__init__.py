@@ -15,5 +15,5 @@ from sparselib.nn.gate import ChannelGate as ChannelGate
 from sparselib.nn.gate import Channels as Channels
 from sparselib.nn.gate import gumbel_sigmoid as gumbel_sigmoid
 from sparselib.nn.linear import CSRLinear as CSRLinear
-from sparselib.nn.linear import masked_product as masked_product
 from sparselib.nn.sparsify import sparsify as sparsify
+from sparselib.ops.masked import masked_product as masked_product

@@ -147,16 +147,3 @@ class CSRLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
-
-
-def masked_product(
-    csr: CSR,
-    values: Float[Tensor, "nnz"],
-    x: Float[Tensor, "*batch columns"],
-    bias: Float[Tensor, "rows"] | None = None,
-) -> Float[Tensor, "*batch rows"]:
-    """Multiply by the dense matrix of the same connections: same numbers, dense cost.
-
-    The control that most of the literature trains, and the oracle of the tests.
-    """
-    return nn.functional.linear(x, csr.to_dense(values), bias)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from sparselib.csr import CSR, transpose
 from sparselib.ops import reference
@@ -27,6 +26,7 @@ from sparselib.ops.choice import backend, fits, takes_halves
 from sparselib.ops.choice import module as _backend
 from sparselib.ops.custom import autocasts, differentiable, own, transformed
 from sparselib.ops.host import Layer
+from sparselib.ops.masked import masked_product
 
 __all__ = [
     "backend",
@@ -58,9 +58,9 @@ def spmm(
     _check(csr, values, x, csr.shape[1], "spmm")
     if bias is not None and bias.shape != csr.shape[:1]:
         raise ValueError(f"{csr.shape[0]} rows need as many biases, not {tuple(bias.shape)}")
-    if transformed():
-        return functional.linear(x, csr.to_dense(values), bias)
     if not _is_eager(x):
+        if transformed():
+            return masked_product(csr, values, x, bias)
         y = _by_rows(_spmm, csr, values, x)
         return y if bias is None else y + bias.to(y.dtype)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

@@ -18,16 +18,7 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight
 
 from sparselib.csr import CSR, LARGEST_INDEX, rows_of
-from sparselib.ops import (
-    STALE,
-    Indices,
-    check,
-    fast,
-    host,
-    indices_of,
-    reference,
-    transposed,
-)
+from sparselib.ops import STALE, Indices, check, fast, host, indices_of, reference, transposed
 from sparselib.ops.choice import module, takes_halves
 from sparselib.ops.custom import differentiable, own, transformed
 
@@ -90,8 +81,7 @@ def conv1d(
     if fast(x, values, *([] if bias is None else [bias])):
         return _Convolution.apply(values, bias, x, csr, sizes)
     if transformed():
-        weight = _dense(values, sizes, indices_of(csr))
-        return functional.conv1d(functional.pad(x, padding), weight, bias, dilation=dilation)
+        return _convolve(values, x, sizes, indices_of(csr), bias)
     y = _conv1d(values, x, sizes, indices_of(csr))
     return y if bias is None else y + bias[:, None].to(y.dtype)
 
@@ -161,7 +151,7 @@ class _Convolution(torch.autograd.Function):
 def _kernels(x: Tensor) -> Any:
     """Return the module that offers `convolve` and `correlate` for these signals, or None."""
     found = module(x)
-    if found is reference:
+    if found is reference or transformed():
         return None
     if found is host:
         return host

@@ -219,7 +219,8 @@ class _Watch:
     """A forward hook that keeps the last batch to pass forward and backward through a layer.
 
     Where layers are fused it is not called, but given the batch to `keep`. A layer with a gradient
-    of its own, such as a convolution, gets the batch as it was; others get rows of features.
+    of its own, such as a convolution, gets the batch as it was, and one signal as a batch of one;
+    others get rows of features.
     """
 
     def __init__(self, as_it_was: bool = False) -> None:

@@ -1,6 +1,7 @@
 """CSRLinear is nn.Linear at its connections."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ def test_outputs_and_gradients_equal_the_dense_twin(in_features, out_features, s
 
 
 LAYERS = {
-    "linear": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (5, 40)),
-    "of one sample": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (40,)),
-    "of a sequence": (lambda **options: sl.CSRLinear(40, 60, 0.9, **options), (2, 3, 40)),
-    "convolution": (lambda **options: sl.nn.SparseConv1d(3, 8, 5, 0.7, **options), (2, 3, 50)),
+    "linear": (partial(sl.CSRLinear, 40, 60, 0.9), (5, 40)),
+    "of one sample": (partial(sl.CSRLinear, 40, 60, 0.9), (40,)),
+    "of a sequence": (partial(sl.CSRLinear, 40, 60, 0.9), (2, 3, 40)),
+    "convolution": (partial(sl.nn.SparseConv1d, 3, 8, 5, 0.7), (2, 3, 50)),
     "chain": (lambda **_: sl.MLP(40, 60, 8, layer=sl.CSRLinear, sparsity=0.9), (5, 40)),
 }
 

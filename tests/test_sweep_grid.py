@@ -1,6 +1,7 @@
 """What a sweep file says, what is refused, and what makes two runs the same."""
 
 import json
+import shutil
 import sys
 
 import nbformat
@@ -207,3 +208,15 @@ def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
     place.write(grid=[{"product": {"x": [2, 3]}}], results="out/other.csv")
     assert place.run("--workers", 1)[0] == 0
     assert [start["x"] for start in place.starts()] == [1, 2, 3]
+
+
+def test_a_clone_goes_on_from_the_table_it_came_with(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}}])
+    assert place.run("--limit", 2, "--workers", 0)[0] == 0
+    first = place.table.read_text().splitlines()
+    shutil.rmtree(tmp_path / "runs")
+    _, out, _ = place.run("--workers", 0)
+    assert "2 done, 1 to do" in out
+    assert [start["x"] for start in place.starts()] == [1, 2, 3]
+    assert place.table.read_text().splitlines()[:3] == first
+    assert place.rows() == [1, 2, 3]

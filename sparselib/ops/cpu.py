@@ -242,12 +242,23 @@ BIAS, RELU, MASK = 1, 2, 4
 
 
 def _rows_of_product(n: int) -> Any:
+    # in few registers a sum would wait for itself; WIDE has none left for a second one
+    two = n < WIDE
+
     @inline
     def rows(o, end, crow, col, ld, w, bias, mask, also, x, i, y, k, ldy):  # type: ignore[no-untyped-def]
         while o < end:
-            sums = splat(bias[o] if also & BIAS else ZERO, n)
-            for j in range(crow[o], crow[o + 1]):
+            sums, j, last = splat(bias[o] if also & BIAS else ZERO, n), crow[o], crow[o + 1]
+            if two:
+                odd = splat(ZERO, n)
+                while j < last - 1:
+                    sums = fma(w[j], load(x, i + col[j] * ld, n), sums)
+                    odd = fma(w[j + 1], load(x, i + col[j + 1] * ld, n), odd)
+                    j += 2
+                sums = fma(ONE, odd, sums)
+            while j < last:
                 sums = fma(w[j], load(x, i + col[j] * ld, n), sums)
+                j += 1
             if also & RELU:
                 sums = relu(sums)
             if also & MASK:
@@ -380,16 +391,8 @@ def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[n
 @kernel
 def sddmm(a):  # type: ignore[no-untyped-def]
     """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g."""
-    pieces, S, M, N, step, crow, col, ld = (
-        a[2],
-        a[3],
-        a[4],
-        a[5],
-        a[6],
-        ints(a[7]),
-        ints(a[8]),
-        a[9],
-    )
+    pieces, S, M, N, step = a[2], a[3], a[4], a[5], a[6]
+    crow, col, ld = ints(a[7]), ints(a[8]), a[9]
     g, x, xs, dw, db = floats(a[10]), floats(a[11]), a[12], floats(a[13]), floats(a[14])
     while True:
         t = ticket(a, 0)

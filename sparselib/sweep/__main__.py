@@ -11,7 +11,7 @@ from tqdm import tqdm
 from . import engine
 from .grid import Sweep, read
 from .notebook import Outcome, Run, failure
-from .table import is_done, publish, recorded
+from .table import done, publish, recorded
 
 SECONDS_BETWEEN_TABLES = 10
 
@@ -25,11 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    missing = [run for run in chosen if not is_done(run)]
+    finished = done(sweep)
+    missing = [run for run in chosen if run.key not in finished]
     if not options.retry_failed:
         missing = [run for run in missing if not run.failed.is_file()]
     missing = missing[: options.limit]
-    _announce(sweep, chosen, missing)
+    _announce(sweep, chosen, missing, finished)
     if options.dry_run:
         for run in missing:
             print(run.key, sweep.describe(run))
@@ -47,9 +48,9 @@ def _carry_out(
     except KeyboardInterrupt:
         print("stopped; what is done is kept, the same command goes on", file=sys.stderr)
         return 130
-    failed = [run for run in chosen if run.failed.is_file() and not is_done(run)]
-    written = _publish(sweep)
-    return _conclude(sweep, chosen, failed, lost) if written else 1
+    if not _publish(sweep):
+        return 1
+    return _conclude(sweep, chosen, lost)
 
 
 def _run(sweep: Sweep, missing: list[Run], workers: engine.Workers) -> list[Outcome]:
@@ -85,15 +86,16 @@ def _publish(sweep: Sweep, ended: bool = True) -> bool:
     return True
 
 
-def _conclude(sweep: Sweep, chosen: list[Run], failed: list[Run], lost: list[Outcome]) -> int:
-    runs = {run.key: run for run in chosen}
+def _conclude(sweep: Sweep, chosen: list[Run], lost: list[Outcome]) -> int:
+    runs, finished = {run.key: run for run in chosen}, done(sweep)
+    failed = [run for run in chosen if run.failed.is_file() and run.key not in finished]
     for run in failed:
         print(f"failed: {sweep.describe(run)}\n  {failure(run.failed)}\n  see {run.failed}")
     for outcome in lost:
         print(f"lost: {sweep.describe(runs[outcome.key])}\n  {outcome.error}")
-    done = sum(map(is_done, chosen))
     print(
-        f"{done} of {len(chosen)} runs done; {len(recorded(sweep.results))} rows in {sweep.results}"
+        f"{len(finished & runs.keys())} of {len(chosen)} runs done; "
+        f"{len(recorded(sweep.results))} rows in {sweep.results}"
     )
     if failed:
         print("give --retry-failed to try the failed ones again")
@@ -117,9 +119,9 @@ def _choose(sweep: Sweep, only: list[str]) -> list[Run]:
     return runs
 
 
-def _announce(sweep: Sweep, chosen: list[Run], missing: list[Run]) -> None:
+def _announce(sweep: Sweep, chosen: list[Run], missing: list[Run], finished: set[str]) -> None:
     state = Counter(
-        "done" if is_done(run) else "failed before" if run.failed.is_file() else "to do"
+        "done" if run.key in finished else "failed before" if run.failed.is_file() else "to do"
         for run in chosen
     )
     told = ", ".join(f"{count} {name}" for name, count in state.items())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,11 @@ def write(row: Row, path: str | Path) -> None:
     replace(Path(path), json.dumps(row, indent=1) + "\n")
 
 
-def gather(paths: Iterable[str | Path], table: str | Path) -> int:
+def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str] = ()) -> int:
     """Collect rows (JSON files) into one sorted CSV, whole or not at all; return their number.
 
     Curves become numbers of six digits with spaces between. A row whose `run` is given twice is
-    written once.
+    written once. Rows that the table holds already of the runs in `keep` stay.
 
     Raises
     ------
@@ -88,6 +88,9 @@ def gather(paths: Iterable[str | Path], table: str | Path) -> int:
     if not rows:
         raise FileNotFoundError(f"there is no row of results for {table}")
     frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
+    if keep:
+        there = pd.read_csv(table)
+        frame = pd.concat([frame, there[there["run"].isin(keep)]])
     frame = frame.sort_values(list(frame.columns), kind="stable", key=_comparable)
     if "run" in frame:
         frame = frame.drop_duplicates("run")

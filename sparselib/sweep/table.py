@@ -12,8 +12,14 @@ def is_done(run: Run) -> bool:
     return run.row.is_file() and complete(run.executed)
 
 
+def done(sweep: Sweep) -> set[str]:
+    """Name the runs that are done; one whose row the table holds is, wherever that was."""
+    here = {run.key for run in sweep.runs if is_done(run)}
+    return here | ({run.key for run in sweep.runs} & recorded(sweep.results))
+
+
 def publish(sweep: Sweep) -> Path | None:
-    """Write the rows that are there; return the file, or None if there is no row.
+    """Write the rows that are there; return the file, or None if there is no new one.
 
     Rows of another version of library, notebook or data stay until every run of the grid has been
     done anew; till then the new ones go into a file beside the executed notebooks.
@@ -21,10 +27,10 @@ def publish(sweep: Sweep) -> Path | None:
     rows = [run.row for run in sweep.runs if is_done(run)]
     if not rows:
         return None
-    finished = len(rows) == len(sweep.runs)
-    known = {run.key for run in sweep.runs}
-    table = sweep.results if finished or recorded(sweep.results) <= known else _aside(sweep)
-    gather(rows, table)
+    known, there = {run.key for run in sweep.runs}, recorded(sweep.results)
+    finished = len(done(sweep)) == len(known)
+    table = sweep.results if finished or there <= known else _aside(sweep)
+    gather(rows, table, keep=known & there if table == sweep.results else ())
     return table
 
 

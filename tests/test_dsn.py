@@ -31,6 +31,14 @@ def test_the_sparse_network_has_the_41173_of_table_1_and_140_in_layer_1():
     assert sl.cost.parameters(model, "dense") == 621_955
 
 
+def test_without_bounds_every_filter_reaches_every_tap():
+    within, without = sl.DSN(4, 2, 9, 0.5), sl.DSN(4, 2, 9, 2 / 3, bounded=False)
+    for near, far in zip(*(sl.nn.evolvable_layers(m).values() for m in (within, without))):
+        assert near.reach.unique().tolist() == [3, 6, 9]
+        assert far.reach.unique().tolist() == [9]
+        assert near.values.numel() == far.values.numel()  # a half of two thirds, a third of all
+
+
 @pytest.mark.parametrize(
     ("taps", "sparsity", "parameters", "operations"),
     [

@@ -37,7 +37,9 @@ class DSN(nn.Module):
     classes : int
         Number of scores.
     groups : int
-        Number of groups; 1 sets no bounds.
+        Number of groups.
+    bounded : bool
+        If False, filters of all groups reach all taps.
     inputs : int
         Channels of the signals.
     pooled : int
@@ -62,6 +64,7 @@ class DSN(nn.Module):
         classes: int = 2,
         *,
         groups: int = 3,
+        bounded: bool = True,
         inputs: int = 1,
         pooled: int = 50,
         **options: Any,
@@ -70,7 +73,7 @@ class DSN(nn.Module):
         if layers < 1:
             raise ValueError(f"a DSN needs at least one layer, not {layers}")
         width = groups * channels
-        options["reach"] = topology.kernel_regions(width, kernel_size, groups)
+        options["reach"] = topology.kernel_regions(width, kernel_size, groups if bounded else 1)
         blocks = []
         for layer in range(layers):
             squeeze = [nn.Conv1d(width, channels, 1, bias=False)] if layer else []

@@ -14,9 +14,9 @@ from sparselib.ops.sequence import _Sequence
 SIZES = [(20, 33, 10), (7, 5), (40, 64, 17, 3), (12, 300, 12)]
 
 
-def network(*sizes, **options):
+def network(*sizes, sparsity=0.8, **options):
     torch.manual_seed(0)
-    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=0.8, **options).eval()
+    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=sparsity, **options).eval()
     for layer in model.layers:
         if layer.bias is not None:
             torch.nn.init.normal_(layer.bias)
@@ -53,6 +53,13 @@ def test_a_network_gives_what_its_layers_give(samples, threads, fused):
     finally:
         torch.set_num_threads(before)
     assert fused == ["network"] * len(SIZES)
+
+
+def test_many_weights_are_read_layer_by_layer(fused):
+    model, x = network(500, 400, 10, sparsity=0.3), torch.randn(1000, 500)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), one_by_one(model, x), rtol=1e-4, atol=1e-4)
+    assert fused == []
 
 
 def test_nan_reaches_the_end_of_a_network():

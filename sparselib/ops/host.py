@@ -19,6 +19,8 @@ from sparselib.ops import memory
 # crow and col indices, values, bias or None, and whether max(., 0) follows
 Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
 
+MANY = 1 << 17  # weights: as many as the second cache of a core holds with their places
+
 
 def spmm(
     values: Tensor,
@@ -163,9 +165,13 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return y
 
 
-def fewest_samples() -> int:
-    """Count the samples from which `network` is worth its start."""
-    return 64 * torch.get_num_threads()
+def fuses(samples: int, weights: int, cells: int) -> bool:
+    """Whether `network` is faster than one product after the other.
+
+    It needs enough samples for all threads, and not so many weights that a few samples at a time
+    cannot walk through them.
+    """
+    return samples >= 64 * torch.get_num_threads() and (weights < MANY or 4 * weights < cells)
 
 
 def features_first(x: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def sequence(
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return _Sequence.apply(patterns, watches, ops.feature_major(x), *tensors)
-    if len(x) < ops.fast(x).fewest_samples():
+    weights, cells = (sum(getattr(csr, name) for csr in patterns) for name in ("nnz", "cells"))
+    if not ops.fast(x).fuses(len(x), weights, cells):
         return _steps(patterns, tensors, x)[-1]
     layers = [
         (csr.crow_indices, csr.col_indices, values, bias, relu)

@@ -212,6 +212,8 @@ def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    if _kernels(x) is host and min(before, after) >= 0:
+        return host.padded(x, before, after)
     return (functional.pad(x, (before, after)) if before or after else x).contiguous()
 
 

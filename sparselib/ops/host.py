@@ -109,6 +109,18 @@ def _sample_pieces(rows: int) -> tuple[int, int]:
     return step, -(-rows // step)
 
 
+def padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Return (samples, channels, time) with zeros before and after; no copy if there are none."""
+    if not before + after:
+        return x.contiguous()
+    samples, channels, time = x.shape
+    length = before + time + after
+    y = memory.empty(samples * channels, length).view(samples, channels, length)
+    y[..., :before], y[..., before + time :] = 0, 0
+    y[..., before : before + time] = x
+    return y
+
+
 def convolve(
     values: Tensor,
     crow: Tensor,

@@ -24,13 +24,15 @@ def publish(sweep: Sweep) -> Path | None:
     Rows of another version of library, notebook or data stay until every run of the grid has been
     done anew; till then the new ones go into a file beside the executed notebooks.
     """
-    rows = [run.row for run in sweep.runs if is_done(run)]
+    rows = {run.key: run.row for run in sweep.runs if is_done(run)}
     if not rows:
         return None
     known, there = {run.key for run in sweep.runs}, recorded(sweep.results)
-    finished = len(done(sweep)) == len(known)
-    table = sweep.results if finished or there <= known else _aside(sweep)
-    gather(rows, table, keep=known & there if table == sweep.results else ())
+    if there <= known or known <= rows.keys() | there:
+        table, keep = sweep.results, known & there
+    else:
+        table, keep = _aside(sweep), set()
+    gather(rows.values(), table, keep)
     return table
 
 

@@ -2,32 +2,29 @@
 
 from sparselib import checkpoint as checkpoint
 from sparselib import cost as cost
+from sparselib import cuda_graphs as graphs
 from sparselib import datasets as datasets
-from sparselib import drop as drop
-from sparselib import explain as explain
-from sparselib import graphs as graphs
-from sparselib import grow as grow
 from sparselib import init as init
 from sparselib import metrics as metrics
 from sparselib import models as models
 from sparselib import nn as nn
 from sparselib import ops as ops
 from sparselib import pruning as pruning
-from sparselib import resident as resident
 from sparselib import saliency as saliency
 from sparselib import timing as timing
 from sparselib import topology as topology
-from sparselib.algorithms import SET, GradientGrowth, LiSET, RigL
+from sparselib._version import __version__ as __version__
 from sparselib.csr import CSR
-from sparselib.dynamic import DST
-from sparselib.evolution import Evolution
+from sparselib.evolution import DST, SET, Evolution, GradientGrowth, LiSET, RigL
+from sparselib.evolution import drop as drop
+from sparselib.evolution import grow as grow
+from sparselib.evolution import on_device as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
 from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
 
-__version__ = "0.1.0"
 __all__ = [
     "CSR",
     "DSN",
@@ -44,12 +41,12 @@ __all__ = [
     "RigL",
     "Selector",
     "SparseConv1d",
+    "__version__",
     "checkpoint",
     "cost",
     "datasets",
     "drop",
     "evaluate",
-    "explain",
     "fit",
     "graphs",
     "grow",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparselib import atomic
+
 
 def stage(
     file: str | os.PathLike[str] | None,
@@ -57,10 +59,8 @@ def stage(
         module.load_state_dict(kept["state"])
         return dict(kept["history"])
     history = train()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    torch.save({"state": module.state_dict(), "history": history, "made_by": dict(made_by)}, part)
-    os.replace(part, file)
+    kept = {"state": module.state_dict(), "history": history, "made_by": dict(made_by)}
+    atomic.write(file, lambda part: torch.save(kept, part))
     return history
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparselib.nn.evolvable import evolvable_layers
+from sparselib.nn.sparse_layer import evolvable_layers
 from sparselib.training import in_evaluation
 
 Count = Literal["nonzero", "dense"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import sparselib as sl
-from sparselib.ops import choice, gpu, reference
+from sparselib.ops import dispatch
+from sparselib.ops.backends import gpu, reference
 
 HALVES = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 BATCHES = [1, 37, 40, 64]  # tails of a tile, of a vector, none
@@ -49,8 +50,8 @@ def double(*tensors):
 
 def test_the_kernels_are_interpreted():
     assert gpu.INTERPRETED
-    assert choice.module(torch.zeros(1)) is gpu
-    assert choice.module(torch.zeros(1).double()) is reference
+    assert dispatch.module(torch.zeros(1)) is gpu
+    assert dispatch.module(torch.zeros(1).double()) is reference
 
 
 @pytest.mark.parametrize("shape", [*gpu.TILES, *gpu.ODD_TILES])
@@ -84,7 +85,7 @@ def test_rows_are_taken_by_length_and_sorted_anew_in_place():
     assert torch.equal(lengths, lengths.sort(descending=True).values)
     assert gpu.by_length(csr.crow_indices) is order
     csr.rewire(torch.arange(csr.nnz))
-    sl.ops.choice.refresh()
+    sl.ops.dispatch.refresh()
     lengths = csr.fan_in()[order.long()]
     assert torch.equal(lengths, lengths.sort(descending=True).values)
     assert gpu.by_length(csr.crow_indices) is order

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib.nn import centred_zeros, replicate_right
-from sparselib.ops import conv, gpu_conv
+from sparselib.ops import conv
+from sparselib.ops.backends import gpu_conv
 
 # channels, filters, taps, time: shorter than a tile, as long, with a tail; one of everything
 SIGNALS = [(3, 9, 4, 30), (2, 17, 3, 66), (3, 10, 5, 150), (1, 1, 1, 1)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib.algorithms import feature_weights
+from sparselib.evolution.liset import feature_weights
 from sparselib.ranking import weighted_draw
 
 

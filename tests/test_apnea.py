@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparselib import datasets
-from sparselib.datasets import apnea, files, heart, nights
+from sparselib.datasets import apnea, apnea_records, files, synthetic_ecg
 
 pytestmark = pytest.mark.usefixtures("cache")
 WHOLE = {"folds": 0, "valid": 0.0}
@@ -96,9 +96,9 @@ def test_real_minutes_of_ecg_come_back_as_they_were_recorded(tmp_path):
 def test_a_drawn_heartbeat_looks_like_a_recorded_one():
     folder = files.locate("apnea-ecg-minutes", "ecg_minutes.npz").parent
     real = np.load(folder / "ecg_excerpts.npz")["a01_from360000"] / 200
-    sums = nights.checksums("apnea-ecg", None)
-    beats = nights.read("a01", "apnea-ecg", None, sums).beats
-    drawn = heart.waveform(beats, 480_000)[360_000:480_000]
+    sums = apnea_records.checksums("apnea-ecg", None)
+    beats = apnea_records.read("a01", "apnea-ecg", None, sums).beats
+    drawn = synthetic_ecg.waveform(beats, 480_000)[360_000:480_000]
     inside = beats[(beats > 360_100) & (beats < 479_900)] - 360_000
     around = inside[:, None] + np.arange(-25, 40)
     # .qrs marks the beginning of a beat, so the two may be shifted by some hundredths of a second
@@ -116,13 +116,16 @@ def checksummed(folder):
 
 def test_written_nights_are_read_as_they_were_made(tmp_path):
     where = written(tmp_path)
-    made = [heart.made_up(name, nights.LEARNING.index(name)) for name in where["records"]]
+    made = [
+        synthetic_ecg.draw_night(name, apnea_records.LEARNING.index(name))
+        for name in where["records"]
+    ]
     ecg = datasets.apnea_ecg("ecg", **where, **WHOLE)
     assert ecg.train.x.shape == (120, 6000)
     assert torch.equal(ecg.train.y, torch.from_numpy(np.concatenate([n.labels for n in made])))
-    seeds = [nights.LEARNING.index(name) for name in where["records"]]
+    seeds = [apnea_records.LEARNING.index(name) for name in where["records"]]
     drawn = np.concatenate(
-        [heart.waveform(n.beats, 240_000, s).reshape(40, 6000) for n, s in zip(made, seeds)]
+        [synthetic_ecg.waveform(n.beats, 240_000, s).reshape(40, 6000) for n, s in zip(made, seeds)]
     )
     # 200 steps a millivolt: half a step is lost
     assert np.abs(ecg.train.x.numpy() - drawn).max() <= 0.5 / 200 + 1e-4
@@ -138,15 +141,15 @@ def test_rhythm_and_ecg_are_made_once_and_mapped_from_then_on(tmp_path, monkeypa
     first = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
     kinds = sorted(path.stem.split("-")[-1] for path in cache.iterdir())
     assert kinds == ["0"] * 3 + ["beats"] * 3 + ["ecg"] * 3
-    monkeypatch.setattr(nights, "waveform", None)
+    monkeypatch.setattr(synthetic_ecg, "waveform", None)
     again = [datasets.apnea_ecg(source, **where, **WHOLE) for source in ("rhythm", "ecg")]
     assert [data.checksum for data in again] == [data.checksum for data in first]
     assert {np.load(path).dtype.name for path in cache.glob("*-ecg.npy")} == {"int16"}
 
 
 def test_rhythm_has_its_peaks_at_the_beats():
-    night = heart.made_up("a01", 0)
-    ecg = heart.waveform(night.beats, 240_000)
+    night = synthetic_ecg.draw_night("a01", 0)
+    ecg = synthetic_ecg.waveform(night.beats, 240_000)
     inside = night.beats[(night.beats > 30) & (night.beats < 239_970)]
     alone = inside[np.minimum(np.diff(inside, prepend=0), np.diff(inside, append=250_000)) > 30]
     peaks = ecg[alone[:, None] + np.arange(-20, 21)].argmax(1) - 20
@@ -214,7 +217,7 @@ def test_every_night_is_tested_in_one_fold(folds):
         of = [set(part.groups.tolist()) for part in parts(data)]
         assert sum(map(len, of)) == 35 == len(set.union(*of))
         tested += sorted(data.groups[group] for group in of[2])
-    assert sorted(tested) == sorted(nights.LEARNING)
+    assert sorted(tested) == sorted(apnea_records.LEARNING)
 
 
 def test_folds_hold_as_large_a_share_of_each_kind_of_patient():
@@ -256,20 +259,20 @@ def test_a_beat_missed_or_seen_twice_leaves_no_trace(missed):
     beats = 80 * np.arange(100)
     spoiled = np.delete(beats, 50) if missed else np.insert(beats, 50, beats[50] - 30)
     times = np.arange(0, 79, 0.25)
-    np.testing.assert_allclose(nights.resampled(spoiled, times), 0.8, atol=1e-12)
+    np.testing.assert_allclose(apnea_records.resampled(spoiled, times), 0.8, atol=1e-12)
 
 
 def test_intervals_are_read_on_the_line_between_beats():
     beats = np.array([0, 80, 170, 250])
-    found = nights.resampled(beats, np.array([0.0, 0.8, 1.25, 1.7, 9.0]))
+    found = apnea_records.resampled(beats, np.array([0.0, 0.8, 1.25, 1.7, 9.0]))
     np.testing.assert_allclose(found, [0.8, 0.8, 0.85, 0.9, 0.8], atol=1e-12)
 
 
 def test_beats_that_are_none_are_refused():
     with pytest.raises(ValueError, match="beat 2 does not follow"):
-        nights.resampled(np.array([0, 80, 80]), np.zeros(1))
+        apnea_records.resampled(np.array([0, 80, 80]), np.zeros(1))
     with pytest.raises(ValueError, match="none of 1 intervals"):
-        nights.resampled(np.array([0, 800]), np.zeros(1))
+        apnea_records.resampled(np.array([0, 800]), np.zeros(1))
 
 
 def test_a_minute_and_its_neighbours_are_consecutive_windows_of_the_night():
@@ -284,9 +287,9 @@ def test_a_minute_and_its_neighbours_are_consecutive_windows_of_the_night():
 
 def test_made_up_apnea_is_a_slow_wave_of_20_to_60_seconds():
     slow = []
-    for number, name in enumerate(nights.LEARNING[:20]):
-        night = heart.made_up(name, number)
-        power = np.abs(np.fft.rfft(nights.intervals(night, 0) - 1, axis=1)) ** 2
+    for number, name in enumerate(apnea_records.LEARNING[:20]):
+        night = synthetic_ecg.draw_night(name, number)
+        power = np.abs(np.fft.rfft(apnea_records.intervals(night, 0) - 1, axis=1)) ** 2
         share = power[:, 1:4].sum(1) / power[:, 1:].sum(1)  # periods of 60, 30 and 20 seconds
         slow.append([share[night.labels == label].mean() for label in (0, 1)])
     assert np.nanmean(slow, axis=0)[1] > 2 * np.nanmean(slow, axis=0)[0]

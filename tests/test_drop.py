@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparselib import drop
+from sparselib.evolution import drop
 
 weights = st.lists(st.integers(-4, 4).map(float), max_size=50).map(torch.tensor)
 fractions = st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0])

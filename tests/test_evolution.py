@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib import drop, grow
+from sparselib.evolution import drop, grow
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -266,7 +266,9 @@ def test_same_seed_same_topology_other_seed_another():
 
 
 def test_the_seed_of_a_layer_does_not_hang_on_the_hash_seed_of_the_process():
-    program = "from sparselib.evolution import _generator as g; print(g(0, 'a', 3).initial_seed())"
+    program = (
+        "from sparselib.evolution.engine import _generator as g; print(g(0, 'a', 3).initial_seed())"
+    )
     seeds = {
         subprocess.check_output(
             [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}

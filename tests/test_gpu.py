@@ -9,8 +9,10 @@ from apart import run_plain
 from torch.nn import functional
 
 import sparselib as sl
-from sparselib import graphs, resident
-from sparselib.ops import choice, reference
+from sparselib import cuda_graphs as graphs
+from sparselib.evolution import on_device as resident
+from sparselib.ops import dispatch
+from sparselib.ops.backends import reference
 
 pytestmark = pytest.mark.gpu
 
@@ -63,8 +65,8 @@ def test_products_equal_the_definition_in_float64(batch, kind, shape, poisoned):
     csr, values = pattern(*shape)
     x, dy = (torch.randn(batch, n, device="cuda").to(kind) for n in reversed(shape))
     bias, indices = torch.randn(shape[0], device="cuda"), (csr.crow_indices, csr.col_indices)
-    module, tolerance = choice.module(x), HALVES.get(kind, 1e-4)
-    assert module.__name__ == "sparselib.ops.gpu"
+    module, tolerance = dispatch.module(x), HALVES.get(kind, 1e-4)
+    assert module.__name__ == "sparselib.ops.backends.gpu"
     doubles = [tensor.double() for tensor in (values, x, dy, bias)]
     y = module.spmm(values, *indices, x, bias)
     exact = reference.spmm(doubles[0], *indices, doubles[1], doubles[3])
@@ -103,7 +105,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad):
     x, dy = torch.randn(100, 50, device="cuda"), torch.randn(100, 40, device="cuda")
     x[99, 3], dy[2, 5] = bad, bad
     indices = csr.crow_indices, csr.col_indices
-    module = choice.module(x)
+    module = dispatch.module(x)
     close(module.spmm(values, *indices, x), reference.spmm(values, *indices, x), equal_nan=True)
     exact = (dy.t() @ x).flatten()[csr.positions]
     close(module.sddmm(*indices, dy, x)[0], exact, equal_nan=True)
@@ -130,10 +132,10 @@ def test_offsets_beyond_two_to_the_thirty_first():
     csr, values = csr.cuda(), torch.tensor([1.0, 2.0, 3.0], device="cuda")
     x = torch.zeros(features, batch, device="cuda", dtype=torch.bfloat16)
     x[0], x[-1] = 1, 4
-    y = choice.module(x).spmm(values, csr.crow_indices, csr.col_indices, x.t())
+    y = dispatch.module(x).spmm(values, csr.crow_indices, csr.col_indices, x.t())
     assert torch.equal(y[[0, -1]].float().cpu(), torch.tensor([[9.0, 12.0]] * 2))
     dy = torch.ones(batch, 2, device="cuda", dtype=torch.bfloat16)
-    dvalues, _ = choice.module(x).sddmm(csr.crow_indices, csr.col_indices, dy, x.t())
+    dvalues, _ = dispatch.module(x).sddmm(csr.crow_indices, csr.col_indices, dy, x.t())
     assert dvalues.tolist() == [batch, 4 * batch, 4 * batch]
 
 

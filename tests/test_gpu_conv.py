@@ -10,7 +10,7 @@ from test_gpu import poisoned as poisoned
 from torch.nn import functional
 
 import sparselib as sl
-from sparselib import graphs
+from sparselib import cuda_graphs as graphs
 from sparselib.ops import conv
 
 pytestmark = pytest.mark.gpu
@@ -51,7 +51,7 @@ def test_outputs_and_gradients_equal_the_dense_ones_in_float64(
     csr, values = pattern(channels, filters, taps)
     bias = torch.randn(filters, device="cuda")
     x = torch.randn(batch, channels, time, device="cuda").to(kind)
-    assert conv._kernels(x).__name__ == "sparselib.ops.gpu_conv"
+    assert conv._kernels(x).__name__ == "sparselib.ops.backends.gpu_conv"
     last = (taps - 1) * dilation
     how = (last // 2, last - last // 2), dilation
     dy = torch.randn(batch, filters, time, device="cuda").to(kind)

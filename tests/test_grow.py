@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib import grow
-from sparselib.grow import Context
+from sparselib.evolution import grow
+from sparselib.evolution.grow import Context
 
 
 def make(rows, columns, sparsity, seed, batch=6, lr=0.1):

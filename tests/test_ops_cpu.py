@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib.ops import host, reference
+from sparselib.ops.backends import cpu, reference
 
 # around the widths of a register, of a row of the result, and of the smaller ones without AVX-512
 BATCHES = [0, 1, 7, 8, 15, 16, 17, 37, 63, 64, 65, 100, 255, 256, 257, 300, 511, 512, 513, 777]
@@ -44,11 +44,11 @@ def test_products_equal_the_definition(batch, threads):
             x, dy, bias = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows)
             indices = csr.crow_indices, csr.col_indices
             poisoned(rows, batch)
-            y = host.spmm(values, *indices, x, bias)
+            y = cpu.spmm(values, *indices, x, bias)
             exact = reference.spmm(values.double(), *indices, x.double(), bias.double())
             torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
             poisoned(csr.nnz)
-            dvalues, dbias = host.sddmm(*indices, dy, x)
+            dvalues, dbias = cpu.sddmm(*indices, dy, x)
             exact, sums = reference.sddmm(*indices, dy.double(), x.double())
             torch.testing.assert_close(dvalues.double(), exact, rtol=1e-5, atol=1e-4)
             torch.testing.assert_close(dbias.double(), sums, rtol=1e-5, atol=1e-4)
@@ -62,7 +62,7 @@ def test_any_pattern_with_empty_and_full_rows(rows, columns, batch, data):
     positions = torch.tensor(sorted(data.draw(cells)), dtype=torch.int64)
     csr = sl.CSR.from_positions(positions, (rows, columns))
     values, x = torch.randn(csr.nnz), torch.randn(batch, columns)
-    y = host.spmm(values, csr.crow_indices, csr.col_indices, x)
+    y = cpu.spmm(values, csr.crow_indices, csr.col_indices, x)
     dense = torch.zeros(rows * columns, dtype=torch.float64)
     dense[positions] = values.double()
     exact = x.double() @ dense.view(rows, columns).t()
@@ -73,10 +73,10 @@ def test_any_pattern_with_empty_and_full_rows(rows, columns, batch, data):
 def test_features_first_is_the_transpose(rows, columns):
     for factor in (1, 7):
         x = torch.randn(rows * factor, columns * factor)
-        assert torch.equal(host.features_first(x), x.t())
-        assert host.features_first(x).is_contiguous()
+        assert torch.equal(cpu.features_first(x), x.t())
+        assert cpu.features_first(x).is_contiguous()
     view = torch.randn(columns, rows).t()
-    assert host.features_first(view).data_ptr() == view.data_ptr()
+    assert cpu.features_first(view).data_ptr() == view.data_ptr()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -86,7 +86,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad, batch):
     x = torch.randn(batch, 30)
     x[batch // 2, 3] = bad
     indices = csr.crow_indices, csr.col_indices
-    y, exact = host.spmm(values, *indices, x), reference.spmm(values, *indices, x)
+    y, exact = cpu.spmm(values, *indices, x), reference.spmm(values, *indices, x)
     torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
@@ -129,7 +129,7 @@ def test_a_sum_has_one_order_whatever_the_threads():
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(host.sddmm(csr.crow_indices, csr.col_indices, dy, x)[0])
+        results.append(cpu.sddmm(csr.crow_indices, csr.col_indices, dy, x)[0])
     torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
 
@@ -137,10 +137,10 @@ def test_a_sum_has_one_order_whatever_the_threads():
 def test_threads_of_python_may_call_at_once():
     csr, values = layer(100, 100, 0.9)
     x = torch.randn(1000, 100)
-    alone = host.spmm(values, csr.crow_indices, csr.col_indices, x)
+    alone = cpu.spmm(values, csr.crow_indices, csr.col_indices, x)
     with ThreadPoolExecutor(4) as pool:
         calls = [
-            pool.submit(host.spmm, values, csr.crow_indices, csr.col_indices, x) for _ in range(40)
+            pool.submit(cpu.spmm, values, csr.crow_indices, csr.col_indices, x) for _ in range(40)
         ]
         assert all(torch.equal(call.result(), alone) for call in calls)
 
@@ -191,7 +191,7 @@ def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
 
 
 def test_the_backend_can_be_forced_and_a_wrong_name_is_refused():
-    code = PRODUCT + "import sys; print('sparselib.ops.cpu' in sys.modules)"
+    code = PRODUCT + "import sys; print('sparselib.ops.backends.cpu_kernels' in sys.modules)"
     assert run(code, SPARSELIB_BACKEND="reference") == "False\n"
     assert run(code) == "True\n"
     code = "try:\n    import sparselib\nexcept ValueError as error: print(error)"
@@ -205,6 +205,6 @@ def test_inf_in_a_sample_counts_once_in_the_gradient(batch):
     dy, x = torch.randn(batch, 6), torch.randn(batch, 9)
     x[0, :] = torch.inf
     indices = csr.crow_indices, csr.col_indices
-    ours, exact = host.sddmm(*indices, dy, x)[0], reference.sddmm(*indices, dy, x)[0]
+    ours, exact = cpu.sddmm(*indices, dy, x)[0], reference.sddmm(*indices, dy, x)[0]
     torch.testing.assert_close(ours, exact, equal_nan=True)
     assert ours.isinf().all()

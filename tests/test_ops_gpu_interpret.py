@@ -77,14 +77,14 @@ def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
         "import sys; sys.modules['triton'] = None\n"
         + LAYER
         + (
-            "from sparselib.ops import choice\n"
+            "from sparselib.ops import dispatch\n"
             "with torch._subclasses.FakeTensorMode():\n"
-            "    print(choice.module(torch.empty(3, device='cuda')).__name__)\n"
+            "    print(dispatch.module(torch.empty(3, device='cuda')).__name__)\n"
             "attempt(lambda: sl.ops.backend('interpret').__enter__())"
         )
     )
     assert run("-c", code).stdout.splitlines() == [
-        "sparselib.ops.reference",
+        "sparselib.ops.backends.reference",
         "the backend 'interpret' needs triton; pip install triton, or use 'auto'",
     ]
 
@@ -99,10 +99,10 @@ def test_the_gpu_is_refused_where_there_is_none():
 
 def test_tensors_of_a_gpu_go_to_the_kernels_by_themselves():
     code = LAYER + (
-        "from sparselib.ops import choice\n"
+        "from sparselib.ops import dispatch\n"
         "with torch._subclasses.FakeTensorMode():\n"
         "    for kind in (torch.float32, torch.bfloat16, torch.float64):\n"
-        "        print(choice.module(torch.empty(3, device='cuda', dtype=kind)).__name__)\n"
+        "        print(dispatch.module(torch.empty(3, device='cuda', dtype=kind)).__name__)\n"
     )
-    names = ["sparselib.ops.gpu", "sparselib.ops.gpu", "sparselib.ops.reference"]
+    names = [f"sparselib.ops.backends.{name}" for name in ("gpu", "gpu", "reference")]
     assert run("-c", code).stdout.splitlines() == names

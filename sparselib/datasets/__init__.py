@@ -5,8 +5,8 @@ from .apnea import apnea_ecg
 from .cifar import cifar10, photographs
 from .files import DataUnavailable
 from .images import digits, fashion_mnist, mnist
-from .physionet import RECORDS, apnea_excerpt, physionet
-from .placed import placed_digits, placed_spells
+from .localisation import placed_digits, placed_spells
+from .physionet_records import RECORDS, apnea_excerpt, physionet
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
 

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 
-from . import heart, nights
+from . import apnea_records, synthetic_ecg
+from .apnea_records import LEARNING, Night
 from .files import DataUnavailable, Folder
-from .heart import Night
-from .nights import LEARNING
 from .split import Samples, Split
 
 SOURCES = ("ecg", "rhythm", "rr", "synthetic")
@@ -44,8 +43,8 @@ def apnea_ecg(
     source
         ``"ecg"`` is the recorded ECG in millivolts; ``"rr"`` the intervals between its beats in
         seconds at 4 Hz, which rise and fall with disturbed breathing; ``"rhythm"`` an ECG drawn
-        over its beats (`heart.waveform`); ``"synthetic"`` the intervals of made-up nights of 40
-        minutes (`heart.made_up`), by name those in `records`.
+        over its beats (`synthetic_ecg.waveform`); ``"synthetic"`` the intervals of synthetic
+        nights of 40 minutes (`synthetic_ecg.draw_night`), by name those in `records`.
     folder
         Where `<database>/` lies or is fetched to; see `files.folders` for the default.
     by
@@ -68,8 +67,8 @@ def apnea_ecg(
     records
         The nights to read. x01 to x35 need the file `event-2-answers`.
     database
-        Name of the folder. Another one than the default, such as one that `heart.write` filled,
-        is checked by its own list alone.
+        Name of the folder. Another one than the default, such as one that `synthetic_ecg.write`
+        filled, is checked by its own list alone.
     seed
         Of the parts, of what is removed, and of what is made up.
 
@@ -123,7 +122,9 @@ def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0
 
     for record in records:
         number = LEARNING.index(record)
-        heart.write(folder, heart.made_up(record, number, seed=seed), seed=1000 * seed + number)
+        synthetic_ecg.write(
+            folder, synthetic_ecg.draw_night(record, number, seed=seed), seed=1000 * seed + number
+        )
     (folder / "RECORDS").write_text("\n".join(records) + "\n")
     paths = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS.txt")
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n" for path in paths]
@@ -158,7 +159,7 @@ def _check(
             if valid >= 0
             else f"valid is a share, not {valid}"
         )
-    known = LEARNING if source == "synthetic" else (*LEARNING, *nights.TESTING)
+    known = LEARNING if source == "synthetic" else (*LEARNING, *apnea_records.TESTING)
     unknown = [record for record in records if record not in known]
     if unknown or not records or len(set(records)) < len(records):
         raise ValueError(
@@ -177,18 +178,21 @@ def _nights(
 ) -> tuple[list[tuple[Night, np.ndarray]], str]:
     """Return every night that can be read with its minutes, and a sentence about the others."""
     if source == "synthetic":
-        drawn = [heart.made_up(record, LEARNING.index(record), seed=seed) for record in records]
-        return [(night, nights.intervals(night, neighbours)) for night in drawn], ""
-    sums = nights.checksums(database, folder)
+        drawn = [
+            synthetic_ecg.draw_night(record, LEARNING.index(record), seed=seed)
+            for record in records
+        ]
+        return [(night, apnea_records.intervals(night, neighbours)) for night in drawn], ""
+    sums = apnea_records.checksums(database, folder)
     makers: dict[str, Minutes] = {
-        "rr": lambda night: nights.intervals(night, neighbours),
-        "rhythm": lambda night: nights.rhythm(night, sums, seed),
-        "ecg": lambda night: nights.ecg(night, database, folder, sums),
+        "rr": lambda night: apnea_records.intervals(night, neighbours),
+        "rhythm": lambda night: synthetic_ecg.rhythm(night, sums, seed),
+        "ecg": lambda night: apnea_records.ecg(night, database, folder, sums),
     }
     found, failures = [], {}
     for record in records:
         try:
-            night = nights.read(record, database, folder, sums)
+            night = apnea_records.read(record, database, folder, sums)
             found.append((night, makers[source](night)))
         except (DataUnavailable, ValueError, KeyError) as error:
             failures[record] = error
@@ -221,7 +225,7 @@ def _part(
     rows, start = [], 0
     for minutes in nights:
         taken = minutes[which[start : start + len(minutes)]]
-        scale = heart.UNITS if minutes.dtype == np.int16 else 1
+        scale = apnea_records.UNITS if minutes.dtype == np.int16 else 1
         rows.append((taken / scale).round(4).astype(np.float32))
         start += len(minutes)
     tensors = (np.concatenate(rows), labels[which], group[which])

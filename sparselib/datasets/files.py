@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +164,6 @@ def _destination(folder: Folder) -> Path:
     if folder or _writable(places[0]):
         return places[0]
     return places[-1]
-
-
-def replace_whole(path: Path, save: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _writable(folder: Path) -> bool:

@@ -12,9 +12,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from .heart import HEARTBEAT, pulses
-from .physionet import standardised_windows
+from .physionet_records import standardised_windows
 from .split import Samples, Split
+from .synthetic_ecg import HEARTBEAT, pulses
 from .tabular import standardised
 
 RATE = 250

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.ops import choice
+from sparselib.ops import dispatch
 from sparselib.ranking import first_at_least
 
 
@@ -145,11 +145,11 @@ def _marks(s: Tensor) -> Callable[[Tensor, int, bool, bool], Tensor]:
     if (
         s.device.type == "cpu"
         and s.dtype in (torch.float32, torch.float64)
-        and choice.CHOSEN in ("auto", "cpu")
+        and dispatch.CHOSEN in ("auto", "cpu")
     ):
-        from sparselib.ops import peaks
+        from sparselib.ops.backends import cpu_extrema
 
-        return peaks.greedy
+        return cpu_extrema.greedy
     return _at_a_distance
 
 

@@ -11,7 +11,7 @@ from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
 from sparselib.csr import CSR
-from sparselib.nn.evolvable import replace, with_largest
+from sparselib.nn.sparse_layer import replace, with_largest
 from sparselib.ops.conv import conv1d, extent
 from sparselib.topology import Region
 

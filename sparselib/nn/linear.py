@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
-from sparselib.nn.evolvable import replace, with_largest
+from sparselib.nn.sparse_layer import replace, with_largest
 
 Topology = Callable[..., Tensor]
 Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]

@@ -18,9 +18,10 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight
 
 from sparselib.csr import CSR, LARGEST_INDEX, rows_of
-from sparselib.ops import STALE, Indices, check, fast, host, indices_of, reference, transposed
-from sparselib.ops.choice import module, takes_halves
-from sparselib.ops.custom import differentiable, own, transformed
+from sparselib.ops.backends import cpu, reference
+from sparselib.ops.dispatch import module, takes_halves
+from sparselib.ops.operands import STALE, Indices, check, fast, indices_of, transposed
+from sparselib.ops.registration import differentiable, own, transformed
 
 Padding = tuple[int, int]
 
@@ -153,9 +154,9 @@ def _kernels(x: Tensor) -> Any:
     found = module(x)
     if found is reference or transformed():
         return None
-    if found is host:
-        return host
-    from sparselib.ops import gpu_conv
+    if found is cpu:
+        return cpu
+    from sparselib.ops.backends import gpu_conv
 
     return gpu_conv
 
@@ -212,8 +213,8 @@ def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
-    if _kernels(x) is host and min(before, after) >= 0:
-        return host.padded(x, before, after)
+    if _kernels(x) is cpu and min(before, after) >= 0:
+        return cpu.padded(x, before, after)
     return (functional.pad(x, (before, after)) if before or after else x).contiguous()
 
 

@@ -8,15 +8,15 @@ from torch import nn
 
 from sparselib.datasets import Split
 from sparselib.nn.gate import Channels
+from sparselib.pruning.channels import Operations as Operations
+from sparselib.pruning.channels import cut as cut
+from sparselib.pruning.channels import operations as operations
+from sparselib.pruning.channels import ranks as ranks
+from sparselib.pruning.channels import resource as resource
+from sparselib.pruning.channels import structure as structure
 from sparselib.pruning.gates import Gates as Gates
 from sparselib.pruning.gates import check_explains as check_explains
 from sparselib.pruning.gates import train_gates as train_gates
-from sparselib.pruning.structure import Operations as Operations
-from sparselib.pruning.structure import cut as cut
-from sparselib.pruning.structure import operations as operations
-from sparselib.pruning.structure import ranks as ranks
-from sparselib.pruning.structure import resource as resource
-from sparselib.pruning.structure import structure as structure
 from sparselib.pruning.tracing import by_tracing as by_tracing
 
 

@@ -14,7 +14,7 @@ from sparselib.datasets import Samples, Split
 from sparselib.nn.gate import ChannelGate, Channels
 from sparselib.training import History, fit
 
-from .structure import Operations, operations, prunable, resource, width
+from .channels import Operations, operations, prunable, resource, width
 
 
 class Gates(nn.Module):

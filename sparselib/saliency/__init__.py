@@ -1,7 +1,8 @@
 """Amortised saliency: where a classifier looked, in one forward pass (Ganjdanesh)."""
 
-from sparselib.saliency.judging import Verdict as Verdict
-from sparselib.saliency.judging import evalx as evalx
+from sparselib.saliency.activation_maps import grad_cam as grad_cam
+from sparselib.saliency.evaluators import Verdict as Verdict
+from sparselib.saliency.evaluators import evalx as evalx
 from sparselib.saliency.masks import centre_and_sigma as centre_and_sigma
 from sparselib.saliency.masks import coins as coins
 from sparselib.saliency.masks import first_sigma as first_sigma

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparselib import atomic
+
 from .rows import SOURCE, write
 
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
@@ -156,7 +158,7 @@ def _execute(run: Run) -> Outcome:
                 run, part, f"its kernel imported another sparselib, {columns['sparselib']}"
             )
         write(columns | {"run_seconds": seconds, "run": run.key}, run.row)
-        os.replace(part, run.executed)
+        atomic.move(part, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
     except PapermillExecutionError as error:
@@ -187,7 +189,7 @@ def _papermill(run: Run, part: Path, row: Path) -> float:
 
 
 def _fail(run: Run, part: Path, error: str) -> Outcome:
-    os.replace(part, run.failed)
+    atomic.move(part, run.failed)
     return Outcome(run.key, "failed", error=error)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -11,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from sparselib import atomic
+from sparselib._version import __version__
 
 Row = dict[str, Any]
 
@@ -55,8 +57,6 @@ def record(
 
 def provenance(device: torch.device | str = "cpu") -> Row:
     """Name of the device, versions, checksum of the library's source, and date (UTC)."""
-    from sparselib import __version__
-
     return {
         "device": _name(torch.device(device)),
         "threads": torch.get_num_threads(),
@@ -68,7 +68,7 @@ def provenance(device: torch.device | str = "cpu") -> Row:
 
 def write(row: Row, path: str | Path) -> None:
     """Write one row as JSON, whole or not at all."""
-    replace(Path(path), json.dumps(row, indent=1) + "\n")
+    atomic.write_text(Path(path), json.dumps(row, indent=1) + "\n")
 
 
 def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str] = ()) -> int:
@@ -94,7 +94,7 @@ def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str]
     frame = frame.sort_values(list(frame.columns), kind="stable", key=_comparable)
     if "run" in frame:
         frame = frame.drop_duplicates("run")
-    replace(Path(table), frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(Path(table), frame.to_csv(index=False, lineterminator="\n"))
     return len(frame)
 
 
@@ -111,17 +111,6 @@ def _flat(value: Any) -> Any:
 
 def _comparable(column: Any) -> Any:
     return column if column.dtype.kind in "ifub" else column.astype(str)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file under its name only when it is whole; what was there before stays till then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _name(device: torch.device) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib.explain import grad_cam
+from sparselib.saliency.activation_maps import grad_cam
 
 
 class Mean(nn.Module):

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 
-from .heart import SAMPLES, pulses, waveform
+from .apnea_records import SAMPLES
 from .images import digits
 from .split import Samples, Split
+from .synthetic_ecg import pulses, waveform
 
 SECONDS = 4  # of a spell
 
@@ -55,8 +56,8 @@ def placed_spells(
 
     A heart of 60 to 80 beats a minute, and for 4 seconds something else: no beat at all (class 0),
     broad, fast and high beats without P (1), or a saw of 5 Hz under the beats (2), drawn after
-    pauses, runs of ventricular beats and flutter. `heart.waveform` draws the rest at 100 samples a
-    second; millivolts with four decimals.
+    pauses, runs of ventricular beats and flutter. `synthetic_ecg.waveform` draws the rest at 100
+    samples per second; millivolts with four decimals.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """The 1-D convolution with few weights on the GPU: Triton kernels and what starts them.
 
-They are the products of `sparselib.ops.gpu` along time: a weight adds a stretch of one channel to
-a stretch of one filter's output. Taps shift stretches by single numbers, so nothing is aligned for
-loads of sixteen bytes; the 32 lanes of a warp read 32 numbers side by side instead. A warp has a
+They are the products of `sparselib.ops.backends.gpu` along time: a weight adds a stretch of one
+channel to a stretch of one filter's output. Taps shift stretches by single numbers, so nothing is
+aligned for loads of sixteen bytes; the 32 lanes of a warp read 32 numbers side by side instead. A
+warp has a
 row of its own and keeps several such stretches of it in registers, so that place and value of a
 weight are read once for all of them. The rows of a tile walk through the channels side by side,
 and what one warp reads lies in the cache for its neighbours.
@@ -16,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparselib.ops.gpu import PROGRAMS, by_length, device_of, kernel, options
+from sparselib.ops.backends.gpu import PROGRAMS, by_length, device_of, kernel, options
 
 LANES = tl.constexpr(32)
 # rows, stretches of 32 points and warps of a tile, the largest first: up to sixteen sums a thread

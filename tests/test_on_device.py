@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib import grow, resident
+from sparselib.evolution import grow
+from sparselib.evolution import on_device as resident
 
 RULES = ["GradientGrowth", "SET", "RigL"]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib.ops import host
-from sparselib.ops.sequence import _Sequence
+from sparselib.ops.backends import cpu
+from sparselib.ops.fused import _Sequence
 
 SIZES = [(20, 33, 10), (7, 5), (40, 64, 17, 3), (12, 300, 12)]
 
@@ -34,7 +34,7 @@ def one_by_one(model, x):
 def fused(monkeypatch):
     """List the calls of the ways to carry out layers at once."""
     calls = []
-    network, apply = host.network, _Sequence.apply
+    network, apply = cpu.network, _Sequence.apply
     monkeypatch.setattr(sl.ops, "network", lambda *a: calls.append("network") or network(*a))
     monkeypatch.setattr(_Sequence, "apply", lambda *a: calls.append("training") or apply(*a))
     return calls

@@ -1,7 +1,8 @@
 """Evolution that stays on the device: the same topologies, and the processor never waits.
 
-The rules of `sparselib.drop` and `sparselib.grow` look at how many connections leave before they
-choose as many new ones, and on a GPU each such look waits for all that was launched before. Here
+The rules of `sparselib.evolution.drop` and `sparselib.evolution.grow` look at how many connections
+leave before they choose as many new ones, and on a GPU each such look waits for all that was
+launched before. Here
 every number that depends on the weights stays on the device, and every shape is known
 beforehand. `GradientGrowth`, `SET` and `RigL` replace what those of `sparselib` replace; only the
 gradients of the candidates may differ in the last bit, as the device adds them in another order.
@@ -16,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sparselib import drop, grow
-from sparselib.evolution import Evolution, Plan
+from sparselib.evolution import drop, grow
+from sparselib.evolution.engine import Evolution, Plan
 from sparselib.ranking import draw, first_at_least, nth_free
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparselib import ops
 from sparselib.csr import CSR
-from sparselib.ops.custom import own
+from sparselib.ops import operands, products
+from sparselib.ops.registration import own
 
 # is given the input of a layer and the gradient of its output
 Watch = Callable[[Tensor, Tensor], None]
@@ -23,7 +23,7 @@ def sequence(
     """Apply layers whose values and biases alternate in `tensors`; differentiable in all of them.
 
     Biases and ReLU are part of the products, and without a gradient a few samples at a time walk
-    through all layers. `ops.fast` says whether it may be called.
+    through all layers. `operands.fast` says whether it may be called.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ def sequence(
     """
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return _Sequence.apply(patterns, watches, ops.feature_major(x), *tensors)
+        return _Sequence.apply(patterns, watches, operands.feature_major(x), *tensors)
     weights, cells = (sum(getattr(csr, name) for csr in patterns) for name in ("nnz", "cells"))
-    if not ops.fast(x).fuses(len(x), weights, cells):
+    if not operands.fast(x).fuses(len(x), weights, cells):
         return _steps(patterns, tensors, x)[-1]
     layers = [
         (csr.crow_indices, csr.col_indices, values, bias, relu)
         for csr, values, bias, relu in _layers(patterns, tensors)
     ]
-    return ops.network(layers, x)
+    return products.network(layers, x)
 
 
 def _layers(patterns: Sequence[CSR], tensors: Sequence[Any]) -> Any:
@@ -62,7 +62,7 @@ def _layers(patterns: Sequence[CSR], tensors: Sequence[Any]) -> Any:
 
 def _steps(patterns: Sequence[CSR], tensors: Sequence[Any], x: Tensor) -> list[Tensor]:
     """Return the input of each layer, and the output of the last."""
-    passed, kernels = [x], ops.fast(x)
+    passed, kernels = [x], operands.fast(x)
     for csr, values, bias, relu in _layers(patterns, tensors):
         indices = csr.crow_indices, csr.col_indices
         passed.append(kernels.spmm(values, *indices, passed[-1], bias, relu=relu))
@@ -81,7 +81,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         if ctx.versions != [csr.version for csr in ctx.patterns]:
-            raise RuntimeError(ops.STALE)
+            raise RuntimeError(operands.STALE)
         if torch.is_grad_enabled():
             return _again(ctx, dy)
         count, saved = len(ctx.patterns), ctx.saved_tensors
@@ -92,7 +92,7 @@ class _Sequence(torch.autograd.Function):
             for watch in ctx.watches[number]:
                 watch(x.detach(), dy)
             further = number > 0 or needed[0]
-            dvalues, dbias, dy = ops.gradients(values[number], csr, dy, x, further, number > 0)
+            dvalues, dbias, dy = products.gradients(values[number], csr, dy, x, further, number > 0)
             gradients[:0] = dvalues, dbias
         return None, None, *(g if needs else None for g, needs in zip((dy, *gradients), needed))
 
@@ -103,7 +103,7 @@ def _again(ctx: Any, dy: Tensor) -> Any:
     tensors, needed = saved[len(ctx.patterns) - 1 :], ctx.needs_input_grad[2:]
     given = [tensor for tensor, needs in zip((x, *tensors), needed) if needs]
     for csr, values, bias, relu in _layers(ctx.patterns, tensors):
-        x = ops.spmm(csr, values, x, bias)
+        x = products.spmm(csr, values, x, bias)
         x = x.relu() if relu else x
     found = iter(torch.autograd.grad(x, given, dy, create_graph=True))
     return None, None, *(next(found) if needs else None for needs in needed)

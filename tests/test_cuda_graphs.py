@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 import sparselib as sl
-from sparselib import graphs
+from sparselib import cuda_graphs as graphs
 
 
 def network():

@@ -1,4 +1,4 @@
-"""Start the kernels of `sparselib.ops.cpu` on torch's own threads."""
+"""Start the kernels of `sparselib.ops.backends.cpu_kernels` on torch's own threads."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparselib.ops import memory
+from sparselib.ops.backends import cpu_buffers
 
 # crow and col indices, values, bias or None, and whether max(., 0) follows
 Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
@@ -38,7 +38,7 @@ def spmm(
     rows, batch = crow.numel() - 1, x.shape[0]
     x = features_first(x)
     values = values.contiguous() if permutation is None else values.index_select(0, permutation)
-    y = memory.empty(rows, batch)
+    y = cpu_buffers.empty(rows, batch)
     if rows and batch:
         step, pieces, *copies = _product_pieces(rows, x.shape[0], batch, col.numel())
         start, also = _also(bias, relu)
@@ -70,7 +70,7 @@ def gradients(
     crow, col, tcrow, tcol, permutation = indices
     (batch, rows), columns = dy.shape, x.shape[1]
     dvalues, dbias = dy.new_empty(col.numel()), dy.new_empty(rows)
-    dx = memory.empty(columns, batch)
+    dx = cpu_buffers.empty(columns, batch)
     if not rows * columns * batch:
         return dvalues.zero_(), dbias.copy_(dy.sum(0)), dx.zero_().t()
     dy, x, values = features_first(dy), features_first(x), values.index_select(0, permutation)
@@ -100,7 +100,7 @@ def _product_pieces(rows: int, columns: int, batch: int, nnz: int) -> tuple[int,
     pack, threads = _kernels().PACK, torch.get_num_threads()
     # copying pays if each number is read several times, and all threads have something to do
     if batch >= 2 * threads * pack and nnz >= 4 * columns:
-        return rows, -(-batch // pack), memory.empty(threads * columns, pack), columns
+        return rows, -(-batch // pack), cpu_buffers.empty(threads * columns, pack), columns
     return *_pieces(rows, batch), 0, 0
 
 
@@ -115,7 +115,7 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
         return x.contiguous()
     samples, channels, time = x.shape
     length = before + time + after
-    y = memory.empty(samples * channels, length).view(samples, channels, length)
+    y = cpu_buffers.empty(samples * channels, length).view(samples, channels, length)
     y[..., :before], y[..., before + time :] = 0, 0
     y[..., before : before + time] = x
     return y
@@ -136,7 +136,7 @@ def convolve(
     """
     samples, rows = x.shape[0], crow.numel() - 1
     values = values if permutation is None else values.index_select(0, permutation)
-    y = memory.empty(samples * rows, length).view(samples, rows, length)
+    y = cpu_buffers.empty(samples * rows, length).view(samples, rows, length)
     if y.numel():
         step, pieces = _pieces(rows, length, samples)
         x, values, (start, also) = x.contiguous(), values.contiguous(), _also(bias, False)
@@ -192,7 +192,7 @@ def features_first(x: Tensor) -> Tensor:
     if view.is_contiguous():
         return view
     x = x.contiguous()
-    y = memory.empty(x.shape[1], x.shape[0])
+    y = cpu_buffers.empty(x.shape[1], x.shape[0])
     if y.numel():
         _launch(_kernels().transposed, *x.shape, x, y)
     return y
@@ -220,8 +220,8 @@ def _array(length: int) -> Any:
 @functools.cache
 def _kernels() -> Any:
     with _told("sparselib loads its compiler ..."):
-        from sparselib.ops import cpu
-    return cpu
+        from sparselib.ops.backends import cpu_kernels
+    return cpu_kernels
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparselib.ops import host, reference
+from sparselib.ops.backends import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 HALVES = (torch.float16, torch.bfloat16)
@@ -64,12 +64,12 @@ def backend(name: str) -> Iterator[None]:
 
 
 def module(tensor: Tensor) -> Any:
-    """Return the module that computes with this tensor: `host`, `gpu` or `reference`."""
+    """Return the module that computes with this tensor: `cpu`, `gpu` or `reference`."""
     device, kind = tensor.device.type, tensor.dtype
     if CHOSEN == "interpret" and device == "cpu" and kind in (torch.float32, *HALVES):
         return _kernels(interpreted=True)
     if CHOSEN != "reference" and device == "cpu" and kind == torch.float32:
-        return host
+        return cpu
     if CHOSEN in ("auto", "gpu") and device == "cuda" and kind in (torch.float32, *HALVES):
         return _kernels(interpreted=False) if _has_triton() else reference
     return reference
@@ -87,13 +87,13 @@ def takes_halves(x: Tensor) -> bool:
 
 def refresh() -> None:
     """Bring up to date what the GPU's kernels know of topologies that changed between replays."""
-    if loaded := sys.modules.get("sparselib.ops.gpu"):
+    if loaded := sys.modules.get("sparselib.ops.backends.gpu"):
         loaded.refresh()
 
 
 @functools.cache
 def _kernels(interpreted: bool) -> Any:
-    from sparselib.ops import gpu
+    from sparselib.ops.backends import gpu
 
     if interpreted and not gpu.INTERPRETED:
         raise RuntimeError(

@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from sparselib.ops import memory
+from sparselib.ops.backends import cpu_buffers
 
 ROWS, COLUMNS = 512, 1024
 
 
 @pytest.fixture(autouse=True)
 def none_waits():
-    memory.release()
+    cpu_buffers.release()
     yield
-    memory.release()
+    cpu_buffers.release()
 
 
 def test_memory_that_nobody_holds_is_written_again():
-    address = memory.empty(ROWS, COLUMNS).data_ptr()
-    assert memory.waiting() == 4 * ROWS * COLUMNS
-    assert memory.empty(ROWS, COLUMNS).data_ptr() == address
+    address = cpu_buffers.empty(ROWS, COLUMNS).data_ptr()
+    assert cpu_buffers.waiting() == 4 * ROWS * COLUMNS
+    assert cpu_buffers.empty(ROWS, COLUMNS).data_ptr() == address
 
 
 @pytest.mark.parametrize(
@@ -38,44 +38,44 @@ def test_memory_that_nobody_holds_is_written_again():
     ],
 )
 def test_memory_that_is_held_in_any_way_is_left_alone(holder):
-    address = memory.empty(ROWS, COLUMNS).data_ptr()
-    held = holder(memory.empty(ROWS, COLUMNS).fill_(7))
+    address = cpu_buffers.empty(ROWS, COLUMNS).data_ptr()
+    held = holder(cpu_buffers.empty(ROWS, COLUMNS).fill_(7))
     if not hasattr(held, "next_functions"):
-        assert memory.waiting() == 0
-        assert memory.empty(ROWS, COLUMNS).data_ptr() != address
+        assert cpu_buffers.waiting() == 0
+        assert cpu_buffers.empty(ROWS, COLUMNS).data_ptr() != address
     del held
     gc.collect()
-    assert memory.empty(ROWS, COLUMNS).data_ptr() == address
+    assert cpu_buffers.empty(ROWS, COLUMNS).data_ptr() == address
 
 
 def test_what_autograd_saves_is_held():
-    x = memory.empty(ROWS, COLUMNS).fill_(3).requires_grad_()
+    x = cpu_buffers.empty(ROWS, COLUMNS).fill_(3).requires_grad_()
     y = (x * x).sum()
     del x
-    assert memory.waiting() == 0
+    assert cpu_buffers.waiting() == 0
     leaf = y.grad_fn.next_functions[0][0].next_functions[0][0].variable
     y.backward()
     assert torch.equal(leaf.grad, torch.full((ROWS, COLUMNS), 6.0))
 
 
 def test_small_results_do_not_wait():
-    memory.empty(2, 3)
-    assert memory.waiting() == 0
+    cpu_buffers.empty(2, 3)
+    assert cpu_buffers.waiting() == 0
 
 
 def test_no_more_waits_than_the_limit(monkeypatch):
-    monkeypatch.setattr(memory, "LIMIT", 3 * 4 * ROWS * COLUMNS)
-    held = [memory.empty(ROWS, COLUMNS) for _ in range(5)]
+    monkeypatch.setattr(cpu_buffers, "LIMIT", 3 * 4 * ROWS * COLUMNS)
+    held = [cpu_buffers.empty(ROWS, COLUMNS) for _ in range(5)]
     held.clear()
-    assert memory.waiting() == memory.LIMIT
-    memory.empty(2 * ROWS, COLUMNS)
-    assert memory.waiting() <= memory.LIMIT
+    assert cpu_buffers.waiting() == cpu_buffers.LIMIT
+    cpu_buffers.empty(2 * ROWS, COLUMNS)
+    assert cpu_buffers.waiting() <= cpu_buffers.LIMIT
 
 
 def test_threads_never_share_memory():
     def work(number):
         for _ in range(300):
-            block = memory.empty(ROWS, COLUMNS)
+            block = cpu_buffers.empty(ROWS, COLUMNS)
             block[::64, ::64] = number
             if not (block[::64, ::64] == number).all():
                 faults.append(number)
@@ -90,7 +90,7 @@ def test_threads_never_share_memory():
 
 
 def test_a_result_is_an_ordinary_tensor():
-    block = memory.empty(ROWS, COLUMNS)
+    block = cpu_buffers.empty(ROWS, COLUMNS)
     assert block.dtype == torch.float32
     assert block.is_contiguous()
     assert block.data_ptr() % 64 == 0

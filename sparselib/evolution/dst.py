@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparselib import drop as drops
-from sparselib import grow as grows
-from sparselib.evolution import Drop, Evolution, Grow, Plan, plan
+from sparselib.evolution import drop as drops
+from sparselib.evolution import grow as grows
+from sparselib.evolution.engine import Drop, Evolution, Grow, Plan, plan
 from sparselib.topology import region
 
 

@@ -4,13 +4,14 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Int64
 
-from .files import Folder, derived, find, replace_whole
-from .heart import RATE, SAMPLES, UNITS, Night, waveform
+from sparselib import atomic
+
+from .files import Folder, derived, find
 
 LEARNING = (
     *(f"a{number:02}" for number in range(1, 21)),
@@ -19,7 +20,18 @@ LEARNING = (
 )
 TESTING = tuple(f"x{number:02}" for number in range(1, 36))
 ANSWERS = "event-2-answers"
+SAMPLES = 100  # per second of a recording
+RATE = 4  # points per second at which RR intervals are read
+UNITS = 200  # steps of the converter per millivolt
 POINTS = 60 * SAMPLES  # of an ECG minute
+
+
+class Night(NamedTuple):
+    """A recording: its name, the sample numbers of its beats, and a label for every minute."""
+
+    record: str
+    beats: Int64[np.ndarray, "beats"]
+    labels: Int64[np.ndarray, "minutes"]
 
 
 def checksums(database: str, folder: Folder) -> dict[str, str]:
@@ -51,7 +63,7 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
         found = _marks(beats)
         return found.sample[np.array(found.symbol) == "N"].astype(np.int64)
 
-    samples = np.array(_cached(f"{sums[beats.name][:16]}-beats.npy", decode))
+    samples = np.array(cached(f"{sums[beats.name][:16]}-beats.npy", decode))
     if (np.diff(samples) <= 0).any():
         late = int((np.diff(samples) <= 0).argmax()) + 1
         raise ValueError(f"{beats} is refused: beat {late} does not follow the one before.")
@@ -105,20 +117,9 @@ def ecg(
                 f"{header} is refused: it tells of {found.fs} samples a second and "
                 f"{found.adc_gain[0]} steps a millivolt, not {SAMPLES} and {UNITS}."
             )
-        return _minutes(found.d_signal[:, 0] - found.baseline[0], len(night.labels))
+        return whole_minutes(found.d_signal[:, 0] - found.baseline[0], len(night.labels))
 
-    return _cached(f"{sums[signal.name][:16]}-ecg.npy", decode)
-
-
-def rhythm(night: Night, sums: dict[str, str], seed: int) -> Int16[np.ndarray, "minutes points"]:
-    """Return minutes of an ECG drawn over the real beats, as `ecg` returns the recorded one."""
-    minutes = len(night.labels)
-
-    def draw() -> np.ndarray:
-        return _minutes(np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS), minutes)
-
-    digest = sums[f"{night.record}.qrs"][:16]
-    return _cached(f"{digest}-{minutes}-rhythm-{seed}.npy", draw)
+    return cached(f"{sums[signal.name][:16]}-ecg.npy", decode)
 
 
 def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes points"]:
@@ -205,17 +206,17 @@ def _marks(path: Path) -> Any:
         return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
 
 
-def _minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:
+def whole_minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:
     """Cut into whole minutes; what lies past the last label or fills no minute is left."""
     kept = min(minutes, len(signal) // POINTS)
     whole = signal[: kept * POINTS].clip(-32768, 32767)
     return whole.astype(np.int16).reshape(kept, POINTS)
 
 
-def _cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Map an array into memory that was computed once from files of known checksums."""
     path = derived() / "apnea-ecg" / name
     if not path.is_file():
         array = make()
-        replace_whole(path, lambda part: np.save(part, array))
+        atomic.write(path, lambda part: np.save(part, array))
     return np.load(path, mmap_mode="r")

@@ -9,7 +9,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from sparselib import ops
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.sequence import sequence
+from sparselib.ops.fused import sequence
 
 Activation = Callable[[Tensor], Tensor]
 

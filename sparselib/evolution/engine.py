@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparselib import grow as grows
-from sparselib.nn.evolvable import evolvable_layers
+from sparselib.evolution import grow as grows
+from sparselib.nn.sparse_layer import evolvable_layers
 from sparselib.topology import cells
 
 Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
@@ -73,9 +73,9 @@ class Evolution:
     optimizer : torch.optim.Optimizer
         Must hold the layers' `values`.
     drop : callable
-        ``(values, fraction, state) -> indices``, see `sparselib.drop`.
+        ``(values, fraction, state) -> indices``, see `sparselib.evolution.drop`.
     grow : callable
-        ``(layer, count, context) -> (positions, values)``, see `sparselib.grow`.
+        ``(layer, count, context) -> (positions, values)``, see `sparselib.evolution.grow`.
     fraction : float
         Share of the connections to replace in each step, in [0, 1].
     seed : int

@@ -1,4 +1,4 @@
-"""Published algorithms by name: a drop rule, a grow rule, and what the authors do besides."""
+"""LiSET: sparse evolutionary training that grows where linear skip layers find features (Radu)."""
 
 import weakref
 from typing import Any
@@ -6,61 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparselib import drop as drops
-from sparselib import grow as grows
-from sparselib.evolution import Evolution, Plan
-from sparselib.nn.skips import LinearSkips
-
-
-def SET(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fraction: float = 0.3,
-    *,
-    definition: str = "text",
-    **options: Any,
-) -> Evolution:
-    """Sparse evolutionary training (Mocanu et al., 2018): random connections.
-
-    Drops `fraction` of the positive and of the negative weights nearest zero. What grows starts
-    at zero, and survivors keep their optimizer state: that is ``definition="text"``, as Ertl
-    retells it. The authors' programs differ. ``"keras"`` builds model and optimizer anew after
-    every epoch, so that the optimizer forgets everything, of dense layers and biases too;
-    ``"scipy"`` lets new weights start at N(0, 0.1²).
-
-    Raises
-    ------
-    ValueError
-        If `definition` is none of these, and as `Evolution`.
-    """
-    grow = {"text": grows.random, "keras": grows.random, "scipy": grows.random_normal}
-    _check_definition(definition, *grow)
-    if definition == "keras":
-        options["after"] = optimizer.state.clear
-    return Evolution(model, optimizer, drops.set_fractions, grow[definition], fraction, **options)
-
-
-def GradientGrowth(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
-) -> Evolution:
-    """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons.
-
-    The threshold begins at 0.01 and moves by a tenth a step. Where no weight is that small, as
-    after `sparsify`, which keeps the largest, nothing leaves for many steps: `RigL` and `SET` drop
-    a share of the weights from the first step on.
-    """
-    return Evolution(
-        model, optimizer, drops.adaptive_threshold, grows.gradient_of_costliest, fraction, **options
-    )
-
-
-def RigL(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
-) -> Evolution:
-    """Evci et al. (2020): smallest magnitudes leave, largest gradients of all come, at zero."""
-    return Evolution(
-        model, optimizer, drops.magnitude, grows.full_gradient_at_zero, fraction, **options
-    )
+from sparselib.evolution import drop as drops
+from sparselib.evolution import grow as grows
+from sparselib.evolution.algorithms import check_definition
+from sparselib.evolution.engine import Evolution, Plan
+from sparselib.evolution.skips import LinearSkips
 
 
 class LiSET:
@@ -127,7 +77,7 @@ class LiSET:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        _check_definition(definition, "text", "tables", "code", "code-as-run")
+        check_definition(definition, "text", "tables", "code", "code-as-run")
         self.gamma, self.definition = gamma, definition
         self._is_program = definition in ("code", "code-as-run")
         whole = self._in_the_first_mask if definition == "code-as-run" else None
@@ -218,8 +168,3 @@ def _chosen(layers: dict[str, Any], names: list[str] | tuple[str, ...] | None) -
 def _out_features(model: nn.Module) -> int:
     sizes: list[Any] = [m.out_features for m in model.modules() if hasattr(m, "out_features")]
     return int(sizes[-1])
-
-
-def _check_definition(definition: str, *known: str) -> None:
-    if definition not in known:
-        raise ValueError(f"definition must be one of {', '.join(known)}, not {definition!r}")

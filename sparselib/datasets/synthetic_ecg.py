@@ -1,26 +1,15 @@
-"""Hearts that are made up: beats of nights with apnea, and an ECG drawn over any beats."""
+"""Synthetic ECG: beats of nights with apnea, and a waveform drawn over any beats."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int16, Int64
 
-SAMPLES = 100  # samples a second of the recordings
-RATE = 4  # points a second at which RR intervals are read
-UNITS = 200  # steps of the converter a millivolt
+from .apnea_records import POINTS, RATE, SAMPLES, UNITS, Night, cached, whole_minutes
 
 # seconds from the beat, seconds of width, height: P, Q, R, S, T
 HEARTBEAT = [(-0.16, 0.02, 0.15), (-0.04, 0.01, -0.12), (0, 0.011, 1)]
 HEARTBEAT += [(0.04, 0.012, -0.25), (0.25, 0.05, 0.3)]
-
-
-class Night(NamedTuple):
-    """A recording: its name, the sample numbers of its beats, and a label for every minute."""
-
-    record: str
-    beats: Int64[np.ndarray, "beats"]
-    labels: Int64[np.ndarray, "minutes"]
 
 
 def pulses(
@@ -41,7 +30,7 @@ def pulses(
 def waveform(
     beats: Int64[np.ndarray, "beats"], samples: int, seed: int = 0
 ) -> Float64[np.ndarray, "samples"]:
-    r"""Draw an ECG in millivolts over some beats: rhythm from them, everything else made up.
+    r"""Draw an ECG in millivolts over some beats: rhythm from them, everything else synthetic.
 
     Five bumps a beat, P to T. The T wave lies :math:`0.25 \sqrt{RR}` seconds behind (Bazett,
     1920). All heights rise and fall by a tenth with a breath of 0.2 to 0.3 a second, and by one
@@ -55,7 +44,7 @@ def waveform(
     samples
         Length of the night.
     seed
-        Of what is made up.
+        Of all that is synthetic.
     """
     rng = np.random.default_rng(seed)
     time = np.arange(samples) / SAMPLES
@@ -73,7 +62,7 @@ def waveform(
     return signal
 
 
-def made_up(record: str, number: int, minutes: int = 40, seed: int = 0) -> Night:
+def draw_night(record: str, number: int, minutes: int = 40, seed: int = 0) -> Night:
     """Draw the beats of a night: a heart that waves with breath, and more slowly with apnea.
 
     Patients differ in the pace of the heart and in how deep both waves are; the slow wave has a
@@ -110,6 +99,19 @@ def made_up(record: str, number: int, minutes: int = 40, seed: int = 0) -> Night
     twice = beats[rng.random(len(beats)) < 1 / 300] + 15
     beats = np.unique(np.concatenate([beats[~missed], twice[twice < minutes * 60 * SAMPLES]]))
     return Night(record, beats, labels)
+
+
+def rhythm(night: Night, sums: dict[str, str], seed: int) -> Int16[np.ndarray, "minutes points"]:
+    """Return minutes of an ECG drawn over recorded beats, as `apnea_records.ecg` returns them."""
+    minutes = len(night.labels)
+
+    def draw() -> np.ndarray:
+        return whole_minutes(
+            np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS), minutes
+        )
+
+    digest = sums[f"{night.record}.qrs"][:16]
+    return cached(f"{digest}-{minutes}-rhythm-{seed}.npy", draw)
 
 
 def write(folder: Path, night: Night, seed: int = 0) -> None:

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparselib.ops.host import Layer
+from sparselib.ops.backends.cpu import Layer
 
 # rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
 TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (16, 32, 1))

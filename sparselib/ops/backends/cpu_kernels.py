@@ -6,8 +6,8 @@ reading memory, and nothing else. Activations are feature-major, (features, samp
 weight meets many samples that lie side by side.
 
 Kernels get one array of int64: two counters that all threads share, then addresses and sizes.
-Nothing checks a bound in here; `sparselib.ops.host` does. numba's cache sees changes of this file
-and of no other, so whatever a kernel is made of stands here.
+Nothing checks a bound in here; `sparselib.ops.backends.cpu` does. numba's cache sees changes of
+this file and of no other, so whatever a kernel is made of stands here.
 """
 
 import functools

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparselib.ops.choice import refresh
+from sparselib.ops.dispatch import refresh
 from sparselib.training import Loss, step
 
 WARMUP = 3

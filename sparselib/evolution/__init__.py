@@ -1,0 +1,14 @@
+"""Evolving topologies: what leaves, what comes, and what carries the change out."""
+
+from sparselib.evolution import drop as drop
+from sparselib.evolution import grow as grow
+from sparselib.evolution import on_device as on_device
+from sparselib.evolution.algorithms import SET as SET
+from sparselib.evolution.algorithms import GradientGrowth as GradientGrowth
+from sparselib.evolution.algorithms import RigL as RigL
+from sparselib.evolution.dst import DST as DST
+from sparselib.evolution.engine import Evolution as Evolution
+from sparselib.evolution.engine import Plan as Plan
+from sparselib.evolution.engine import evolve as evolve
+from sparselib.evolution.liset import LiSET as LiSET
+from sparselib.evolution.liset import feature_weights as feature_weights

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparselib.nn.sparse_layer import evolvable_layers
+from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
 from sparselib.training import in_evaluation
 
 Count = Literal["nonzero", "dense"]
@@ -57,8 +57,7 @@ def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:
     transposed = sum(size for name, size in arrays.items() if name.startswith("transposed_"))
     if count == "dense":
         weights += sum(
-            _absent(layer) * layer.values.element_size()
-            for layer in evolvable_layers(model).values()
+            _absent(layer) * layer.values.element_size() for layer in sparse_layers(model).values()
         )
         indices = transposed = 0
     return {
@@ -96,7 +95,7 @@ def flops(
 ) -> int:
     """Multiply-accumulates of one forward pass in products and convolutions.
 
-    fvcore counts everything but the evolvable layers; of those every output takes one operation a
+    fvcore counts everything but the sparse layers; of those every output takes one operation a
     connection. Biases, normalisation, activations and pools are not counted, as in torch's own
     ``FlopCounterMode``, with which dense models agree.
 
@@ -129,7 +128,7 @@ def flops_of_layers(
 
     What a module computes itself, outside of any layer, stands under the module's own name.
     """
-    ours = evolvable_layers(model)
+    ours = sparse_layers(model)
     first = next(model.parameters())
     x = torch.zeros(shape, dtype=first.dtype, device=first.device)
     with in_evaluation(model):
@@ -148,7 +147,7 @@ def flops_of_layers(
 
 
 def _shapes(
-    model: nn.Module, ours: dict[str, nn.Module], x: Tensor
+    model: nn.Module, ours: dict[str, SparseLayer], x: Tensor
 ) -> dict[str, list[tuple[int, ...]]]:
     """Return the shapes that each of some layers writes, one a call."""
     outputs: dict[str, list[tuple[int, ...]]] = {name: [] for name in ours}
@@ -167,7 +166,7 @@ def _shapes(
 
 def _products(
     model: nn.Module,
-    ours: dict[str, nn.Module],
+    ours: dict[str, SparseLayer],
     outputs: dict[str, list[tuple[int, ...]]],
     x: Tensor,
 ) -> Counter[str]:
@@ -209,5 +208,5 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 def _absent(model: nn.Module) -> int:
     return sum(
         layer.shape[0] * layer.shape[1] - layer.values.numel()
-        for layer in evolvable_layers(model).values()
+        for layer in sparse_layers(model).values()
     )

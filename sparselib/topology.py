@@ -5,7 +5,7 @@ Sparsity, in [0, 1), is the only public measure of emptiness; counts come from i
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -151,25 +151,22 @@ class Region(NamedTuple):
         reach = self.reach[row]
         return row * self.columns + rest // reach * self.taps + rest % reach
 
+    def check(self, positions: Int[Tensor, "nnz"]) -> None:
+        """Raise ValueError, naming the first, if a position lies outside; other faults pass."""
+        rows = (positions // max(self.columns, 1)).clamp(0, max(len(self.reach) - 1, 0))
+        outside = (positions % self.taps >= self.reach[rows]).nonzero()
+        if outside.numel():
+            position = int(positions[outside[0]])
+            row = int(rows[outside[0]])
+            raise ValueError(
+                f"position {position} is tap {position % self.taps} of filter {row}, which may use "
+                f"only the first {int(self.reach[row])} taps"
+            )
+
     def groups(self) -> list[Int[Tensor, "group"]]:
         """Return the rows of each run of equal reach."""
         sizes = torch.unique_consecutive(self.reach, return_counts=True)[1]
         return list(torch.arange(len(self.reach), device=self.reach.device).split(sizes.tolist()))
-
-
-def region(layer: Any) -> Region:
-    """Return where connections of a layer may be: its `region`, or everywhere if it has none."""
-    if hasattr(layer, "region"):
-        return layer.region
-    rows, columns = layer.shape
-    reach = torch.full((rows,), columns, device=layer.values.device)
-    return Region(reach, max(columns, 1), columns)
-
-
-def cells(layer: Any) -> int:
-    """Count where connections of a layer may be, without a look at any tensor if it is all."""
-    rows, columns = layer.shape
-    return int(layer.region.room.sum()) if hasattr(layer, "region") else rows * columns
 
 
 def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[Tensor, "filters"]:

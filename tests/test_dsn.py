@@ -24,7 +24,7 @@ def test_the_dense_network_has_the_621955_parameters_of_table_1():
 
 def test_the_sparse_network_has_the_41173_of_table_1_and_140_in_layer_1():
     model = sl.DSN(sparsity=0.95)
-    kernels = [layer.values.numel() for layer in sl.nn.evolvable_layers(model).values()]
+    kernels = [layer.values.numel() for layer in sl.nn.sparse_layers(model).values()]
     assert kernels == [140, 6626, 6626, 6626]
     assert sl.cost.parameters(model) - kernels[0] == 41_173
     assert sl.cost.parameters(model) == 41_313
@@ -33,7 +33,7 @@ def test_the_sparse_network_has_the_41173_of_table_1_and_140_in_layer_1():
 
 def test_without_bounds_every_filter_reaches_every_tap():
     within, without = sl.DSN(4, 2, 9, 0.5), sl.DSN(4, 2, 9, 2 / 3, bounded=False)
-    for near, far in zip(*(sl.nn.evolvable_layers(m).values() for m in (within, without))):
+    for near, far in zip(*(sl.nn.sparse_layers(m).values() for m in (within, without))):
         assert near.reach.unique().tolist() == [3, 6, 9]
         assert far.reach.unique().tolist() == [9]
         assert near.values.numel() == far.values.numel()  # a half of two thirds, a third of all
@@ -104,7 +104,7 @@ def test_one_layer_less_costs_a_third_less_as_section_6_2_says():
 def test_the_table_names_every_layer_that_costs_anything():
     model = sl.DSN(layers=2, channels=5, kernel_size=6, sparsity=0.5)
     table = sl.cost.flops_of_layers(model, (1, 100))
-    first, second = (layer.values.numel() for layer in sl.nn.evolvable_layers(model).values())
+    first, second = (layer.values.numel() for layer in sl.nn.sparse_layers(model).values())
     assert table == {
         "blocks.0.0": first * 100,
         "blocks.1.0": 5 * 15 * 100,
@@ -146,7 +146,7 @@ def test_every_group_keeps_its_count_and_its_region(grow):
     model = sl.DSN(4, 2, 9, sparsity=0.7)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     evolution = sl.DST(model, optimizer, epochs=10, every=2, grow=grow)
-    layers = sl.nn.evolvable_layers(model)
+    layers = sl.nn.sparse_layers(model)
 
     def groups():
         return {n: (m.positions // m.shape[1] // 4).bincount().tolist() for n, m in layers.items()}
@@ -178,7 +178,7 @@ def test_a_restored_evolution_goes_on_as_the_saved_one():
             state, evolution = evolution.state_dict(), sl.DST(model, optimizer, 8, every=1)
             evolution.load_state_dict(state)
         evolution.step()
-        ends.append([layer.positions for layer in sl.nn.evolvable_layers(model).values()])
+        ends.append([layer.positions for layer in sl.nn.sparse_layers(model).values()])
     assert all(torch.equal(*pair) for pair in zip(*ends))
 
 

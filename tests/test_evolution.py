@@ -320,7 +320,7 @@ def test_state_that_cannot_follow_is_refused():
 
 def test_a_model_without_sparse_layers_and_an_impossible_fraction_are_refused():
     dense = sl.MLP(4, 3, 2)
-    with pytest.raises(ValueError, match="MLP has no evolvable layer"):
+    with pytest.raises(ValueError, match="MLP has no sparse layer"):
         sl.SET(dense, torch.optim.SGD(dense.parameters(), lr=0.1))
     model = network()
     with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], not 30.0"):

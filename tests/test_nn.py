@@ -183,7 +183,7 @@ def test_a_transformer_becomes_sparse_and_evolves():
     model = nn.TransformerEncoder(block, 2)
     dense = copy.deepcopy(model)
     sl.sparsify(model, 0.8)
-    layers = sl.nn.evolvable_layers(model)
+    layers = sl.nn.sparse_layers(model)
     assert list(layers) == [f"layers.{block}.linear{n}" for block in (0, 1) for n in (1, 2)]
     for name, layer in layers.items():
         dense.get_submodule(name).weight.data = layer.to_dense().weight.data

@@ -351,7 +351,7 @@ def test_connections_evolve_in_what_is_left_and_none_is_lost() -> None:
     same = sl.sparsify(copy.deepcopy(cut), 0.0, skip=["stem"], convolutions=True)
     assert torch.allclose(same(x), before, atol=1e-5)
     sparse = sl.sparsify(cut, 0.8, skip=["stem"], convolutions=True)
-    layers = sl.nn.evolvable_layers(sparse)
+    layers = sl.nn.sparse_layers(sparse)
     assert len(layers) == 3 * 2 + 3
     counts = {name: layer.values.numel() for name, layer in layers.items()}
     for name, layer in layers.items():

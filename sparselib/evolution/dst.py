@@ -9,7 +9,7 @@ from torch import nn
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution.engine import Drop, Evolution, Grow, Plan, plan
-from sparselib.topology import region
+from sparselib.nn.sparse_layer import SparseLayer
 
 
 class DST:
@@ -29,7 +29,7 @@ class DST:
     Parameters
     ----------
     model : nn.Module
-        Has evolvable layers.
+        Has sparse layers.
     optimizer : torch.optim.Optimizer
         Holds their values.
     epochs : int
@@ -102,10 +102,10 @@ class DST:
         self.evolution.load_state_dict(state_dict["evolution"])
 
     def _by_group(
-        self, layer: Any, fraction: float, state: Any, context: grows.Context, regrow: bool
+        self, layer: SparseLayer, fraction: float, state: Any, context: grows.Context, regrow: bool
     ) -> Plan:
         values, positions = layer.values.detach(), layer.positions
-        row, groups = positions // layer.shape[1], region(layer).groups()
+        row, groups = positions // layer.shape[1], layer.region.groups()
         leaving, counts = torch.zeros_like(values, dtype=torch.bool), []
         for number, rows in enumerate(groups):
             own = torch.isin(row, rows).nonzero().flatten()
@@ -115,7 +115,7 @@ class DST:
             leaving[own[dropped]] = True
             counts.append(dropped.numel())
 
-        def grow(layer: Any, count: int, context: grows.Context) -> grows.Grown:
+        def grow(layer: SparseLayer, count: int, context: grows.Context) -> grows.Grown:
             grown = [
                 self._grow(layer, number, context._replace(rows=rows))
                 for rows, number in zip(groups, counts)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sparselib.evolution import grow as grows
-from sparselib.nn.sparse_layer import evolvable_layers
-from sparselib.topology import cells
+from sparselib.nn.linear import CSRLinear
+from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
 
 Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
-Grow = Callable[[Any, int, grows.Context], grows.Grown]
+Grow = Callable[[SparseLayer, int, grows.Context], grows.Grown]
 
 
 class Plan(NamedTuple):
@@ -29,10 +29,10 @@ class Plan(NamedTuple):
     trusted: bool = False
 
 
-Whole = Callable[[Any, float, dict[str, Any], grows.Context, bool], Plan]
+Whole = Callable[[SparseLayer, float, dict[str, Any], grows.Context, bool], Plan]
 
 
-def plan(layer: Any, leaving: Tensor, grow: Grow, context: grows.Context) -> Plan:
+def plan(layer: SparseLayer, leaving: Tensor, grow: Grow, context: grows.Context) -> Plan:
     """Lay out the topology without the connections marked `leaving` and with as many new ones."""
     old, count = layer.values.detach(), int(leaving.sum())
     kept = (~leaving).nonzero().flatten()
@@ -43,7 +43,9 @@ def plan(layer: Any, leaving: Tensor, grow: Grow, context: grows.Context) -> Pla
     return Plan(order.values, torch.cat([old[kept], values])[order.indices], source)
 
 
-def evolve(layer: Any, planned: Plan, optimizer: torch.optim.Optimizer | None = None) -> None:
+def evolve(
+    layer: SparseLayer, planned: Plan, optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Carry out a plan, in place, and let the optimizer's state follow the connections.
 
     Every state tensor of the shape of `values` moves with the survivors bit for bit and is zero
@@ -58,7 +60,7 @@ def evolve(layer: Any, planned: Plan, optimizer: torch.optim.Optimizer | None = 
 
 
 class Evolution:
-    """Replaces connections of every evolvable layer of a model; their number is invariant.
+    """Replaces connections of every sparse layer of a model; their number is invariant.
 
     Used like a scheduler: build it from model and optimizer, then call `step` whenever the
     topology shall change, ordinarily after an epoch. Growth looks at the last batch that ran
@@ -68,7 +70,7 @@ class Evolution:
     Parameters
     ----------
     model : nn.Module
-        Has at least one evolvable layer. A layer that lacks no connection, or whose values need no
+        Has at least one sparse layer. A layer that lacks no connection, or whose values need no
         gradient, is left as it is.
     optimizer : torch.optim.Optimizer
         Must hold the layers' `values`.
@@ -84,7 +86,7 @@ class Evolution:
         Whether a connection that leaves may come back in the same step, as a new one.
     repair : bool
         Release the "lost weights" of Ertl's Figure 11: connections into a neuron without a
-        connection onward leave too, and none grow into it. Onward means the next evolvable layer,
+        connection onward leave too, and none grow into it. Onward means the next sparse layer,
         if it reads as many features as this one writes.
     whole : callable, optional
         ``(layer, fraction, state, context, regrow) -> Plan`` in place of both, see `resident`.
@@ -94,7 +96,7 @@ class Evolution:
     Raises
     ------
     ValueError
-        If the model has no evolvable layer, the optimizer lacks one, or `fraction` is impossible.
+        If the model has no sparse layer, the optimizer lacks one, or `fraction` is impossible.
     """
 
     def __init__(
@@ -117,12 +119,12 @@ class Evolution:
             raise ValueError("repair=True needs drop and grow one after the other, not whole=")
         self.layers = {
             name: layer
-            for name, layer in evolvable_layers(model).items()
-            if layer.values.requires_grad and layer.values.numel() < cells(layer)
+            for name, layer in sparse_layers(model).items()
+            if layer.values.requires_grad and layer.values.numel() < layer.cells
         }
         if not self.layers:
             raise ValueError(
-                f"{type(model).__name__} has no evolvable layer, such as CSRLinear, that is "
+                f"{type(model).__name__} has no sparse layer, such as CSRLinear, that is "
                 f"trained and has room to grow"
             )
         self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
@@ -133,7 +135,7 @@ class Evolution:
         self._watches: dict[str, _Watch] = {}
         for name, layer in self.layers.items():
             _lr(layer.values, optimizer, name)
-            self._watches[name] = _Watch(as_it_was=hasattr(layer, "gradient"))
+            self._watches[name] = _Watch(as_it_was=not isinstance(layer, CSRLinear))
             handle = layer.register_forward_hook(self._watches[name])
             weakref.finalize(self, handle.remove)
 

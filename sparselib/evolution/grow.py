@@ -5,13 +5,13 @@ distinct free positions of the layer and the values they start with. It reads wh
 `Context`; no rule allocates out x in. A layer may have a `region` outside which nothing grows.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselib import topology
+from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
@@ -47,9 +47,9 @@ class Context(NamedTuple):
 Grown = tuple[Tensor, Tensor]
 
 
-def random(layer: Any, count: int, context: Context) -> Grown:
+def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
-    region, rows = topology.region(layer), context.rows
+    region, rows = layer.region, context.rows
     taken = region.number(_within(context, layer.shape[1]), rows)
     free = int(region.room[rows].sum()) - taken.numel()
     _check_room(count, free)
@@ -58,14 +58,14 @@ def random(layer: Any, count: int, context: Context) -> Grown:
     return region.position(cell, rows), torch.zeros_like(layer.values[:count])
 
 
-def random_normal(layer: Any, count: int, context: Context, std: float = 0.1) -> Grown:
+def random_normal(layer: SparseLayer, count: int, context: Context, std: float = 0.1) -> Grown:
     r"""Grow anywhere with equal probability, at :math:`N(0, std^2)` (SET's program for SciPy)."""
     positions, values = random(layer, count, context)
     normal = torch.randn(count, dtype=torch.float64, generator=context.generator)
     return positions, (std * normal).to(values)
 
 
-def random_uniform(layer: Any, count: int, context: Context) -> Grown:
+def random_uniform(layer: SparseLayer, count: int, context: Context) -> Grown:
     r"""Grow anywhere with equal probability, uniformly in :math:`\pm 1 / \sqrt{N_{out}}`.
 
     LiSET without features: its author's program with gamma = 0.
@@ -75,7 +75,7 @@ def random_uniform(layer: Any, count: int, context: Context) -> Grown:
 
 
 def gradient_of_costliest(
-    layer: Any, count: int, context: Context, neurons: int | None = None
+    layer: SparseLayer, count: int, context: Context, neurons: int | None = None
 ) -> Grown:
     r"""Grow the largest gradients of the k costliest neurons (Ertl, Section 3.2.4).
 
@@ -101,39 +101,32 @@ def gradient_of_costliest(
     columns = layer.shape[1]
     taken = torch.bincount(context.occupied // columns, minlength=layer.shape[0])[context.rows]
     order = torch.sort(costs, descending=True, stable=True).indices
-    room = (topology.region(layer).room[context.rows] - taken)[order].cumsum(0)
+    room = (layer.region.room[context.rows] - taken)[order].cumsum(0)
     _check_room(count, int(room[-1]) if room.numel() else 0)
     k = max(k, 1, int(torch.searchsorted(room, count)) + 1)
     rows = context.rows[order[:k]].sort().values
     return _largest_gradients(layer, count, context, rows)
 
 
-def full_gradient(layer: Any, count: int, context: Context) -> Grown:
+def full_gradient(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow the largest gradients of all (Evci et al., 2020), in blocks of neurons.
 
     The same as `gradient_of_costliest` with every neuron, at the cost of the whole dense gradient
     in time, but never in memory.
     """
-    room = int(topology.region(layer).room[context.rows].sum())
+    room = int(layer.region.room[context.rows].sum())
     _check_room(count, room - _within(context, layer.shape[1]).numel())
     return _largest_gradients(layer, count, context, context.rows)
 
 
-def full_gradient_at_zero(layer: Any, count: int, context: Context) -> Grown:
+def full_gradient_at_zero(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow the largest gradients of all, at zero (RigL, Evci et al., 2020)."""
     positions, values = full_gradient(layer, count, context)
     return positions, torch.zeros_like(values)
 
 
-def gradient(
-    inputs: Float[Tensor, "batch in_features"], costs: Float[Tensor, "batch rows"]
-) -> Float[Tensor, "rows in_features"]:
-    r"""Dense gradient :math:`\nabla_i = \sum_b c_{bi} v_b` of the given neurons (Ertl, 3.2.4)."""
-    return costs.t() @ inputs
-
-
 def linear_features(
-    layer: Any, count: int, context: Context, importance: Float[Tensor, "columns"]
+    layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
 ) -> Grown:
     r"""Grow where important features are read (LiSET, Radu, Eq. 2).
 
@@ -148,7 +141,7 @@ def linear_features(
         If an importance is negative or not finite, or the columns above 0 have too little room.
     """
     weights = _checked_importance(layer, importance).cpu()
-    if hasattr(layer, "region"):
+    if layer.cells < layer.csr.cells:
         raise ValueError("growth by features cannot keep to a region; grow by another rule")
     columns, height = layer.shape[1], context.rows.numel()
     cells = _within(context, columns).cpu()
@@ -159,7 +152,7 @@ def linear_features(
 
 
 def likeliest_features(
-    layer: Any, count: int, context: Context, importance: Float[Tensor, "columns"]
+    layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
 ) -> Grown:
     r"""Grow the largest :math:`u \tilde w` of all free cells, :math:`u` uniform in [0, 1).
 
@@ -180,13 +173,13 @@ def likeliest_features(
     return positions, uniform_values(layer, count, context)
 
 
-def uniform_values(layer: Any, count: int, context: Context) -> Tensor:
+def uniform_values(layer: SparseLayer, count: int, context: Context) -> Tensor:
     r"""Draw `count` weights uniformly in :math:`\pm 1 / \sqrt{N_{out}}`."""
     uniform = torch.rand(count, dtype=torch.float64, generator=context.generator)
     return ((2 * uniform - 1) * layer.shape[0] ** -0.5).to(layer.values)
 
 
-def recall(layer: Any, count: int, context: Context, neurons: int) -> float:
+def recall(layer: SparseLayer, count: int, context: Context, neurons: int) -> float:
     """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
     best, _ = full_gradient(layer, count, context)
     costs = _neuron_costs(context)
@@ -194,14 +187,14 @@ def recall(layer: Any, count: int, context: Context, neurons: int) -> float:
     return float(torch.isin(best // layer.shape[1], costliest).float().mean())
 
 
-def _largest_gradients(layer: Any, count: int, context: Context, rows: Tensor) -> Grown:
+def _largest_gradients(layer: SparseLayer, count: int, context: Context, rows: Tensor) -> Grown:
     inputs, costs = _batch(context)
     columns = layer.shape[1]
     positions = torch.empty(0, dtype=torch.int64, device=inputs.device)
     values = inputs.new_empty(0)
     for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
         cells = _free_cells(layer, context._replace(rows=block))
-        gradients = _gradient(layer, inputs, costs[:, block]).flatten()[cells]
+        gradients = layer.gradient(inputs, costs[:, block]).flatten()[cells]
         candidates = block[cells // columns] * columns + cells % columns
         positions, values = torch.cat([positions, candidates]), torch.cat([values, gradients])
         best = largest(values.abs(), min(count, values.numel()))
@@ -209,24 +202,20 @@ def _largest_gradients(layer: Any, count: int, context: Context, rows: Tensor) -
     return positions, (-context.lr * values).to(layer.values.dtype)
 
 
-def _gradient(layer: Any, inputs: Tensor, costs: Tensor) -> Tensor:
-    return getattr(layer, "gradient", gradient)(inputs, costs)
-
-
 def _neuron_costs(context: Context) -> Tensor:
     costs = _batch(context)[1].abs()
     return costs.sum([dimension for dimension in range(costs.ndim) if dimension != 1])
 
 
-def _free_cells(layer: Any, context: Context) -> Int[Tensor, "free"]:
+def _free_cells(layer: SparseLayer, context: Context) -> Int[Tensor, "free"]:
     """Free cells of the open rows, counted as if no other rows existed."""
     columns = layer.shape[1]
-    free = topology.region(layer).mask(context.rows).flatten()
+    free = layer.region.mask(context.rows).flatten()
     free[_within(context, columns)] = False
     return free.nonzero().flatten()
 
 
-def _checked_importance(layer: Any, importance: Tensor) -> Tensor:
+def _checked_importance(layer: SparseLayer, importance: Tensor) -> Tensor:
     weights = importance.detach().double()
     if weights.shape != (layer.shape[1],):
         raise ValueError(

@@ -11,6 +11,7 @@ from sparselib.evolution import grow as grows
 from sparselib.evolution.algorithms import check_definition
 from sparselib.evolution.engine import Evolution, Plan
 from sparselib.evolution.skips import LinearSkips
+from sparselib.nn.sparse_layer import SparseLayer
 
 
 class LiSET:
@@ -25,7 +26,7 @@ class LiSET:
     Parameters
     ----------
     model : nn.Module
-        Returns scores of shape (batch, classes). Every evolvable layer that lacks a connection
+        Returns scores of shape (batch, classes). Every sparse layer that lacks a connection
         takes part.
     optimizer : torch.optim.Optimizer
         Receives a parameter group with the skip layers, of the same defaults.
@@ -124,7 +125,7 @@ class LiSET:
         bounds = [0.01 * layer.shape[0] ** -0.5 for layer in layers]
         self.skips.reset(bounds, biases=not self._is_program)
 
-    def _grow(self, layer: Any, count: int, context: grows.Context) -> grows.Grown:
+    def _grow(self, layer: SparseLayer, count: int, context: grows.Context) -> grows.Grown:
         if layer not in self._names:
             return grows.random_uniform(layer, count, context)
         weights = self.feature_weights(self._names[layer])
@@ -132,7 +133,7 @@ class LiSET:
         return rule(layer, count, context, weights)
 
     def _in_the_first_mask(
-        self, layer: Any, fraction: float, state: Any, context: grows.Context, regrow: bool
+        self, layer: SparseLayer, fraction: float, state: Any, context: grows.Context, regrow: bool
     ) -> Plan:
         positions, values = layer.positions, layer.values.detach().clone()
         leaving = drops.set_fractions(values, fraction)

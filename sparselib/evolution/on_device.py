@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from sparselib.evolution import drop, grow
 from sparselib.evolution.engine import Evolution, Plan
+from sparselib.nn.linear import CSRLinear
+from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, first_at_least, nth_free
 
 
@@ -47,7 +49,7 @@ def RigL(
 
 
 def gradients_of_costliest(
-    layer: Any,
+    layer: SparseLayer,
     fraction: float,
     state: drop.State,
     context: grow.Context,
@@ -88,12 +90,12 @@ def gradients_of_costliest(
     wanted = torch.searchsorted(room, count.view(1)) + 1
     wanted = wanted.maximum(count.double().sqrt().round())
     neurons, place = order[:k].sort()
-    grown, gradients = _best(inputs, costs, neurons, place < wanted, occupied, count, most)
+    grown, gradients = _best(layer, inputs, costs, neurons, place < wanted, occupied, count, most)
     return _merged(layer, leaving, grown, -context.lr * gradients)
 
 
 def full_gradient(
-    layer: Any, fraction: float, state: drop.State, context: grow.Context, regrow: bool
+    layer: SparseLayer, fraction: float, state: drop.State, context: grow.Context, regrow: bool
 ) -> Plan:
     """Drop the smallest magnitudes, grow the largest gradients of all, at zero."""
     values, (rows, columns) = layer.values.detach(), layer.shape
@@ -104,12 +106,12 @@ def full_gradient(
     occupied = _occupied(context, leaving, regrow, rows * columns)
     neurons = torch.arange(rows, device=values.device)
     is_open = torch.ones_like(neurons, dtype=torch.bool)
-    grown, _ = _best(inputs, costs, neurons, is_open, occupied, leaving.sum(), most)
+    grown, _ = _best(layer, inputs, costs, neurons, is_open, occupied, leaving.sum(), most)
     return _merged(layer, leaving, grown, torch.zeros_like(values[:most]))
 
 
 def random(
-    layer: Any, fraction: float, state: drop.State, context: grow.Context, regrow: bool
+    layer: SparseLayer, fraction: float, state: drop.State, context: grow.Context, regrow: bool
 ) -> Plan:
     """Drop from either side of zero, grow anywhere, at zero."""
     values, cells = layer.values.detach(), layer.shape[0] * layer.shape[1]
@@ -156,6 +158,7 @@ def indices(marks: Bool[Tensor, "n"], most: int) -> Int[Tensor, "most"]:
 
 
 def _best(
+    layer: SparseLayer,
     inputs: Tensor,
     costs: Tensor,
     neurons: Tensor,
@@ -170,7 +173,7 @@ def _best(
     every = torch.arange(columns, device=inputs.device)
     kept = [occupied.new_empty(0), inputs.new_empty(0), inputs.new_empty(0)]
     for block, opened in zip(neurons.split(step), is_open.split(step)):
-        gradients = grow.gradient(inputs, costs[:, block]).flatten()
+        gradients = layer.gradient(inputs, costs[:, block]).flatten()
         place = every.new_full((rows + 1,), len(block))
         place.scatter_(0, block, torch.arange(len(block), device=block.device))
         closed = torch.cat([opened.logical_not(), opened.new_ones(1)])
@@ -189,7 +192,7 @@ def _best(
     return positions[chosen], torch.cat([values, values.new_zeros(1)])[chosen]
 
 
-def _merged(layer: Any, leaving: Tensor, positions: Tensor, values: Tensor) -> Plan:
+def _merged(layer: SparseLayer, leaving: Tensor, positions: Tensor, values: Tensor) -> Plan:
     old, cells = layer.values.detach(), layer.shape[0] * layer.shape[1]
     staying = torch.where(leaving, cells, layer.positions)
     ascending, order = torch.sort(torch.cat([staying, positions]), stable=True)
@@ -207,8 +210,8 @@ def _is_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
 
 
-def _check_room(layer: Any, most: int, regrow: bool) -> None:
-    if hasattr(layer, "region"):
+def _check_room(layer: SparseLayer, most: int, regrow: bool) -> None:
+    if not isinstance(layer, CSRLinear):
         raise ValueError(
             f"{type(layer).__name__} has a region, which evolution on the device cannot keep to; "
             f"use the rules of sparselib itself"

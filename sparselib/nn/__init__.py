@@ -15,5 +15,6 @@ from sparselib.nn.gate import ChannelGate as ChannelGate
 from sparselib.nn.gate import Channels as Channels
 from sparselib.nn.gate import gumbel_sigmoid as gumbel_sigmoid
 from sparselib.nn.linear import CSRLinear as CSRLinear
-from sparselib.nn.sparse_layer import evolvable_layers as evolvable_layers
+from sparselib.nn.sparse_layer import SparseLayer as SparseLayer
+from sparselib.nn.sparse_layer import sparse_layers as sparse_layers
 from sparselib.ops.products import masked_product as masked_product

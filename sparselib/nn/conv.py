@@ -11,7 +11,7 @@ from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
 from sparselib.csr import CSR
-from sparselib.nn.sparse_layer import replace, with_largest
+from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ops.conv import conv1d, extent
 from sparselib.topology import Region
 
@@ -40,7 +40,7 @@ def centred_zeros(
     return functional.pad(x, ((extent - 1) // 2, extent // 2))
 
 
-class SparseConv1d(nn.Module):
+class SparseConv1d(SparseLayer):
     r"""A 1-D convolution whose kernels exist only at their connections, of stride 1.
 
     .. math:: y_{o,t} = b_o + \sum_{c,k} w_{o,c,k} \, x_{c,t+kd}
@@ -82,7 +82,6 @@ class SparseConv1d(nn.Module):
         If the sparsity, a size or a reach is impossible, or an input does not fit.
     """
 
-    bias: nn.Parameter | None
     reach: Tensor
 
     def __init__(
@@ -121,22 +120,6 @@ class SparseConv1d(nn.Module):
         zeros = torch.zeros(out_channels, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
-    @classmethod
-    def from_dense(
-        cls, conv: nn.Conv1d, sparsity: float | None = None, **options: Any
-    ) -> "SparseConv1d":
-        """Build from a trained ``nn.Conv1d``, keeping its largest weights by magnitude.
-
-        Without `sparsity`, exactly the nonzero weights are kept.
-
-        Raises
-        ------
-        ValueError
-            If the convolution has a stride or groups, or does not keep the length by zeros on both
-            sides.
-        """
-        return with_largest(cls, conv, sparsity, options)
-
     @staticmethod
     def arguments_of(conv: nn.Conv1d) -> dict[str, Any]:
         """Return what builds a layer of the same sizes, on the same device and of the same type.
@@ -144,7 +127,8 @@ class SparseConv1d(nn.Module):
         Raises
         ------
         ValueError
-            As `from_dense`.
+            If the convolution has a stride or groups, or does not keep the length by zeros on both
+            sides.
         """
         (taps,), (dilation,) = conv.kernel_size, conv.dilation
         kept = conv.padding == "same" or 2 * conv.padding[0] == (taps - 1) * dilation
@@ -166,32 +150,43 @@ class SparseConv1d(nn.Module):
         }
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """``(out_channels, in_channels * kernel_size)``."""
-        return self.csr.shape
-
-    @property
-    def positions(self) -> Int[Tensor, "nnz"]:
-        """Sorted flat positions ``(out * in_channels + in) * kernel_size + tap``."""
-        return self.csr.positions
-
-    @property
-    def sparsity(self) -> float:
-        """Share of absent weights among all taps of all kernels."""
-        return self.csr.sparsity
-
-    @property
     def region(self) -> Region:
         """The cells that may hold a connection."""
         return Region(self.reach.to(torch.int64), self.kernel_size, self.shape[1])
 
-    def rewire(
-        self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
-    ) -> None:
-        """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
-        if check:
-            self._check_region(positions)
-        replace(self, positions, values, check)
+    @property
+    def cells(self) -> int:
+        """Number of cells of the region."""
+        return int(self.region.room.sum())
+
+    def to_dense(self) -> nn.Conv1d:
+        """Return the ``nn.Conv1d`` with the same outputs.
+
+        Raises
+        ------
+        ValueError
+            If the padding is none that ``nn.Conv1d`` knows.
+        """
+        if self.padding is not centred_zeros:
+            raise ValueError(
+                f"nn.Conv1d does not know the padding {self.padding}; only a layer with "
+                f"padding=centred_zeros has a dense twin"
+            )
+        weight = self.csr.to_dense(self.values.detach())
+        conv = nn.Conv1d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            padding="same",
+            dilation=self.dilation,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        conv.weight.data.copy_(weight.view_as(conv.weight))
+        if self.bias is not None and conv.bias is not None:
+            conv.bias.data.copy_(self.bias.detach())
+        return conv.train(self.training)
 
     def gradient(
         self, inputs: Float[Tensor, "batch channels time"], costs: Float[Tensor, "batch some time"]
@@ -226,17 +221,6 @@ class SparseConv1d(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         return self.padding(x, extent(self.kernel_size, self.dilation))
-
-    def _check_region(self, positions: Tensor) -> None:
-        row = (positions // self.shape[1]).clamp(0, self.out_channels - 1)
-        outside = (positions % self.kernel_size >= self.reach[row]).nonzero()
-        if outside.numel():
-            position = int(positions[outside[0]])
-            filter, tap = position // self.shape[1], position % self.kernel_size
-            raise ValueError(
-                f"position {position} is tap {tap} of filter {filter}, which may use only the "
-                f"first {int(self.reach[filter])} taps"
-            )
 
 
 def _checked(reach: Tensor, layer: SparseConv1d) -> Region:

@@ -4,24 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
-from sparselib.nn.sparse_layer import replace, with_largest
+from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.topology import Region
 
 Topology = Callable[..., Tensor]
 Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]
 
 
-class CSRLinear(nn.Module):
+class CSRLinear(SparseLayer):
     """A linear layer whose weight matrix exists only at its connections: y = x W^T + b.
 
     Drop-in for ``nn.Linear``, with the same argument order. `values` is an ordinary 1-D
-    ``nn.Parameter``, so any optimizer trains it; the connections are int32 buffers in `csr`. Every
-    drop, grow and evolution rule works on a layer that offers the four names `positions`,
-    `values`, `shape` and `rewire`.
+    ``nn.Parameter``, so any optimizer trains it; the connections are int32 buffers in `csr`.
 
     Parameters
     ----------
@@ -50,8 +49,6 @@ class CSRLinear(nn.Module):
     ValueError
         If the sparsity or a size is impossible, or an input does not fit.
     """
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -83,16 +80,6 @@ class CSRLinear(nn.Module):
         zeros = torch.zeros(out_features, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
-    @classmethod
-    def from_dense(
-        cls, linear: nn.Linear, sparsity: float | None = None, **options: Any
-    ) -> "CSRLinear":
-        """Build from a trained ``nn.Linear``, keeping its largest weights by magnitude.
-
-        Without `sparsity`, exactly the nonzero weights are kept.
-        """
-        return with_largest(cls, linear, sparsity, options)
-
     @staticmethod
     def arguments_of(linear: nn.Linear) -> dict[str, Any]:
         """Return what builds a layer of the same sizes, on the same device and of the same type."""
@@ -120,25 +107,22 @@ class CSRLinear(nn.Module):
         return linear.train(self.training)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """``(out_features, in_features)``."""
-        return self.csr.shape
+    def region(self) -> Region:
+        """Every cell."""
+        rows, columns = self.shape
+        reach = torch.full((rows,), columns, device=self.values.device)
+        return Region(reach, max(columns, 1), columns)
 
     @property
-    def positions(self) -> Int[Tensor, "nnz"]:
-        """Sorted flat positions ``row * in_features + column`` of the connections."""
-        return self.csr.positions
+    def cells(self) -> int:
+        """Number of cells of the matrix."""
+        return self.csr.cells
 
-    @property
-    def sparsity(self) -> float:
-        """Share of absent weights."""
-        return self.csr.sparsity
-
-    def rewire(
-        self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
-    ) -> None:
-        """Replace connections and values in place; their number never changes. See `CSR.rewire`."""
-        replace(self, positions, values, check)
+    def gradient(
+        self, inputs: Float[Tensor, "batch columns"], costs: Float[Tensor, "batch some"]
+    ) -> Float[Tensor, "some columns"]:
+        r"""Dense gradient :math:`\nabla_i = \sum_b c_{bi} v_b` of some neurons (Ertl, 3.2.4)."""
+        return costs.t() @ inputs
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""

@@ -385,7 +385,7 @@ def test_a_watched_model_can_be_copied_and_pickled_and_is_released():
 
 def test_every_layer_and_step_draws_from_a_generator_of_its_own():
     keys = [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
-    assert len({sl.evolution._generator(*key).initial_seed() for key in keys}) == 4
+    assert len({sl.evolution.engine._generator(*key).initial_seed() for key in keys}) == 4
 
 
 @pytest.mark.parametrize(("rule", "fraction"), [(sl.GradientGrowth, 0.1), (sl.SET, 0.3)])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparselib as sl
+from sparselib.ops import products
 from sparselib.ops.backends import cpu
 from sparselib.ops.fused import _Sequence
 
@@ -35,7 +36,7 @@ def fused(monkeypatch):
     """List the calls of the ways to carry out layers at once."""
     calls = []
     network, apply = cpu.network, _Sequence.apply
-    monkeypatch.setattr(sl.ops, "network", lambda *a: calls.append("network") or network(*a))
+    monkeypatch.setattr(products, "network", lambda *a: calls.append("network") or network(*a))
     monkeypatch.setattr(_Sequence, "apply", lambda *a: calls.append("training") or apply(*a))
     return calls
 

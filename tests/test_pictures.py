@@ -116,9 +116,9 @@ def test_without_files_it_says_where_to_put_them(
 
 @pytest.mark.realdata
 def test_real_cifar_images() -> None:
-    with pytest.warns(UserWarning, match="CIFAR-10 has 50,000"):
+    with pytest.warns(UserWarning, match="the folder holds 50,000 and 1,000"):
         data = datasets.cifar10()
-    assert (len(data.train), len(data.valid), len(data.test)) == (18_000, 2_000, 1_000)
+    assert (len(data.train), len(data.valid), len(data.test)) == (45_000, 5_000, 1_000)
     # the first ten test images are known: cat, ship, ship, aeroplane, frog, ...
     assert data.test.y[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert float(data.train.x.mean().abs()) < 0.02

@@ -215,6 +215,35 @@ def dead_pointers(pairs: list[tuple[str, str]]) -> list[str]:
     return dead
 
 
+def named(page: Path) -> set[str]:
+    """Dotted names of ours that a page writes as code."""
+    if page.suffix == ".ipynb":
+        cells = nbformat.read(page, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    else:
+        text = page.read_text(encoding="utf-8")
+    return set(re.findall(r"`(sparselib(?:\.\w+)+)`", text))
+
+
+def test_pages_name_what_exists() -> None:
+    pages = sorted(p for end in ("md", "ipynb") for p in (ROOT / "book").rglob(f"[!.]*.{end}"))
+    assert len(pages) > 30
+    dead = {name(page): sorted(dead_names(named(page))) for page in pages}
+    assert {page: names for page, names in dead.items() if names} == {}
+    assert dead_names({"sparselib.nowhere", "sparselib.csr"}) == ["sparselib.nowhere"]
+
+
+def dead_names(names: set[str]) -> list[str]:
+    """Those of some dotted names behind which there is nothing."""
+    dead = []
+    for dotted_name in names:
+        try:
+            resolve(dotted_name)
+        except AttributeError:
+            dead.append(dotted_name)
+    return dead
+
+
 @pytest.mark.parametrize("page", PAPERS, ids=name)
 def test_pages_point_at_code(page: Path) -> None:
     pairs = pointers(page)

@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import distributions
 from pathlib import Path
 
-import kernels
 import nbformat
 import yaml
 from jupyter_cache import get_cache
@@ -95,6 +94,8 @@ def keep(root: Path, page: Path, executed: nbformat.NotebookNode, seconds: float
 
 def execute(root: Path, page: Path) -> str:
     """Run one notebook where it lies and cache its outputs; return what went wrong, if it did."""
+    import kernels
+
     notebook = nbformat.read(page, as_version=4)
     start = time.perf_counter()
     try:

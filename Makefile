@@ -1,61 +1,81 @@
-# make book VENV=$CONDA_PREFIX uses an environment that exists already.
+# make book VENV="$CONDA_PREFIX" uses an environment that exists already.
 PYTHON ?= python3
 VENV ?= .venv
 PAGES ?=
 SWEEP ?=
 OPTIONS ?=
-BIN := $(VENV)/bin
+BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
+PY = "$(BIN)/python"
+EXTRAS := book,test,sweep
+READY := $(VENV)/.sparselib-ready
 # The pages' networks are small: one thread is as fast, and does not wait for other work.
 export OMP_NUM_THREADS ?= 1
-READY := $(VENV)/.sparselib-ready
+# a process per core; what shares a costly fixture, or a page, stays in one of them
+PARALLEL := -n logical --maxprocesses 8
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint unit pages lab sweep bench refresh check clean
+.PHONY: help environment book test quick lint unit pages lab sweep bench refresh check \
+  compat constraints mutants clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 13
 
+# The path may hold spaces, which no target of make can; so the shell compares the times.
 # Without a network an environment that already holds every pin is as good as a new one.
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[book,test,sweep]" \
-	|| $(BIN)/python -m pip install -q --no-index -c constraints.txt "sparselib[book,test,sweep]"
-	touch $@
+environment:
+	@test -e "$(READY)" && test "$(READY)" -nt pyproject.toml \
+	  && test "$(READY)" -nt constraints.txt || { \
+	  { test -x $(PY) || $(PYTHON) -m venv "$(VENV)"; } \
+	  && { $(PY) -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]" \
+	    || $(PY) -m pip install -q --no-index -c constraints.txt "sparselib[$(EXTRAS)]"; } \
+	  && $(PY) -m pip check && touch "$(READY)"; }
 
-book: $(READY)  ## execute every page on the embedded data and build the book, strictly
-	$(BIN)/python book/_tools/build.py
+book: environment  ## execute every page on the embedded data and build the book, strictly
+	$(PY) book/_tools/build.py
 
 test: lint unit pages  ## everything that has to be green: lint, unit tests, the pages' numbers
 
-lint: $(READY)  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+quick: lint  ## lint, and the unit tests that are not slow
+	$(PY) -m pytest tests -q -m "not slow" $(PARALLEL) --dist loadgroup
 
-unit: $(READY)  ## unit tests, house rules, guards of the book
-	$(BIN)/python -m pytest tests
+lint: environment  ## ruff and mypy
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	$(PY) -m mypy
 
-pages: $(READY)  ## run every page and compare what it prints with what is stored
-	$(BIN)/python -m pytest book --nbval --nbval-current-env \
-	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
+unit: environment  ## unit tests, house rules, guards of the book
+	$(PY) -m pytest tests -q $(PARALLEL) --dist loadgroup --durations 20
 
-lab: $(READY)  ## open the pages in JupyterLab
-	$(BIN)/jupyter lab book
+pages: environment  ## run every page and compare what it prints with what is stored
+	$(PY) -m pytest book -q $(PARALLEL) --dist loadfile $(NBVAL) --keep-executions
 
-sweep: $(READY)  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml OPTIONS="--workers 2 --dry-run")
+lab: environment  ## open the pages in JupyterLab
+	$(PY) -m jupyter lab book
+
+sweep: environment  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml OPTIONS="--workers 2 --dry-run")
 	@test -n "$(SWEEP)" || { echo "name a sweep, SWEEP=... one of:"; ls book/*/sweeps/*.yml; exit 2; }
-	$(BIN)/python -m sparselib.sweep $(SWEEP) $(OPTIONS)
+	$(PY) -m sparselib.sweep "$(SWEEP)" $(OPTIONS)
 
-bench: $(READY)  ## measure the speed claims here, on a quiet machine; fails if one does not hold
-	$(BIN)/python book/_tools/bench.py
+bench: environment  ## measure the speed claims here, on a quiet machine; fails if one does not hold
+	$(PY) book/_tools/bench.py
 
-refresh: $(READY)  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
-	$(BIN)/python book/_tools/refresh.py $(PAGES)
+refresh: environment  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
+	$(PY) book/_tools/refresh.py $(PAGES)
 
-check: $(READY)  ## links, anchors and a headless browser over the built book
-	$(BIN)/python book/_tools/links.py _build/html
-	BUILT_BOOK=_build/html $(BIN)/python -m pytest tests/test_browser.py
+check: environment  ## links, anchors and a headless browser over the built book
+	$(PY) book/_tools/links.py _build/html
+	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py
+
+compat: environment  ## core tests against the oldest and newest torch, and that of GPU images
+	$(PY) book/_tools/compat.py $(OPTIONS)
+
+constraints:  ## choose the newest versions that fit together, and pin them in constraints.txt
+	$(PYTHON) book/_tools/constraints.py "$(EXTRAS),prune,export"
+
+mutants: environment  ## break random lines of the library, and see that a test fails (OPTIONS="--count 30 --seed 1")
+	$(PY) book/_tools/mutants.py $(OPTIONS)
 
 clean:  ## remove what was built; the environment stays
 	rm -rf _build
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +

@@ -1,15 +1,14 @@
 """What every test may rely on: data, hypothesis profiles, a seed, and honest skips."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
+import browsers
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 sys.path.insert(0, str(ROOT / "book" / "_tools"))
 
@@ -22,18 +21,13 @@ if _beside.is_dir():
     os.environ.setdefault("SPARSELIB_DATA", str(_beside))
 
 
-def browser() -> str | None:
-    """Path of a Chromium executable, if there is one."""
-    return next(filter(None, map(shutil.which, CHROMIUM)), None)
-
-
 def missing(marker: str) -> str | None:
     """Why tests with this marker cannot run here, or None if they can."""
     if marker == "realdata":
         folder = os.environ.get("SPARSELIB_DATA", "")
         return None if folder and Path(folder).is_dir() else "real data absent: set SPARSELIB_DATA"
     if marker == "browser":
-        return None if browser() else "no Chromium executable on PATH"
+        return None if browsers.executable() else "no Chromium executable on PATH"
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA device"

@@ -308,6 +308,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return book
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("tiny")
 def test_changed_library_changes_the_page(tiny: Path) -> None:
     page = tiny / "_build/html/book/page.html"
     assert "d = 0.25" in page.read_text()
@@ -316,6 +318,8 @@ def test_changed_library_changes_the_page(tiny: Path) -> None:
     assert "d = 0.75" in page.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("tiny")
 def test_broken_reference_fails_every_time(tiny: Path) -> None:
     intro = tiny / "book/intro.md"
     before = intro.read_text()
@@ -324,6 +328,8 @@ def test_broken_reference_fails_every_time(tiny: Path) -> None:
     intro.write_text(before)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("tiny")
 def test_failing_cell_fails_the_build(tiny: Path) -> None:
     page = tiny / "book/page.ipynb"
     before = page.read_text()
@@ -332,6 +338,7 @@ def test_failing_cell_fails_the_build(tiny: Path) -> None:
     page.write_text(before)
 
 
+@pytest.mark.slow
 def test_refresh_keeps_what_authors_wrote_and_nbval_holds_the_numbers(tmp_path: Path) -> None:
     book = make_book(tmp_path / "refreshed")
     page = book / "book/page.ipynb"

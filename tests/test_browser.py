@@ -5,9 +5,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import browsers
 import links
 import pytest
-from conftest import browser
 from test_book import ROOT, build, make_book
 
 FLAGS = [
@@ -28,7 +28,13 @@ STYLED = r"<link\b[^>]*\shref=[\"'](https?:[^\"']+)"
 
 def chromium(page: Path, profile: Path, *flags: str) -> str:
     """Run the browser on a file and return what it wrote to its standard output."""
-    command = [str(browser()), *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri()]
+    command = [
+        str(browsers.executable()),
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        *flags,
+        page.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 

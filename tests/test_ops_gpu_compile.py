@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled")]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import kernels
 import numpy as np
 import papermill
 
@@ -28,7 +29,7 @@ CASES = {
 
 def measured(point: dict[str, object], rounds: int, over: str, under: str) -> np.ndarray:
     """Return the ratios of medians at the three sparsities."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kernels.private_kernel() as config:
         row = Path(folder) / "row.json"
         given = {"sparsities": SPARSITIES, "threads": 2, "only": [over, under], "rounds": rounds}
         papermill.execute_notebook(
@@ -36,8 +37,9 @@ def measured(point: dict[str, object], rounds: int, over: str, under: str) -> np
             Path(folder) / "page.ipynb",
             point | given | {"results": str(row)},
             progress_bar=False,
+            config=config,
         )
-        found = json.loads(row.read_text())
+        found = json.loads(row.read_text(encoding="utf-8"))
     times = {name: np.array(found[f"{name}_ms"]) for name in (over, under)}
     return times[over] / times[under]
 

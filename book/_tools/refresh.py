@@ -7,8 +7,8 @@ import hashlib
 import sys
 from pathlib import Path
 
+import kernels
 import nbformat
-from nbclient import NotebookClient
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -36,23 +36,16 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 
 def refresh(page: Path) -> bool:
     """Execute one page in its own folder and write it back; say whether anything changed."""
-    before = page.read_text()
+    before = page.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
     normalise(notebook)
-    NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(page.parent)}},
-    ).execute()
+    kernels.run(notebook, page.parent)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # what was told while it ran, such as progress, is no result
             cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
     notebook.metadata = nbformat.from_dict(dict(notebook.metadata) | METADATA)
     after = nbformat.writes(notebook).rstrip("\n") + "\n"
-    page.write_text(after)
+    page.write_text(after, encoding="utf-8")
     return after != before
 
 

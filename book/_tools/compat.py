@@ -1,0 +1,80 @@
+"""Test the library beside other versions of torch: ``python book/_tools/compat.py [name ...]``.
+
+Each set of versions gets an environment of its own in ``.compat``. Its tests are those of the
+library: the book and its sweeps are tested with the pinned versions only.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = {
+    "oldest": ["torch==2.6.0", "numpy==2.0.*"],
+    "newest": ["torch"],
+    "image": ["torch==2.11.0", "triton==3.6.0; platform_system == 'Linux'"],
+}
+TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "psutil", "hypothesis", "beartype"]
+SHOWN = ["torch", "triton", "numpy", "numba", "pandas"]
+BOOK = ["test_book.py", "test_browser.py", "test_house.py", "test_install.py", "test_sweep*.py"]
+
+
+def python(name: str) -> Path:
+    """Interpreter of an environment, which is made on first use."""
+    folder = ROOT / ".compat" / name
+    binaries = folder / ("Scripts" if sys.platform == "win32" else "bin")
+    if not folder.is_dir():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return binaries / "python"
+
+
+def install(name: str) -> None:
+    """Install the library into an environment beside the versions that it is to be tested with."""
+    pip = [python(name), "-m", "pip", "--quiet"]
+    wanted = [*ENVIRONMENTS[name], *TESTS]
+    subprocess.run([*pip, "install", *wanted, "--editable", ROOT], check=True)
+    subprocess.run([*pip, "check"], check=True)
+
+
+def versions(name: str) -> str:
+    """Name what an environment holds."""
+    code = (
+        "from importlib.metadata import version, PackageNotFoundError as none\n"
+        f"for name in {SHOWN}:\n"
+        "    try: print(name, version(name))\n"
+        "    except none: pass"
+    )
+    command = [python(name), "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return ", ".join(answer.stdout.splitlines())
+
+
+def passes(name: str, selection: list[str]) -> bool:
+    """Run the library's tests in an environment."""
+    ignored = [f"--ignore-glob={ROOT / 'tests' / test}" for test in BOOK]
+    parallel = ["-n", "logical", "--maxprocesses", "8", "--dist", "loadgroup"]
+    command = [python(name), "-m", "pytest", "-q", *ignored, *parallel, *(selection or ["tests"])]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def main() -> int:
+    """Install and test each environment; say which of them hold."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(ENVIRONMENTS)}; all by default")
+    parser.add_argument("--tests", nargs="+", help="files of tests, by default all of the library")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(ENVIRONMENTS):
+        parser.error(f"no environment {', '.join(unknown)}; there are {', '.join(ENVIRONMENTS)}")
+    results = {}
+    for name in given.names or ENVIRONMENTS:
+        install(name)
+        print(f"{name}: {versions(name)}", flush=True)
+        results[name] = passes(name, given.tests)
+    for name, passed in results.items():
+        print(f"{name}: {'passed' if passed else 'failed'}, with {versions(name)}")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -228,7 +228,7 @@ def compare(
     specs = [spec] * count if isinstance(spec, str) else spec
     units = [unit] * count if isinstance(unit, str) else unit
     _check_lengths(columns | {"paper": paper, "spec": specs, "unit": units})
-    runs = [0 if isinstance(value, str) else len(_numbers(value)) for value in ours]
+    runs = [len(_numbers(value)) if np.ndim(value) else 0 for value in ours]
     lines = []
     for place in range(count):
         names = [human(column[place]) for column in labels.values()]

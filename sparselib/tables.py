@@ -77,8 +77,9 @@ class Table:
         What the table shows.
     groups : tuple of str
         A second head above the columns; neighbors of one name share it. Empty for a flat head.
-    stacked : bool
-        Whether a narrow screen shows each row as a block, rather than scrolling sideways.
+    layout : str
+        On a narrow screen "stacked" shows each row as a block, "wide" scrolls sideways;
+        "verdicts" is stacked and compact.
     """
 
     columns: tuple[str, ...]
@@ -86,7 +87,7 @@ class Table:
     labels: int = 1
     caption: str = ""
     groups: tuple[str, ...] = ()
-    stacked: bool = True
+    layout: str = "stacked"
 
     def __repr__(self) -> str:
         """Return lines of text: the caption, the heads, the rows."""
@@ -99,7 +100,7 @@ class Table:
         return "\n".join([self.caption, *padded] if self.caption else padded)
 
     def _repr_html_(self) -> str:
-        kind = "sl-stacked" if self.stacked else "sl-wide"
+        kind = f"sl-{self.layout}" + (" sl-stacked" if self.layout == "verdicts" else "")
         caption = f"<caption>{escape(self.caption)}</caption>\n" if self.caption else ""
         body = "\n".join(self._row(row) for row in self.rows)
         table = (
@@ -301,7 +302,7 @@ def grouped(
     above = ("",) * len(labels) + tuple(g for g, inner in groups.items() for _ in inner)
     if any("paper" in inner for inner in groups.values()):
         caption = f"{caption} {SHADED}".strip()
-    return Table(heads, tuple(lines), len(labels), caption, above, stacked=False)
+    return Table(heads, tuple(lines), len(labels), caption, above, "wide")
 
 
 def listing(
@@ -341,7 +342,8 @@ def listing(
         line = [Cell(human(list(column)[place])) for column in labels.values()]
         line += [_shaded(column[place], None, spec) for column in inner.values()]
         lines.append(tuple(line))
-    return Table((*labels, *inner), tuple(lines), len(labels), caption, stacked=len(inner) < 6)
+    layout = "stacked" if len(inner) < 6 else "wide"
+    return Table((*labels, *inner), tuple(lines), len(labels), caption, layout=layout)
 
 
 def verdicts(claims: Sequence[tuple[str, str, str, str, str]], *, caption: str = "") -> Table:
@@ -375,8 +377,8 @@ def verdicts(claims: Sequence[tuple[str, str, str, str, str]], *, caption: str =
             raise ValueError(f"the verdict on {claim!r} has no reason; write one sentence")
         mark = Cell(f"{VERDICTS[verdict]}{SPACE}{verdict.replace(' ', SPACE)}", tint=TINTS[verdict])
         lines.append((Cell(claim), mark, Cell(paper), Cell(ours), Cell(why)))
-    heads = ("the paper's claim", "verdict", "paper", "ours", "why")
-    return Table(heads, tuple(lines), 1, caption)
+    heads = ("claim", "verdict", "paper", "ours", "why")
+    return Table(heads, tuple(lines), 1, caption, layout="verdicts")
 
 
 def _span(group: str, width: int) -> str:
@@ -418,7 +420,7 @@ def _gap(paper: Any, ours: Any, spec: str) -> float | None:
     if not len(mine):
         return None
     digits = _digits(spec)
-    return round(round(mine.mean(), digits) - round(float(paper), digits), digits)
+    return round(round(float(mine.mean()), digits) - round(float(paper), digits), digits)
 
 
 def _within(paper: Any, ours: Any) -> bool:
@@ -440,7 +442,8 @@ def _difference(paper: Any, ours: Any, spec: str) -> tuple[str, str]:
     if gap is None:
         return "", ""
     level = 0 if _within(paper, ours) else _level(gap, float(paper))
-    return _rounded(gap, f"+{spec.lstrip('+')}"), SHADES.get(level, "")
+    text = _rounded(gap, f"+{spec.lstrip('+')}") if gap else "0"
+    return text, SHADES.get(level, "")
 
 
 def _shaded(value: Any, paper: Any, spec: str) -> Cell:

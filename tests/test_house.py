@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparselib"
 FLOORS = {
-    0: ["csr", "ranking", "init", "metrics", "timing", "atomic", "plot", "_version"],
+    0: ["csr", "ranking", "init", "metrics", "timing", "atomic", "plot", "tables", "_version"],
     1: ["topology", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],

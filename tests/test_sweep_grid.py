@@ -98,7 +98,10 @@ def test_types_of_the_parameters_cell():
     cell = nbformat.v4.new_code_cell("a: float | list = 0.5  # one or several\nb = 'text'")
     cell.metadata["tags"] = ["parameters"]
     found = notebook.parameters({"cells": [cell]})
-    assert found == {"a": ((float, list), 0.5), "b": ((str,), "text")}
+    assert {name: (p.wanted, p.default) for name, p in found.items()} == {
+        "a": ("float or list", 0.5),
+        "b": ("str", "text"),
+    }
 
 
 def test_a_notebook_without_one_parameters_cell_is_refused():

@@ -1,6 +1,5 @@
 """A sweep file: which notebook, over which grid, into which table."""
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 
 from sparselib.datasets import files
 
-from .notebook import Parameter, Run, parameters, run_key
+from .notebook import Run, parameters, run_key
+from .parameters import Parameter, checked, similar
 
 Point = dict[str, Any]
 
@@ -102,24 +102,12 @@ def expand(block: Any) -> list[Point]:
 
 
 def _complete(point: Point, known: Mapping[str, Parameter], name: str) -> Point:
-    full = {key: parameter.default for key, parameter in known.items() if key != "results"}
-    for key, value in point.items():
-        if key not in full:
-            raise ValueError(f"{name}: the notebook has no parameter {key!r}{_like(key, full)}")
-        full[key] = _typed(key, value, known[key].types, name)
-    return full
-
-
-def _typed(key: str, value: Any, types: tuple[type, ...], name: str) -> Any:
-    if type(value) in types:
-        return value
-    if type(value) is int and float in types:
-        return float(value)
-    wanted = " or ".join(kind.__name__ for kind in types)
-    hint = "; YAML takes 1e-3 for text, write 1.0e-3" if type(value) is str else ""
-    raise ValueError(
-        f"{name}: {key} = {value!r} is of type {type(value).__name__}, not {wanted}{hint}"
-    )
+    """Check a point's values and add the defaults of the other parameters."""
+    swept = {key: parameter for key, parameter in known.items() if key != "results"}
+    try:
+        return checked(point, swept, "the notebook")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
@@ -127,7 +115,7 @@ def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
         raise ValueError(f"{name} must hold keys and values, not {spec!r}")
     for key in spec:
         if key not in known:
-            raise ValueError(f"{name}: unknown key {key!r}{_like(key, known)}")
+            raise ValueError(f"{name}: unknown key {key!r}{similar(key, known)}")
 
 
 def _part(spec: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -144,11 +132,6 @@ def _check_distinct(keys: list[str], points: list[Point], name: str) -> None:
         if key in seen:
             raise ValueError(f"{name}: the grid holds this point twice: {point}")
         seen[key] = point
-
-
-def _like(key: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
 
 
 def _checksums(names: Iterable[str]) -> dict[str, str]:

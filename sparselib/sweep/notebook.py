@@ -1,6 +1,5 @@
 """One run: a notebook, its parameters, and the executed copy that it leaves."""
 
-import ast
 import hashlib
 import json
 import logging
@@ -12,16 +11,8 @@ from typing import Any, NamedTuple
 
 from sparselib import atomic
 
-from .rows import SOURCE, write
-
-TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
-
-
-class Parameter(NamedTuple):
-    """A line of the parameters cell: its annotated types and its default."""
-
-    types: tuple[type, ...]
-    default: Any
+from .parameters import PLACES, Parameter, declared
+from .rows import SOURCE, columns, write
 
 
 class Run(NamedTuple):
@@ -49,6 +40,10 @@ class Run(NamedTuple):
         return self.folder / f"{self.key}.json"
 
 
+class BadRowError(Exception):
+    """A page wrote no row of results, or not that of its run."""
+
+
 class Outcome(NamedTuple):
     """What became of a run: done, failed (in the notebook), lost (around it) or busy."""
 
@@ -64,34 +59,23 @@ def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
     Raises
     ------
     ValueError
-        If there is not exactly one such cell, or a line of it is no literal assignment.
+        If there is not exactly one such cell, or it is not readable; see `declared`.
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in _tags(cell)]
     if len(cells) != 1:
         raise ValueError(f"a notebook to sweep has one cell tagged 'parameters', not {len(cells)}")
-    found = {}
-    for line in ast.parse(_source(cells[0])).body:
-        target = (
-            line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [0])[0]
-        )
-        if not isinstance(target, ast.Name) or not isinstance(line, ast.Assign | ast.AnnAssign):
-            raise ValueError(
-                f"the parameters cell holds more than assignments: {ast.unparse(line)}"
-            )
-        default = ast.literal_eval(line.value or ast.Constant(None))
-        found[target.id] = Parameter(_types(line, default), default)
-    return found
+    return declared(_source(cells[0]))
 
 
 def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mapping[str, str]) -> str:
     """Name a run by all that decides its result, as the start of a SHA-256.
 
-    That is the code cells, every parameter (but for `results`, where the row goes), the library's
-    source, and the checksums of the data.
+    That is the code cells, every parameter but for the places of files, the library's source, and
+    the checksums of the data.
     """
     code = [_source(c) for c in notebook["cells"] if c["cell_type"] == "code"]
     code = [source for source in code if source != _source(_parameters_cell(notebook))]
-    chosen = {name: value for name, value in values.items() if name != "results"}
+    chosen = {name: value for name, value in values.items() if name not in PLACES}
     whole = json.dumps([code, chosen, SOURCE, dict(data)], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
@@ -150,22 +134,39 @@ def _execute(run: Run) -> Outcome:
     part, row = run.folder / f"{attempt}.ipynb", run.folder / f"{attempt}.json"
     try:
         seconds = _papermill(run, part, row)
-        if not row.is_file():
-            return _fail(run, part, "it wrote no row of results to the file named by `results`")
-        columns = json.loads(row.read_text())
-        if columns.get("sparselib", SOURCE).split()[-1] != SOURCE:
-            return _fail(
-                run, part, f"its kernel imported another sparselib, {columns['sparselib']}"
-            )
-        write(columns | {"run_seconds": seconds, "run": run.key}, run.row)
+        whole = _row(run, row)
+        write(whole | {"run_seconds": seconds, "run": run.key}, run.row)
         atomic.move(part, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
+    except BadRowError as error:
+        return _fail(run, part, str(error))
     except PapermillExecutionError as error:
         return _fail(run, part, f"{error.ename}: {error.evalue}")
     finally:
         part.unlink(missing_ok=True)
         row.unlink(missing_ok=True)
+
+
+def _row(run: Run, path: Path) -> dict[str, Any]:
+    """Return the row: the parameters that were put in, and what the page measured."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadRowError("it wrote no row of results to the file named by `results`") from None
+    except ValueError as error:
+        raise BadRowError(f"the row of results that it wrote is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRowError(f"the row of results that it wrote holds no columns: {found!r}")
+    if found.get("sparselib", SOURCE).split()[-1] != SOURCE:
+        raise BadRowError(f"its kernel imported another sparselib, {found['sparselib']}")
+    given = columns(run.parameters) | {"scale": run.parameters["scale"]}
+    for name in given.keys() & found.keys():
+        if found[name] != given[name]:
+            raise BadRowError(
+                f"its row has {name} = {found[name]!r}, but it was run with {given[name]!r}"
+            )
+    return given | found
 
 
 def _papermill(run: Run, part: Path, row: Path) -> float:
@@ -203,10 +204,3 @@ def _tags(cell: Mapping[str, Any]) -> list[str]:
 
 def _source(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"])
-
-
-def _types(line: ast.stmt, default: Any) -> tuple[type, ...]:
-    if not isinstance(line, ast.AnnAssign):
-        return (type(default),)
-    names = [node.id for node in ast.walk(line.annotation) if isinstance(node, ast.Name)]
-    return tuple(TYPES[name] for name in names if name in TYPES) or (type(default),)

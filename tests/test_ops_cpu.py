@@ -181,7 +181,7 @@ def test_a_forked_worker_of_a_dataloader_multiplies():
 
 
 def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
-    code = PRODUCT + "from sparselib.ops import cpu; print(cpu.WIDE, cpu.LANES)"
+    code = PRODUCT + "from sparselib.ops.backends import cpu_kernels as k; print(k.WIDE, k.LANES)"
     plain = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
     import platform
 

@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import cpu_buffers
-
-# crow and col indices, values, bias or None, and whether max(., 0) follows
-Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
+from sparselib.ops.backends import Indices, Sizes, Weights, cpu_buffers, stretches
 
 MANY = 1 << 17  # weights: as many as the second cache of a core holds with their places
 
@@ -43,7 +40,7 @@ def spmm(
         step, pieces, *copies = _product_pieces(rows, x.shape[0], batch, col.numel())
         start, also = _also(bias, relu)
         numbers = (pieces, 1, rows, batch, step, crow, col, batch, values, start, also, x, 0, y)
-        _launch(_kernels().spmm, *numbers, *copies)
+        _launch(kernels().spmm, *numbers, *copies)
     return y.t()
 
 
@@ -56,12 +53,12 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
     dy, x = features_first(dy), features_first(x)
     step, pieces = _sample_pieces(rows)
     numbers = (pieces, 1, rows, batch, step, crow, col, batch, dy, x, 0, dvalues, dbias)
-    _launch(_kernels().sddmm, *numbers)
+    _launch(kernels().sddmm, *numbers)
     return dvalues, dbias
 
 
 def gradients(
-    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+    values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern, as one piece of work; float32.
 
@@ -77,27 +74,27 @@ def gradients(
     step, samples = _sample_pieces(rows)
     chunk, pieces, *copies = _product_pieces(columns, rows, batch, col.numel())
     numbers = (samples, samples + pieces, batch, dy, dvalues, dbias, dx, rows, step, crow, col, x)
-    also = _kernels().MASK if relu else 0
-    _launch(_kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also, *copies)
+    also = kernels().MASK if relu else 0
+    _launch(kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also, *copies)
     return dvalues, dbias, dx.t()
 
 
 def _also(bias: Tensor | None, relu: bool) -> tuple[Tensor | int, int]:
     """Where the biases are, and what else the kernel is to do, as it wants to know it."""
-    flag = _kernels().RELU if relu else 0
-    return (0, flag) if bias is None else (bias.contiguous(), flag | _kernels().BIAS)
+    flag = kernels().RELU if relu else 0
+    return (0, flag) if bias is None else (bias.contiguous(), flag | kernels().BIAS)
 
 
 def _pieces(rows: int, columns: int, samples: int = 1) -> tuple[int, int]:
     """How many rows a thread takes at a time, and how many such pieces there are."""
-    blocks, threads = samples * -(-columns // _kernels().WIDE), torch.get_num_threads()
+    blocks, threads = samples * -(-columns // kernels().WIDE), torch.get_num_threads()
     step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
     return step, blocks * -(-rows // step)
 
 
 def _product_pieces(rows: int, columns: int, batch: int, nnz: int) -> tuple[int, int, Any, int]:
     """Rows of a piece, number of pieces, and room for copies, of so many columns or none."""
-    pack, threads = _kernels().PACK, torch.get_num_threads()
+    pack, threads = kernels().PACK, torch.get_num_threads()
     # copying pays if each number is read several times, and all threads have something to do
     if batch >= 2 * threads * pack and nnz >= 4 * columns:
         return rows, -(-batch // pack), cpu_buffers.empty(threads * columns, pack), columns
@@ -110,7 +107,12 @@ def _sample_pieces(rows: int) -> tuple[int, int]:
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
-    """Return (samples, channels, time) with zeros before and after; no copy if there are none."""
+    """Return (samples, channels, time) with zeros before and after; no copy if there are none.
+
+    Negative numbers cut the signals.
+    """
+    if min(before, after) < 0:
+        return stretches.padded(x, before, after)
     if not before + after:
         return x.contiguous()
     samples, channels, time = x.shape
@@ -122,6 +124,34 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def convolve(
+    values: Tensor,
+    indices: Indices,
+    x: Tensor,
+    sizes: Sizes,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the output of a convolution; float32."""
+    return stretches.output(add_stretches, padded, values, indices, x, sizes, bias)
+
+
+def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    """Gradient of a convolution's signals; float32."""
+    return stretches.input_gradient(add_stretches, padded, values, indices, dy, sizes, time)
+
+
+def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution's weights and biases; float32."""
+    return stretches.weight_gradient(multiply_stretches, padded, indices, dy, x, sizes)
+
+
+def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
+    """Mark the extrema that are kept; float32 or float64."""
+    from sparselib.ops.backends import cpu_extrema
+
+    return cpu_extrema.greedy(s, distance, signed, across)
+
+
+def add_stretches(
     values: Tensor,
     crow: Tensor,
     places: Tensor,
@@ -141,11 +171,13 @@ def convolve(
         step, pieces = _pieces(rows, length, samples)
         x, values, (start, also) = x.contiguous(), values.contiguous(), _also(bias, False)
         numbers = (pieces, samples, rows, length, step, crow, places, 1, values, start, also)
-        _launch(_kernels().spmm, *numbers, x, x[0].numel(), y, 0, 0)
+        _launch(kernels().spmm, *numbers, x, x[0].numel(), y, 0, 0)
     return y
 
 
-def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def multiply_stretches(
+    crow: Tensor, places: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sum of dy[s, o, t] x[s][places[j] + t] over s and t for each j of row o, and of dy."""
     samples, rows, length = dy.shape
     dvalues, dbias = dy.new_empty(places.numel()), dy.new_empty(rows)
@@ -153,17 +185,17 @@ def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tens
         return dvalues.zero_(), dbias.zero_()
     step, pieces = _sample_pieces(rows)
     numbers = (pieces, samples, rows, length, step, crow, places, 1, dy, x, x[0].numel())
-    _launch(_kernels().sddmm, *numbers, dvalues, dbias)
+    _launch(kernels().sddmm, *numbers, dvalues, dbias)
     return dvalues, dbias
 
 
-def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     """Carry a batch through all layers at once, some samples at a time; float32, no gradient."""
-    kernels, (samples, width) = _kernels(), x.shape
+    compiled, (samples, width) = kernels(), x.shape
     x, rows = x.contiguous(), [len(crow) - 1 for crow, *_ in layers]
     y = x.new_empty(samples, rows[-1])
     widest = max(width, *rows)
-    buffers = x.new_empty(torch.get_num_threads() * 2 * widest * kernels.TILE)
+    buffers = x.new_empty(torch.get_num_threads() * 2 * widest * compiled.TILE)
     # what is copied to be contiguous has to outlive the call
     held = [(crow, col, values.contiguous(), *_also(b, r)) for crow, col, values, b, r in layers]
     table = [
@@ -173,7 +205,7 @@ def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
     ]
     addresses = torch.tensor(table)
     if y.numel():
-        _launch(kernels.network, samples, width, len(layers), x, y, buffers, widest, addresses)
+        _launch(compiled.network, samples, width, len(layers), x, y, buffers, widest, addresses)
     return y
 
 
@@ -194,7 +226,7 @@ def features_first(x: Tensor) -> Tensor:
     x = x.contiguous()
     y = cpu_buffers.empty(x.shape[1], x.shape[0])
     if y.numel():
-        _launch(_kernels().transposed, *x.shape, x, y)
+        _launch(kernels().transposed, *x.shape, x, y)
     return y
 
 
@@ -218,7 +250,14 @@ def _array(length: int) -> Any:
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
+    """Load the kernels and their compiler.
+
+    Raises
+    ------
+    ImportError
+        If numba is not here, or was told not to compile.
+    """
     with _told("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels

@@ -10,6 +10,7 @@ With ``TRITON_INTERPRET=1`` before the first import the same kernels run on the 
 """
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparselib.ops.backends.cpu import Layer
+from sparselib.ops.backends import Indices, Sizes, Weights, stretches
+from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 # rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
 TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (16, 32, 1))
@@ -258,7 +260,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def gradients(
-    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+    values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
     crow, col, tcrow, tcol, permutation = indices
@@ -266,7 +268,7 @@ def gradients(
     return *sddmm(crow, col, dy, x), dx.masked_fill_(x <= 0, 0.0) if relu else dx
 
 
-def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     """Carry a batch through all layers, in one kernel where a tile of it stays in the cache."""
     samples, rows = x.shape[0], [len(crow) - 1 for crow, *_ in layers]
     row_tile, block, warps = NETWORK_TILE
@@ -301,6 +303,38 @@ def fuses(samples: int, weights: int, cells: int) -> bool:
 def features_first(x: Tensor) -> Tensor:
     """Return the contiguous (features, batch) of a (batch, features); no copy where it is one."""
     return x.t().contiguous()
+
+
+def convolve(
+    values: Tensor,
+    indices: Indices,
+    x: Tensor,
+    sizes: Sizes,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the output of a convolution, of the type of x."""
+    product = _convolutions().convolve
+    return stretches.output(product, stretches.padded, values, indices, x, sizes, bias)
+
+
+def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    """Gradient of a convolution's signals, of the type of dy."""
+    product = _convolutions().convolve
+    return stretches.input_gradient(product, stretches.padded, values, indices, dy, sizes, time)
+
+
+def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution's weights and biases; both float32."""
+    product = _convolutions().correlate
+    return stretches.weight_gradient(product, stretches.padded, indices, dy, x, sizes)
+
+
+@functools.cache
+def _convolutions() -> Any:
+    # it needs what stands above
+    from sparselib.ops.backends import gpu_conv
+
+    return gpu_conv
 
 
 def device_of(x: Tensor) -> Any:

@@ -23,7 +23,14 @@ from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
-from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
+from sparselib.training import (
+    criterion,
+    evaluate,
+    fit,
+    predict,
+    reconstruction,
+    sigmoid_squared_error,
+)
 
 __all__ = [
     "CSR",
@@ -44,6 +51,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "cost",
+    "criterion",
     "datasets",
     "drop",
     "evaluate",
@@ -59,6 +67,7 @@ __all__ = [
     "predict",
     "prune",
     "pruning",
+    "reconstruction",
     "resident",
     "saliency",
     "sigmoid_squared_error",

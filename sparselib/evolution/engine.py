@@ -162,7 +162,11 @@ class Evolution:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
-        return {"steps": self.steps, "state": {name: dict(s) for name, s in self.state.items()}}
+        return {
+            "steps": self.steps,
+            "state": {name: dict(s) for name, s in self.state.items()},
+            "batches": {name: watch.batch for name, watch in self._watches.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -173,6 +177,11 @@ class Evolution:
             )
         self.steps = state_dict["steps"]
         self.state = {name: dict(state) for name, state in state_dict["state"].items()}
+        for name, batch in state_dict.get("batches", {}).items():
+            device = self.layers[name].values.device
+            if batch is not None:
+                batch = (batch[0].to(device), batch[1].to(device))
+            self._watches[name].batch = batch
 
     def _plan(self, name: str, state: dict[str, Any], rows: Tensor) -> Plan:
         layer = self.layers[name]

@@ -9,7 +9,7 @@ SIZES = ("expected", "relaxed", "power", "count")
 
 
 def divergence(
-    logits: Float[Tensor, "batch classes"], said: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"], predicted: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     r"""Mean of :math:`KL(Q_{class}(y | x) \| q_{pred}(y | m'(x)))` (Ganjdanesh, Eq. 9).
 
@@ -17,10 +17,12 @@ def divergence(
     ----------
     logits : tensor
         Of the predictor.
-    said : tensor
-        Logarithms of the classifier's probabilities.
+    predicted : tensor
+        The classifier's log-probabilities.
     """
-    return functional.kl_div(logits.log_softmax(1), said, reduction="batchmean", log_target=True)
+    return functional.kl_div(
+        logits.log_softmax(1), predicted, reduction="batchmean", log_target=True
+    )
 
 
 def mask_size(

@@ -99,7 +99,7 @@ def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mappin
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
     try:
-        mark = json.loads(path.read_text())["metadata"]["papermill"]
+        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
     except (FileNotFoundError, KeyError, ValueError):
         return False
     return mark.get("end_time") is not None and mark.get("exception") is not True
@@ -107,7 +107,7 @@ def complete(path: Path) -> bool:
 
 def failure(path: Path) -> str:
     """Say what a failed notebook raised."""
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 return f"{output['ename']}: {output['evalue']}"
@@ -152,7 +152,7 @@ def _execute(run: Run) -> Outcome:
         seconds = _papermill(run, part, row)
         if not row.is_file():
             return _fail(run, part, "it wrote no row of results to the file named by `results`")
-        columns = json.loads(row.read_text())
+        columns = json.loads(row.read_text(encoding="utf-8"))
         if columns.get("sparselib", SOURCE).split()[-1] != SOURCE:
             return _fail(
                 run, part, f"its kernel imported another sparselib, {columns['sparselib']}"

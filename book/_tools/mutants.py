@@ -42,6 +42,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitOr: ast.BitAnd,
 }
 OF_THE_BOOK = {"test_house.py", "test_book.py", "test_browser.py"}
+MOST = 5  # files of tests for one mutant
 Change = Callable[[], None]
 
 
@@ -106,7 +107,7 @@ def draw(
         yield path, line, what, source, ast.fix_missing_locations(tree)
 
 
-def tests_of(module: Path, most: int = 5) -> list[str]:
+def covering(module: Path) -> list[str]:
     """Files of tests that use what a module defines: its own, then those that name most of it."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
     defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
@@ -117,7 +118,7 @@ def tests_of(module: Path, most: int = 5) -> list[str]:
         if path.name not in OF_THE_BOOK and names & set(words):
             mentions[path] = sum(word in names for word in words)
     own = ROOT / f"tests/test_{module.stem}.py"
-    chosen = sorted(mentions, key=lambda path: (path != own, -mentions[path]))[:most]
+    chosen = sorted(mentions, key=lambda path: (path != own, -mentions[path]))[:MOST]
     return [str(path.relative_to(ROOT)) for path in chosen] or ["tests"]
 
 
@@ -155,7 +156,7 @@ def main() -> int:
             place = top / path.relative_to(ROOT)
             original = place.read_text(encoding="utf-8")
             place.write_text(ast.unparse(tree), encoding="utf-8")
-            dead = killed(top, tests_of(path), given.timeout)
+            dead = killed(top, covering(path), given.timeout)
             place.write_text(original, encoding="utf-8")
             survivors += not dead
             word = "killed  " if dead else "SURVIVED"

@@ -54,7 +54,7 @@ class Place:
 
     def write(self, **spec):
         common = {"notebook": "page.ipynb", "results": "out/table.csv", "scale": "paper"}
-        self.file.write_text(yaml.safe_dump(common | spec))
+        self.file.write_text(yaml.safe_dump(common | spec), encoding="utf-8")
 
     def start(self, *options, environment=(), command=(), file=None):
         command = [*command, sys.executable, "-m", "sparselib.sweep", str(file or self.file)]
@@ -74,7 +74,7 @@ class Place:
 
     def starts(self):
         """What the notebooks wrote when they started."""
-        lines = self.log.read_text().splitlines() if self.log.is_file() else []
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []
         return [json.loads(line) for line in lines]
 
     def rows(self):
@@ -96,12 +96,15 @@ def until(condition, seconds=90):
 
 
 def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
 
 
 def alive(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+            != "Z"
+        )
     except OSError:
         return False
 
@@ -127,7 +130,7 @@ def cluster(folder, log, workers=2):
     for _ in range(workers):
         launch("worker", "--nthreads", "1", "--local-directory", str(folder), "--memory-limit", "0")
     try:
-        yield json.loads(note.read_text())["address"]
+        yield json.loads(note.read_text(encoding="utf-8"))["address"]
     finally:
         for process in reversed(processes):
             process.terminate()

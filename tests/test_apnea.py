@@ -61,11 +61,13 @@ def test_test_nights_load_with_the_official_answers(tmp_path):
     (tmp_path / "apnea-ecg").mkdir()
     letters = "NA" * 30
     lines = ["x01", f" 0 {letters}", f" 1 {letters[:20]}", "", "x02", f" 0 {letters}"]
-    (tmp_path / "apnea-ecg" / "event-2-answers").write_text("\n".join(lines) + "\n")
+    (tmp_path / "apnea-ecg" / "event-2-answers").write_text(
+        "\n".join(lines) + "\n", encoding="utf-8"
+    )
     data = datasets.apnea_ecg("rr", tmp_path, records=["x01", "x02"], **WHOLE)
     assert (data.groups, len(data.train)) == (("x01", "x02"), 80 + 60)
     assert torch.equal(data.train.y[:80], torch.arange(80) % 2)
-    (tmp_path / "apnea-ecg" / "event-2-answers").write_text("x01\n 0 NAX\n")
+    (tmp_path / "apnea-ecg" / "event-2-answers").write_text("x01\n 0 NAX\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2 is neither a record"):
         datasets.apnea_ecg("rr", tmp_path, records=["x01"], **WHOLE)
 
@@ -111,7 +113,7 @@ def checksummed(folder):
     import hashlib
 
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}" for p in folder.iterdir()]
-    (folder / "SHA256SUMS.txt").write_text("\n".join(lines) + "\n")
+    (folder / "SHA256SUMS.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_written_nights_are_read_as_they_were_made(tmp_path):
@@ -193,9 +195,9 @@ def test_nights_are_fetched_once_and_what_is_there_is_kept(tmp_path, monkeypatch
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         monkeypatch.setitem(files.SOURCES, "made-up", (address,))
-        sums = (tmp_path / "server" / "made-up" / "SHA256SUMS.txt").read_text()
+        sums = (tmp_path / "server" / "made-up" / "SHA256SUMS.txt").read_text(encoding="utf-8")
         (tmp_path / "made-up").mkdir()
-        (tmp_path / "made-up" / "SHA256SUMS.txt").write_text(sums)
+        (tmp_path / "made-up" / "SHA256SUMS.txt").write_text(sums, encoding="utf-8")
         (tmp_path / "server" / "made-up" / "c01.dat").rename(tmp_path / "away")
         where = {"folder": tmp_path, "database": "made-up", "records": ["a01", "a02", "c01"]}
         with pytest.warns(UserWarning, match=r"1 nights left out: c01.*404"):

@@ -91,7 +91,7 @@ def test_page_is_sound(page: Path) -> None:
 @pytest.mark.parametrize("page", SOURCES, ids=lambda p: str(p.relative_to(BOOK)))
 def test_page_names_no_machine(page: Path) -> None:
     if page.suffix == ".md":
-        assert machine_traces(page.read_text()) == []
+        assert machine_traces(page.read_text(encoding="utf-8")) == []
 
 
 def sound_page() -> nbformat.NotebookNode:
@@ -137,8 +137,10 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("page", SOURCES, ids=lambda p: str(p.relative_to(BOOK)))
 def test_tests_that_a_page_names_exist(page: Path) -> None:
-    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text()):
-        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{file} has no {test}"
+        )
 
 
 @pytest.mark.parametrize("expected", BREAKAGES)
@@ -157,7 +159,7 @@ def test_training_page_must_have_parameters() -> None:
 
 
 def test_contents_and_pages_agree() -> None:
-    names = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
+    names = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
     pages = {str(p.relative_to(ROOT).with_suffix("")) for p in SOURCES if p.parent != TOOLS}
     assert sorted(names) == sorted(pages)
 
@@ -187,7 +189,7 @@ def test_the_readme_states_the_stored_results() -> None:
         for sizes, words in claims.items()
         if (ratios := medians(speed[speed.sizes == sizes]))
     ]
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for sentence in (
         f"| {mean['gradient', 0.9]} |",
         f"| {mean['gradient', 0.97]} against {mean['static', 0.97]} |",
@@ -213,7 +215,7 @@ def test_the_readme_states_what_liset_gains() -> None:
     rows = pd.read_csv(ROOT / "data/results/liset-set.csv")
     rows = rows[rows.definition == "scipy"].groupby(["rule", "zeros"]).test_accuracy.mean()
     set_ends = (100 * rows).map("{:.1f}".format)
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for sentence in (
         f"| {tables[4.5, 'set']} and {tables[4.5, 'liset']}, with connections drawn as",
         f"| {tables[9.0, 'set']} and {tables[9.0, 'liset']}, by the same reading |",
@@ -236,7 +238,7 @@ def test_the_readme_states_the_fall_from_random_minutes_to_whole_nights() -> Non
         f"{sparse.minute} % on random minutes and {sparse.record} % on nights it never met; "
         f"its dense twin {dense.minute} and {dense.record} %"
     )
-    assert sentence in (ROOT / "README.md").read_text()
+    assert sentence in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_s_figure_is_an_output_of_its_page() -> None:
@@ -249,13 +251,13 @@ def test_the_readme_s_figure_is_an_output_of_its_page() -> None:
 
 
 def test_pins_are_exact() -> None:
-    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.!]+", pin)] == []
     assert "torch==2.13.0" in pins
 
 
 def test_config_needs_no_network() -> None:
-    text = (ROOT / "_config.yml").read_text()
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
     bound = r"https?:|launch_buttons|thebe|intersphinx|comments|tippy|mermaid|plotly"
     assert re.findall(bound, text) == []
     assert "sphinx-mathjax-offline" in text
@@ -265,7 +267,7 @@ def test_config_needs_no_network() -> None:
 
 
 def write_page(path: Path, *code: str) -> None:
-    cells = [new_markdown_cell("# A page\n\n$$ y = W x $$")]
+    cells = [new_markdown_cell("# A page – with φ\n\n$$ y = W x $$")]
     cells += [new_code_cell(source) for source in code]
     nbformat.write(new_notebook(cells=cells, metadata=copy.deepcopy(METADATA)), path)
 
@@ -276,21 +278,24 @@ def make_book(root: Path) -> Path:
     (root / "sparselib").mkdir()
     for stray in (".pytest_cache", ".venv/lib/site-packages", "book/.ipynb_checkpoints"):
         (root / stray).mkdir(parents=True)
-        (root / stray / "README.md").write_text("# Not a page\n")
+        (root / stray / "README.md").write_text("# Not a page\n", encoding="utf-8")
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copytree(BOOK / "_static", root / "book/_static")
     shutil.copy(BOOK / "references.bib", root / "book")
     (root / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/page\n"
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/page\n",
+        encoding="utf-8",
     )
-    (root / "book/intro.md").write_text("# A book\n\n[The page](page.ipynb)\n")
-    (root / "sparselib/__init__.py").write_text("density = 0.25\n")
+    (root / "book/intro.md").write_text("# A book\n\n[The page](page.ipynb)\n", encoding="utf-8")
+    (root / "sparselib/__init__.py").write_text("density = 0.25\n", encoding="utf-8")
     write_page(root / "book/page.ipynb", "import sparselib", "print('d =', sparselib.density)")
     return root
 
 
 def run(root: Path, *command: object) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    """Run a command of Python on a book, where the locale knows nothing but ASCII."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | ascii_only
     argv = [sys.executable, *map(str, command)]
     return subprocess.run(
         argv, cwd=root, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -313,30 +318,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("tiny")
 def test_changed_library_changes_the_page(tiny: Path) -> None:
     page = tiny / "_build/html/book/page.html"
-    assert "d = 0.25" in page.read_text()
-    (tiny / "sparselib/__init__.py").write_text("density = 0.75\n")
+    assert "d = 0.25" in page.read_text(encoding="utf-8")
+    (tiny / "sparselib/__init__.py").write_text("density = 0.75\n", encoding="utf-8")
     assert build(tiny) == 0
-    assert "d = 0.75" in page.read_text()
+    assert "d = 0.75" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_broken_reference_fails_every_time(tiny: Path) -> None:
     intro = tiny / "book/intro.md"
-    before = intro.read_text()
-    intro.write_text(before + "\n{py:func}`sparselib.gone`\n")
+    before = intro.read_text(encoding="utf-8")
+    intro.write_text(before + "\n{py:func}`sparselib.gone`\n", encoding="utf-8")
     assert (build(tiny) != 0, build(tiny) != 0) == (True, True)
-    intro.write_text(before)
+    intro.write_text(before, encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_failing_cell_fails_the_build(tiny: Path) -> None:
     page = tiny / "book/page.ipynb"
-    before = page.read_text()
+    before = page.read_text(encoding="utf-8")
     write_page(page, "1 / 0")
     assert build(tiny) != 0
-    page.write_text(before)
+    page.write_text(before, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -352,9 +357,9 @@ def test_refresh_keeps_what_authors_wrote_and_nbval_holds_the_numbers(tmp_path: 
     assert faults(fresh) == []
     assert dict(fresh.cells[1].metadata) == {"tags": ["parameters"]}
     assert "widgets" not in fresh.metadata
-    once = page.read_text()
+    once = page.read_text(encoding="utf-8")
     assert "as before" in run(book, TOOLS / "refresh.py").stdout
-    assert page.read_text() == once
+    assert page.read_text(encoding="utf-8") == once
 
     flags = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", ROOT / "tests/nbval.cfg"]
     check = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", book, page, *flags]

@@ -67,7 +67,10 @@ def test_pages_read_well_from_disk(html: Path, tmp_path: Path) -> None:
     for page in sorted((html / "book").rglob("*.html")):
         shown = chromium(page, tmp_path / "profile", "--dump-dom")
         assert "</html>" in shown
-        found += [f"{page.name}: {fault}" for fault in faults_of_page(page.read_text(), shown)]
+        found += [
+            f"{page.name}: {fault}"
+            for fault in faults_of_page(page.read_text(encoding="utf-8"), shown)
+        ]
     assert found == []
 
 
@@ -93,6 +96,8 @@ def test_links_and_search_work_from_disk(html: Path) -> None:
 
 
 def test_broken_links_are_seen(tmp_path: Path) -> None:
-    (tmp_path / "a.html").write_text('<a href="b.html#here">b</a><a href="#top">top</a>')
-    (tmp_path / "b.html").write_text('<a href="c.html">c</a><p id="here">')
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here">b</a><a href="#top">top</a>', encoding="utf-8"
+    )
+    (tmp_path / "b.html").write_text('<a href="c.html">c</a><p id="here">', encoding="utf-8")
     assert links.broken(tmp_path) == ["a.html: #top", "b.html: c.html"]

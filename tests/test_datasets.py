@@ -431,7 +431,7 @@ def higgs_lines(count):
 def write_higgs(folder, lines, name="HIGGS.csv"):
     (folder / "higgs").mkdir(parents=True, exist_ok=True)
     path = folder / "higgs" / name
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -722,7 +722,7 @@ def test_isolet_is_read_as_it_is(alone):
     assert (len(split.train), len(split.valid), len(split.test)) == (6238, 0, 1559)
     assert (split.features, split.classes) == (617, 26)
     assert split.train.y[:27].tolist() == [*range(26), 0]
-    first = (alone / "isolet/isolet5.data").read_text().split("\n")[0].split(", ")
+    first = (alone / "isolet/isolet5.data").read_text(encoding="utf-8").split("\n")[0].split(", ")
     assert split.test.x[0].tolist() == pytest.approx([float(value) for value in first[:-1]])
     assert len(datasets.isolet(alone, valid=0.1).valid) == 624
 

@@ -22,7 +22,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(LIBRARY.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 PAPERS = sorted((ROOT / "book").glob("*/paper.ipynb"))
 
 
@@ -163,8 +163,32 @@ def test_import_is_light() -> None:
     assert set(modules.split()) & {"triton", "numba", "pandas", "sklearn", "matplotlib"} == set()
 
 
+def without_encoding(tree: ast.AST) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine prefers."""
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        words = ast.unparse(call.func).split(".")
+        named = any(keyword.arg == "encoding" for keyword in call.keywords)
+        mode = [argument for argument in call.args[:2] if isinstance(argument, ast.Constant)]
+        is_binary = any("b" in str(argument.value) for argument in mode)
+        is_other = words[0] in ("atomic", "os", "gzip", "Image")
+        is_open = words[-1] == "open" and not is_binary
+        if not named and not is_other and (is_open or words[-1] in ("read_text", "write_text")):
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_text_is_read_and_written_in_a_named_encoding() -> None:
+    sources = [*FILES, *(ROOT / "tests").glob("*.py"), *(ROOT / "book").rglob("*.py")]
+    trees = {name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sources}
+    assert {path: calls for path, tree in trees.items() if (calls := without_encoding(tree))} == {}
+    assert without_encoding(ast.parse("open(path)")) == ["open(path)"]
+    assert without_encoding(ast.parse("path.write_text('é')")) == ["path.write_text('é')"]
+    assert without_encoding(ast.parse("open(path, 'rb'), path.open('wb')")) == []
+
+
 def test_api_page_names_every_module() -> None:
-    named = re.findall(r"automodule:: (\S+)", (ROOT / "book/api.md").read_text())
+    named = re.findall(r"automodule:: (\S+)", (ROOT / "book/api.md").read_text(encoding="utf-8"))
     modules = [p.relative_to(ROOT).with_suffix("") for p in FILES if p.stem[:2] != "__"]
     public = {".".join(m.parts) for m in modules if not m.name.startswith("_")}
     assert public <= set(named)
@@ -209,7 +233,11 @@ def dead_pointers(pairs: list[tuple[str, str]]) -> list[str]:
             dead.append(function)
         file, _, case = test.partition("::")
         path = ROOT / "tests" / (file or "none")
-        cases = {f.name for f in functions(ast.parse(path.read_text()))} if path.is_file() else ()
+        cases = (
+            {f.name for f in functions(ast.parse(path.read_text(encoding="utf-8")))}
+            if path.is_file()
+            else ()
+        )
         if case not in cases:
             dead.append(f"{function}: {test or 'no test'}")
     return dead

@@ -154,7 +154,7 @@ def test_epilepsy_is_named_when_missing_or_damaged(alone):
     with pytest.raises(DataUnavailable, match=r"uci-epilepsy/data\.csv lies in none.*signals\(\)"):
         datasets.epilepsy(alone)
     (alone / "uci-epilepsy").mkdir()
-    (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,')
+    (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,', encoding="utf-8")
     with pytest.raises(ValueError, match=r"data\.csv is refused: its SHA-256 is"):
         datasets.epilepsy(alone)
     with pytest.raises(ValueError, match="not 'book'"):

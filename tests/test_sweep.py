@@ -29,9 +29,9 @@ def test_a_row_says_what_where_and_by_which_sources():
 
 def test_the_checksum_of_the_source_sees_a_changed_and_a_moved_file(tmp_path):
     (tmp_path / "sub").mkdir()
-    (tmp_path / "one.py").write_text("x = 1\n")
+    (tmp_path / "one.py").write_text("x = 1\n", encoding="utf-8")
     seen = {rows._checksum(tmp_path)}
-    (tmp_path / "one.py").write_text("x = 2\n")
+    (tmp_path / "one.py").write_text("x = 2\n", encoding="utf-8")
     seen.add(rows._checksum(tmp_path))
     (tmp_path / "one.py").rename(tmp_path / "sub/one.py")
     seen.add(rows._checksum(tmp_path))
@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_row_and_no_part(tmp_path):
     path.with_name("taken").mkdir()
     with pytest.raises(OSError, match="taken"):
         sweep.write({"a": 2}, path.with_name("taken"))
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["row.json", "taken"]
 
 

@@ -38,7 +38,7 @@ def recorded(place):
     """Numbers x of the runs that are complete."""
     paths = place.folder.glob("runs/*/*.ipynb")
     rows = [path.with_suffix(".json") for path in paths if path.stem.isalnum()]
-    return [json.loads(row.read_text())["x"] for row in rows]
+    return [json.loads(row.read_text(encoding="utf-8"))["x"] for row in rows]
 
 
 def interrupt(place, *options):

@@ -84,7 +84,7 @@ def test_a_part_of_the_wrong_kind_is_refused_in_a_sentence(tmp_path, part):
 
 def test_a_file_without_a_scale_is_refused(tmp_path):
     place = Place(tmp_path, [{}])
-    place.file.write_text("notebook: page.ipynb\nresults: t.csv\ngrid: [{}]\n")
+    place.file.write_text("notebook: page.ipynb\nresults: t.csv\ngrid: [{}]\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"sweep.yml lacks the key 'scale'"):
         grid.read(place.file)
 
@@ -140,9 +140,9 @@ def test_the_key_ignores_outputs_prose_and_the_place_of_the_row():
 )
 def test_only_papermill_s_end_mark_makes_a_run_complete(tmp_path, mark, whole):
     path = tmp_path / "run.ipynb"
-    path.write_text(json.dumps({"metadata": {"papermill": mark}}))
+    path.write_text(json.dumps({"metadata": {"papermill": mark}}), encoding="utf-8")
     assert notebook.complete(path) is whole
-    path.write_text(path.read_text()[:-3])
+    path.write_text(path.read_text(encoding="utf-8")[:-3], encoding="utf-8")
     assert not notebook.complete(path)
 
 
@@ -176,7 +176,7 @@ def test_only_limit_and_dry_run_choose(tmp_path):
 def test_without_dask_runs_follow_each_other_and_it_is_said(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    (hidden / "distributed.py").write_text("raise ImportError('not installed')")
+    (hidden / "distributed.py").write_text("raise ImportError('not installed')", encoding="utf-8")
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "die"}]}])
     path = {"PYTHONPATH": f"{hidden}:{sys.path[0]}:{place_root()}"}
     code, out, _ = place.run(environment=path)
@@ -194,14 +194,14 @@ def place_root():
 def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
     place.table.parent.mkdir()
-    place.table.write_text("x,square,run\n1,1,old\n")
+    place.table.write_text("x,square,run\n1,1,old\n", encoding="utf-8")
     code, out, _ = place.run("--limit", 1, "--workers", 1)
     assert code == 0
     assert "keeps its rows of another version until the whole grid is done" in out
-    assert place.table.read_text() == "x,square,run\n1,1,old\n"
+    assert place.table.read_text(encoding="utf-8") == "x,square,run\n1,1,old\n"
     assert (tmp_path / "runs/table.csv").is_file()
     assert place.run("--workers", 1)[0] == 0
-    assert "old" not in place.table.read_text()
+    assert "old" not in place.table.read_text(encoding="utf-8")
     assert place.rows() == [1, 2]
 
 
@@ -216,10 +216,10 @@ def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
 def test_a_clone_goes_on_from_the_table_it_came_with(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}}])
     assert place.run("--limit", 2, "--workers", 0)[0] == 0
-    first = place.table.read_text().splitlines()
+    first = place.table.read_text(encoding="utf-8").splitlines()
     shutil.rmtree(tmp_path / "runs")
     _, out, _ = place.run("--workers", 0)
     assert "2 done, 1 to do" in out
     assert [start["x"] for start in place.starts()] == [1, 2, 3]
-    assert place.table.read_text().splitlines()[:3] == first
+    assert place.table.read_text(encoding="utf-8").splitlines()[:3] == first
     assert place.rows() == [1, 2, 3]

@@ -13,7 +13,7 @@ class Page(HTMLParser):
         super().__init__()
         self.anchors: set[str] = set()
         self.addresses: list[str] = []
-        self.feed(path.read_text(errors="replace"))
+        self.feed(path.read_text(errors="replace", encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collect ``id``, ``name``, ``href`` and ``src``."""

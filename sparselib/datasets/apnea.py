@@ -125,10 +125,10 @@ def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0
         synthetic_ecg.write(
             folder, synthetic_ecg.draw_night(record, number, seed=seed), seed=1000 * seed + number
         )
-    (folder / "RECORDS").write_text("\n".join(records) + "\n")
+    (folder / "RECORDS").write_text("\n".join(records) + "\n", encoding="utf-8")
     paths = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS.txt")
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n" for path in paths]
-    (folder / "SHA256SUMS.txt").write_text("".join(sums))
+    (folder / "SHA256SUMS.txt").write_text("".join(sums), encoding="utf-8")
 
 
 def _check(

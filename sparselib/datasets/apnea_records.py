@@ -36,7 +36,7 @@ class Night(NamedTuple):
 
 def checksums(database: str, folder: Folder) -> dict[str, str]:
     """Read the database's own list, by file."""
-    lines = find(database, "SHA256SUMS.txt", folder).read_text().splitlines()
+    lines = find(database, "SHA256SUMS.txt", folder).read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
@@ -80,7 +80,7 @@ def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
     """
     found: dict[str, list[int]] = {}
     record = ""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         name = re.match(r"\s*(x\d\d)\b", line)
         hour = re.fullmatch(r"\s*\d+\s+([AN]+)\s*", line)
         if name:

@@ -59,13 +59,13 @@ def read(file: str | Path, folder: str | Path = "runs") -> Sweep:
     import yaml
 
     file = Path(file).resolve()
-    spec = yaml.safe_load(file.read_text())
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
     _check_keys(spec, KEYS, file.name)
     for name in ("notebook", "results", "scale", "grid"):
         if name not in spec:
             raise ValueError(f"{file.name} lacks the key {name!r}")
     path = (file.parent / spec["notebook"]).resolve()
-    page = json.loads(path.read_text())
+    page = json.loads(path.read_text(encoding="utf-8"))
     known = parameters(page)
     if not {"results", "scale"} <= known.keys():
         raise ValueError(f"{path.name} needs the parameters 'results' and 'scale' to be swept")

@@ -83,7 +83,7 @@ def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mappin
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
     try:
-        mark = json.loads(path.read_text())["metadata"]["papermill"]
+        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
     except (FileNotFoundError, KeyError, ValueError):
         return False
     return mark.get("end_time") is not None and mark.get("exception") is not True
@@ -91,7 +91,7 @@ def complete(path: Path) -> bool:
 
 def failure(path: Path) -> str:
     """Say what a failed notebook raised."""
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 return f"{output['ename']}: {output['evalue']}"
@@ -151,7 +151,7 @@ def _execute(run: Run) -> Outcome:
 def _row(run: Run, path: Path) -> dict[str, Any]:
     """Return the row: the parameters that were put in, and what the page measured."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadRowError("it wrote no row of results to the file named by `results`") from None
     except ValueError as error:

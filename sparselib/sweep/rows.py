@@ -98,7 +98,7 @@ def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str]
     """
     import pandas as pd
 
-    rows = [json.loads(Path(path).read_text()) for path in paths]
+    rows = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     if not rows:
         raise FileNotFoundError(f"there is no row of results for {table}")
     frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
@@ -131,7 +131,7 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts: dict[str, str] = {}

@@ -216,7 +216,8 @@ def compare(
     Returns
     -------
     Table
-        With the columns paper, ours, runs (if there are several), difference and why.
+        With the columns paper, ours, runs (if there are several), difference (if there are
+        numbers), scale (if given) and why.
 
     Raises
     ------
@@ -230,28 +231,24 @@ def compare(
     units = [unit] * count if isinstance(unit, str) else unit
     _check_lengths(columns | {"paper": paper, "spec": specs, "unit": units})
     runs = [len(_numbers(value)) if np.ndim(value) else 0 for value in ours]
-    lines = []
-    for place in range(count):
-        names = [human(column[place]) for column in labels.values()]
-        theirs, mine = paper[place], ours[place]
-        difference, tint = _difference(theirs, mine, specs[place])
-        line = [Cell(name) for name in names]
-        shown = NOT_PRINTED if theirs is None else measured(theirs, specs[place], units[place])
-        line.append(Cell(shown, number=True))
-        line.append(Cell(measured(mine, specs[place], units[place]), number=True))
-        if max(runs, default=0) > 1:
-            line.append(Cell(str(runs[place] or ""), number=True))
-        line.append(Cell(difference, number=True, tint=tint))
-        if scale is not None:
-            line.append(Cell(scale[place]))
-        line.append(Cell(why[place].strip() or _reason(theirs, mine, specs[place], names)))
-        lines.append(tuple(line))
-    heads = [*labels, "paper", "ours"]
-    heads += ["runs"] if max(runs, default=0) > 1 else []
-    heads += ["difference", *(["scale"] if scale is not None else []), "why"]
-    spread = "Ours: mean ± standard deviation of the runs. " if max(runs, default=0) > 1 else ""
-    caption = f"{caption} {spread}{SHADED}".strip()
-    return Table(tuple(heads), tuple(lines), len(labels), caption)
+    gaps = [_difference(*row) for row in zip(paper, ours, specs)]
+    shown = [NOT_PRINTED if value is None else value for value in paper]
+    names = {name: [Cell(human(value)) for value in column] for name, column in labels.items()}
+    reasons = list(zip(why, paper, ours, specs, zip(*names.values())))
+    body = names | {
+        "paper": [Cell(measured(*row), number=True) for row in zip(shown, specs, units)],
+        "ours": [Cell(measured(*row), number=True) for row in zip(ours, specs, units)],
+    }
+    if max(runs, default=0) > 1:
+        body["runs"] = [Cell(str(number or ""), number=True) for number in runs]
+        caption += " Ours: mean ± standard deviation of the runs."
+    if any(text for text, _ in gaps):
+        body["difference"] = [Cell(text, number=True, tint=tint) for text, tint in gaps]
+        caption += f" {SHADED}"
+    if scale is not None:
+        body["scale"] = [Cell(text) for text in scale]
+    body["why"] = [Cell(given.strip() or _reason(*row)) for given, *row in reasons]
+    return Table(tuple(body), tuple(zip(*body.values())), len(labels), caption.strip())
 
 
 def grouped(
@@ -455,14 +452,14 @@ def _shaded(value: Any, paper: Any, spec: str) -> Cell:
     return Cell(text + arrow, number=not isinstance(value, str), tint=SHADES.get(level, ""))
 
 
-def _reason(paper: Any, ours: Any, spec: str, names: Sequence[str]) -> str:
+def _reason(paper: Any, ours: Any, spec: str, labels: Sequence[Cell]) -> str:
     """Say what the numbers themselves say; refuse a difference without a reason."""
     gap = _gap(paper, ours, spec)
     if gap == 0:
         return EQUAL
     if gap is not None and _within(paper, ours):
         return WITHIN
-    row = ", ".join(names)
+    row = ", ".join(label.text for label in labels)
     raise ValueError(
         f"row {row!r} has {paper!r} in the paper and {measured(ours, spec)} here, but no reason; "
         "write one sentence, or 'Open.' where no run has isolated it"

@@ -6,7 +6,7 @@ import torch
 import wfdb
 
 from sparselib import datasets
-from sparselib.datasets import DataUnavailable, synthetic
+from sparselib.datasets import DataUnavailable
 
 KINDS = ("ecg", "eeg", "respiration", "emg")
 
@@ -145,95 +145,3 @@ def test_the_paper_s_records_have_its_windows(record):
     for part in parts:
         assert part.x.mean(1).abs().max() < 1e-5
         assert torch.allclose(part.x.std(1), torch.ones(len(part)), atol=1e-5)
-
-
-# --- epilepsy
-
-
-def test_epilepsy_is_named_when_missing_or_damaged(alone):
-    with pytest.raises(DataUnavailable, match=r"uci-epilepsy/data\.csv lies in none.*signals\(\)"):
-        datasets.epilepsy(alone)
-    (alone / "uci-epilepsy").mkdir()
-    (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,')
-    with pytest.raises(ValueError, match=r"data\.csv is refused: its SHA-256 is"):
-        datasets.epilepsy(alone)
-    with pytest.raises(ValueError, match="not 'book'"):
-        datasets.epilepsy(alone, definition="book")
-
-
-@pytest.mark.realdata
-def test_epilepsy_is_split_as_in_the_paper():
-    split = datasets.epilepsy()
-    parts = (split.train, split.valid, split.test)
-    assert [len(part) for part in parts] == [8740, 1380, 1380]
-    shares = [round(len(part) / 11500, 2) for part in parts]
-    assert shares == [0.76, 0.12, 0.12]
-    assert torch.cat([part.y for part in parts]).bincount().tolist() == [2300, 4600, 4600]
-    assert (split.train.x.min(), split.train.x.max()) == (-1, 1)
-
-
-@pytest.mark.realdata
-def test_one_class_for_all_explains_the_odd_cells_of_table_2():
-    """82.10 % less 44.3 points is the share of tumours among the test samples in file order."""
-    labels = datasets.epilepsy().test.y
-    assert f"{100 * float((labels == 1).double().mean()):.1f}" == f"{82.10 - 44.3:.1f}"
-
-
-@pytest.mark.realdata
-def test_epilepsy_of_the_text_lies_between_0_and_1():
-    text, code = (datasets.epilepsy(definition=d).train.x for d in ("text", "code"))
-    assert (text.min(), text.max()) == (0, 1)
-    assert torch.allclose(2 * text - 1, code, atol=1e-6)
-
-
-# --- made-up signals
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_made_up_signals_are_seeded_and_standardised(kind):
-    split = synthetic.signals([kind])
-    assert (split.train.x.shape, split.valid.x.shape, split.test.x.shape) == (
-        (6, 1000),
-        (2, 1000),
-        (4, 1000),
-    )
-    assert split.checksum == synthetic.signals([kind]).checksum
-    assert split.checksum != synthetic.signals([kind], seed=1).checksum
-    x = split.train.x
-    assert x.mean(1).abs().max() < 1e-4
-    assert (x.std(1) - 1).abs().max() < 1e-3
-    assert torch.equal(x, (x.double() * 1e4).round().div(1e4).float())
-
-
-def rhythm(x):
-    """Distance in samples at which a signal is most like itself, between 50 and 400."""
-    flat = x.flatten() - x.mean()
-    power = torch.fft.rfft(flat, 2 * flat.numel()).abs() ** 2
-    return int(torch.fft.irfft(power)[50:400].argmax()) + 50
-
-
-def test_hearts_beat_every_four_fifths_of_a_second_and_breaths_come_every_second():
-    assert 185 < rhythm(synthetic.signals(["ecg"]).train.x) < 215
-    assert 215 < rhythm(synthetic.signals(["respiration"]).train.x) < 285
-
-
-def test_an_eeg_has_waves_of_ten_a_second():
-    x = synthetic.signals(["eeg"], train=40, valid=0, test=0).train.x
-    power = (torch.fft.rfft(x).abs() ** 2).mean(0)
-    hertz = torch.arange(len(power)) / 4
-    near = power[(hertz > 8) & (hertz < 12)].mean()
-    assert near > 3 * power[(hertz > 14) & (hertz < 18)].mean()
-
-
-def test_kinds_of_signals_are_labels():
-    split = synthetic.signals(KINDS, train=200, valid=20, test=20, length=178)
-    assert split.classes == 4
-    assert min(split.train.y.bincount()) > 30
-    kurtosis = [float((split.train.x[split.train.y == k] ** 4).mean()) for k in range(4)]
-    assert kurtosis[0] > 5 > kurtosis[2]
-
-
-def test_unknown_kinds_are_refused():
-    for kinds in ([], ["ecg", "radio"]):
-        with pytest.raises(ValueError, match="kinds are some of ecg, eeg, respiration, emg, not"):
-            synthetic.signals(kinds)

@@ -228,8 +228,8 @@ def _part(
         scale = apnea_records.UNITS if minutes.dtype == np.int16 else 1
         rows.append((taken / scale).round(4).astype(np.float32))
         start += len(minutes)
-    tensors = (np.concatenate(rows), labels[which], group[which])
-    return Samples(*(torch.from_numpy(array) for array in tensors))
+    x = torch.from_numpy(np.concatenate(rows))
+    return Samples(x, torch.from_numpy(labels[which]), torch.from_numpy(group[which]))
 
 
 def _removable(labels: np.ndarray, remove: int) -> np.ndarray:

@@ -21,6 +21,8 @@ class Samples:
         int64 of shape (samples,), the class of each sample, counted from 0.
     groups
         int64 of shape (samples,), the patient or recording that each sample is of; often unknown.
+    class_names
+        Names of the classes in the order of their numbers, if they have names.
 
     Raises
     ------
@@ -31,6 +33,7 @@ class Samples:
     x: Tensor
     y: Tensor
     groups: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_shapes(self.x, self.y)
@@ -151,7 +154,7 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
 
 def _only(samples: Samples, which: Tensor) -> Samples:
     groups = None if samples.groups is None else samples.groups[which]
-    return Samples(samples.x[which], samples.y[which], groups)
+    return Samples(samples.x[which], samples.y[which], groups, samples.class_names)
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:

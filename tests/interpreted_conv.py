@@ -114,8 +114,8 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0
     assert torch.equal(~y.isfinite(), read)
     dvalues, dbias = gpu_conv.correlate(csr.crow_indices, places, dy, x)
-    rows, stretches = csr.rows, x.unfold(2, 70, 1)
-    seen = stretches[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
+    rows, windows = csr.rows, x.unfold(2, 70, 1)
+    seen = windows[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
     exact = (dy[:, rows] * seen).sum((0, 2))
     assert torch.equal(dvalues.isfinite(), exact.isfinite())
     assert dbias.isfinite().all()

@@ -21,6 +21,7 @@ from sparselib.evolution import grow as grow
 from sparselib.evolution import on_device as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
+from sparselib.optimization import parameter_groups
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
 from sparselib.training import (
@@ -64,6 +65,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "parameter_groups",
     "predict",
     "prune",
     "pruning",

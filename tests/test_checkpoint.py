@@ -280,7 +280,7 @@ def another_evolution() -> sl.Evolution:
     return sl.SET(model, torch.optim.SGD(model.parameters(), 0.1))
 
 
-@pytest.mark.parametrize("value", [np.float64(1.0), np.ones(2), nn.Linear, {"a": [object()]}])
+@pytest.mark.parametrize("value", [np.float64(1.0), np.ones(2), pytest, {"a": [object()]}])
 def test_what_would_not_load_is_not_saved(tmp_path: Path, value: object) -> None:
     file = tmp_path / "run.pt"
     checkpoint.save(file, loss=1.0)

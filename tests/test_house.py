@@ -17,7 +17,7 @@ FLOORS = {
     1: ["topology", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
-    4: ["models", "cost", "evolution"],
+    4: ["models", "cost", "evolution", "optimization"],
     5: ["saliency", "pruning"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -38,7 +38,7 @@ def mask_size(
     mask : tensor
         Probabilities f.
     drawn : tensor
-        The relaxed coins m' drawn from them.
+        The relaxed samples m' of them.
     definition : str
         ``"expected"``: the mean of f, which is the expected share of pixels kept, and trains.
         ``"relaxed"``: the mean of m'. ``"power"``: the mean of :math:`(m' + 0.0005)^p`, as in the
@@ -66,14 +66,15 @@ def smoothness(
     Parameters
     ----------
     drawn : tensor
-        The relaxed coins m'.
+        The relaxed samples m'.
     definition : {"text", "code"}
         The released code halves the sum and adds 0.3 times the squares of the outermost pixels.
     """
     if definition not in ("text", "code"):
         raise ValueError(f"smoothness is by 'text' or 'code', not {definition!r}")
     axes = range(2, drawn.ndim)
-    total = torch.stack([drawn.diff(dim=axis).square().sum() for axis in axes]).sum()
+    squares = [drawn.diff(dim=axis).square().sum() for axis in axes]
+    total = torch.stack(squares).sum()
     if definition == "code":
         inner = drawn
         for axis in axes:

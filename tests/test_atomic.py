@@ -72,10 +72,10 @@ def test_a_part_that_somebody_writes_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
 
     def save(part: Path) -> None:
-        part.write_text("first")
+        part.write_text("first", encoding="utf-8")
         atomic.clean(file)
         atomic.write_text(file, "second")
-        assert part.read_text() == "first"
+        assert part.read_text(encoding="utf-8") == "first"
         assert file.read_text() == "second"
 
     atomic.write(file, save)
@@ -109,7 +109,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     atomic.write_text(file, "old")
 
     def fails(part: Path) -> None:
-        part.write_text("ha")
+        part.write_text("ha", encoding="utf-8")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

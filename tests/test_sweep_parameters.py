@@ -144,7 +144,7 @@ def by_hand(tmp_path_factory):
             kernel_name="python3",
             language="python",
         )
-        return json.loads(row.read_text())
+        return json.loads(row.read_text(encoding="utf-8"))
 
     return run
 
@@ -175,14 +175,14 @@ def test_papermill_by_hand_is_refused_what_a_sweep_is(by_hand, given, sentence):
 def swept():
     """Every sweep file of the book, with its page."""
     for file in sorted(ROOT.glob("book/*/sweeps/*.yml")):
-        spec = yaml.safe_load(file.read_text())
+        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
         yield pytest.param(spec, (file.parent / spec["notebook"]).resolve(), id=file.stem)
 
 
 @pytest.mark.parametrize(("spec", "path"), [*swept()])
 def test_a_stored_table_has_the_columns_of_its_page(spec, path):
     """A row written now can stand beside the stored ones: no parameter's column is missing."""
-    known = notebook.parameters(json.loads(path.read_text()))
+    known = notebook.parameters(json.loads(path.read_text(encoding="utf-8")))
     table = ROOT / "data/results" / Path(spec["results"]).name
     if not table.is_file():
         pytest.skip("no row is stored")

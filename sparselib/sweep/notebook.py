@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparselib import atomic
 
+from .history import DIRTY, commit, differs
 from .parameters import PLACES, Parameter, declared
 from .rows import SOURCE, columns, write
 
@@ -83,8 +86,18 @@ def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mappin
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
     try:
+        state = path.stat()
+        return _complete(path, state.st_mtime_ns, state.st_size)
+    except FileNotFoundError:
+        return False
+
+
+@cache
+def _complete(path: Path, *_: int) -> bool:
+    """Read the mark, once for each state of a file: notebooks with figures are long."""
+    try:
         mark = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
-    except (FileNotFoundError, KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return False
     return mark.get("end_time") is not None and mark.get("exception") is not True
 
@@ -128,6 +141,7 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
 
 
 def _execute(run: Run) -> Outcome:
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
@@ -139,6 +153,8 @@ def _execute(run: Run) -> Outcome:
         atomic.move(part, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
+    except CellTimeoutError:
+        return _fail(run, part, f"a cell took more than {run.timeout} s, the sweep's timeout")
     except BadRowError as error:
         return _fail(run, part, str(error))
     except PapermillExecutionError as error:
@@ -166,26 +182,35 @@ def _row(run: Run, path: Path) -> dict[str, Any]:
             raise BadRowError(
                 f"its row has {name} = {found[name]!r}, but it was run with {given[name]!r}"
             )
-    return given | found
+    whole = given | {"commit": commit()} | found
+    if differs(run.notebook) and not whole["commit"].endswith(DIRTY):
+        whole["commit"] += DIRTY
+    return whole
 
 
 def _papermill(run: Run, part: Path, row: Path) -> float:
     import papermill
+    from traitlets.config import Config
 
     # names and types were checked when the sweep file was read, better than papermill can
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    executed = papermill.execute_notebook(
-        run.notebook,
-        part,
-        run.parameters | {"results": str(row)},
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        cwd=run.notebook.parent,
-        start_timeout=120,
-        extra_arguments=["--IPKernelApp.log_level=40"],
-        execution_timeout=run.timeout,
-    )
+    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
+    # that is ours alone, with a name short enough for a socket
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
+        executed = papermill.execute_notebook(
+            run.notebook,
+            part,
+            run.parameters | {"results": str(row)},
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=run.notebook.parent,
+            start_timeout=120,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+            execution_timeout=run.timeout,
+            config=Config({"KernelManager": sockets}),
+        )
     return float(executed.metadata.papermill["duration"])
 
 

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+from .history import commit
+
 PositiveInt = Annotated[int, "> 0"]
 NonNegativeInt = Annotated[int, ">= 0"]
 PositiveFloat = Annotated[float, "> 0"]
@@ -136,6 +138,7 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
                 f"{name} = {full[name]!r} would change nothing, as nothing reads it here; leave "
                 f"it at {known[name].default!r}"
             )
+    commit()  # that of now: files may change while a long run goes on with the old code
     shell.user_ns.update(full)
     return full
 

@@ -14,6 +14,7 @@ import torch
 from sparselib import atomic
 from sparselib._version import __version__
 
+from .history import commit
 from .parameters import PLACES, check_scale
 
 Row = dict[str, Any]
@@ -70,11 +71,12 @@ def columns(parameters: Mapping[str, Any]) -> Row:
 
 
 def provenance(device: torch.device | str = "cpu") -> Row:
-    """Name of the device, versions, checksum of the library's source, and date (UTC)."""
+    """Name of the device, versions, checksum of the library's source, commit, and date (UTC)."""
     return {
         "device": _name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "sparselib": f"{__version__} {SOURCE}",
+        "commit": commit(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     }

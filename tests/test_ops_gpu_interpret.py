@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sparselib.ops import dispatch
+
 pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+interpreted = pytest.mark.skipif(
+    not dispatch._can_interpret(), reason="this Triton's interpreter fails with this numpy"
+)
 
 
 def run(*arguments, **environment):
@@ -20,6 +25,8 @@ def run(*arguments, **environment):
     )
 
 
+@interpreted
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
 def test_every_kernel_in_the_interpreter(file):
     tests = str(Path(__file__).with_name(file))
@@ -38,6 +45,7 @@ def attempt(call):
 """
 
 
+@interpreted
 def test_the_operators_are_registered_as_torch_demands():
     code = """
 import torch, sparselib as sl
@@ -58,6 +66,7 @@ for operator, arguments in (
     assert answer.stdout.splitlines() == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 5, answer.stderr
 
 
+@interpreted
 def test_triton_is_loaded_by_nobody_but_the_kernels():
     code = LAYER + "layer(x).sum().backward(); print('triton' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
@@ -65,6 +74,7 @@ def test_triton_is_loaded_by_nobody_but_the_kernels():
     assert run("-c", code, SPARSELIB_BACKEND="interpret").stdout == "True\n"
 
 
+@interpreted
 def test_the_interpreter_is_refused_once_triton_compiles():
     code = LAYER + (
         "import triton.language\nwith sl.ops.backend('interpret'): attempt(lambda: layer(x))"
@@ -87,6 +97,14 @@ def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
         "sparselib.ops.backends.reference",
         "the backend 'interpret' needs triton; pip install triton, or use 'auto'",
     ]
+
+
+def test_a_triton_that_cannot_interpret_is_named(monkeypatch):
+    monkeypatch.setattr(dispatch, "_can_interpret", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"needs Triton 3\.7 or numpy before 2\.4: the interpreter"
+    ):
+        dispatch._allowed("interpret", "there is no backend")
 
 
 def test_the_gpu_is_refused_where_there_is_none():

@@ -46,6 +46,7 @@ def attempt(call):
 
 
 @interpreted
+@pytest.mark.slow
 def test_the_operators_are_registered_as_torch_demands():
     code = """
 import torch, sparselib as sl
@@ -67,6 +68,7 @@ for operator, arguments in (
 
 
 @interpreted
+@pytest.mark.slow
 def test_triton_is_loaded_by_nobody_but_the_kernels():
     code = LAYER + "layer(x).sum().backward(); print('triton' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
@@ -75,6 +77,7 @@ def test_triton_is_loaded_by_nobody_but_the_kernels():
 
 
 @interpreted
+@pytest.mark.slow
 def test_the_interpreter_is_refused_once_triton_compiles():
     code = LAYER + (
         "import triton.language\nwith sl.ops.backend('interpret'): attempt(lambda: layer(x))"
@@ -82,6 +85,7 @@ def test_the_interpreter_is_refused_once_triton_compiles():
     assert run("-c", code).stdout.startswith("Triton was loaded already, to compile")
 
 
+@pytest.mark.slow
 def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
     code = (
         "import sys; sys.modules['triton'] = None\n"
@@ -107,6 +111,7 @@ def test_a_triton_that_cannot_interpret_is_named(monkeypatch):
         dispatch._allowed("interpret", "there is no backend")
 
 
+@pytest.mark.slow
 def test_the_gpu_is_refused_where_there_is_none():
     code = LAYER + "attempt(lambda: sl.ops.backend('gpu').__enter__())"
     answer = run("-c", code, CUDA_VISIBLE_DEVICES="")
@@ -115,6 +120,7 @@ def test_the_gpu_is_refused_where_there_is_none():
     )
 
 
+@pytest.mark.slow
 def test_tensors_of_a_gpu_go_to_the_kernels_by_themselves():
     code = LAYER + (
         "from sparselib.ops import dispatch\n"

@@ -10,7 +10,9 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-sys.path.insert(0, str(ROOT / "book" / "_tools"))
+# the library of this tree, installed or not, here and in the processes that tests start
+sys.path[:0] = [str(ROOT), str(ROOT / "book" / "_tools")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("nightly", deadline=None, max_examples=2000)

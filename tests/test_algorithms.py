@@ -117,6 +117,7 @@ def test_weighted_draws_are_distinct_free_and_exhaustive(weights, height, seed):
         weighted_draw(weights, height, taken, len(open_cells) + 1, generator)
 
 
+@pytest.mark.slow
 def test_without_replacement_the_second_draw_knows_the_first():
     """Two columns of one cell: P(first, then second) = w1 / (w1 + w2), by successive draws."""
     weights = torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)

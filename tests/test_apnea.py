@@ -212,7 +212,9 @@ def test_nights_are_fetched_once_and_what_is_there_is_kept(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("folds", [5, 35])
-def test_every_night_is_tested_in_one_fold(folds):
+def test_every_night_is_tested_in_one_fold(folds, monkeypatch):
+    drawn = functools.cache(synthetic_ecg.draw_night)
+    monkeypatch.setattr(synthetic_ecg, "draw_night", drawn)
     tested = []
     for fold in range(folds):
         data = datasets.apnea_ecg(fold=fold, folds=folds, valid=0.1)

@@ -62,6 +62,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_pages_read_well_from_disk(html: Path, tmp_path: Path) -> None:
     found = []
     for page in sorted((html / "book").rglob("*.html")):
@@ -75,6 +76,7 @@ def test_pages_read_well_from_disk(html: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_first_page_can_be_pictured(html: Path, tmp_path: Path) -> None:
     picture = tmp_path / "intro.png"
     chromium(html / "book/intro.html", tmp_path / "profile", f"--screenshot={picture}")

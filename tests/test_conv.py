@@ -80,6 +80,7 @@ def test_gradients_are_those_of_differences(padding, dilation):
     )
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break():
     program = """
 import torch, sparselib as sl
@@ -202,6 +203,7 @@ RULES = [
 
 
 @given(st.sampled_from(RULES), st.integers(0, 1000), st.sampled_from([0.3, 0.8]), st.booleans())
+@pytest.mark.slow
 def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
     torch.manual_seed(seed)
     layer = layer_of(sparsity=sparsity, dtype=torch.float32)

@@ -173,6 +173,7 @@ def _by_position(layer, optimizer):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.slow
 def test_the_count_is_invariant_over_a_thousand_evolutions(rule):
     model = network(sizes=(20, 12, 5), sparsity=0.8)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
@@ -190,6 +191,7 @@ def test_the_count_is_invariant_over_a_thousand_evolutions(rule):
 
 @settings(max_examples=100)
 @given(st.integers(0, 10**6), st.sampled_from([0.8, 0.9, 0.95]), st.sampled_from([sl.SET, sl.RigL]))
+@pytest.mark.slow
 def test_repair_leaves_no_weight_lost(seed, sparsity, rule):
     model = network(seed, sizes=(30, 20, 20, 20, 5), sparsity=sparsity)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
@@ -265,6 +267,7 @@ def test_same_seed_same_topology_other_seed_another():
     assert not torch.equal(run(1), run(2))
 
 
+@pytest.mark.slow
 def test_the_seed_of_a_layer_does_not_hang_on_the_hash_seed_of_the_process():
     program = (
         "from sparselib.evolution.engine import _generator as g; print(g(0, 'a', 3).initial_seed())"

@@ -38,7 +38,7 @@ def make_environment(folder: Path) -> Path:
     run(sys.executable, "-m", "venv", folder, folder=folder.parent)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(run(python, "-c", code, folder=folder).strip())
+    site = Path(run(python, "-I", "-c", code, folder=folder).strip())
     # the files *.pth of these folders, such as that of an editable install, are not read
     beside = [entry for entry in sys.path if Path(entry).name == "site-packages"]
     (site / "dependencies.pth").write_text("\n".join(beside) + "\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def test_a_wheel_in_an_empty_environment_does_what_the_readme_says(
     (program,) = re.findall(r"```python\n(.*?)```", readme, re.S)
     program += "print(sl.__file__)\nfrom importlib.resources import files\n"
     program += "print(files('sparselib').joinpath('py.typed').is_file())\n"
-    accuracy, place, typed = run(python, "-c", program, folder=tmp_path).splitlines()[-3:]
+    accuracy, place, typed = run(python, "-I", "-c", program, folder=tmp_path).splitlines()[-3:]
     assert re.fullmatch(r"9\d\.\d% with [\d,]+ parameters", accuracy)
     assert Path(place).is_relative_to(tmp_path / "an environment")
     assert typed == "True"

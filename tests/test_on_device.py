@@ -59,6 +59,7 @@ def history(rules, rule, case, steps=4):
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=40)
 @given(case=cases)
+@pytest.mark.slow
 def test_the_same_connections_are_replaced(rule, case):
     try:
         topologies, numbers = history(sl, rule, case)

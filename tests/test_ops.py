@@ -71,6 +71,7 @@ def test_the_products_are_closed_under_differentiation(cached):
     assert gradgradcheck(lambda y, x: ops.sddmm(csr, y, x), (y, x))
 
 
+@pytest.mark.slow
 def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
@@ -94,6 +95,7 @@ for sparsity in (0.6, 0.999):
     "model",
     ["sl.CSRLinear(7, 5, 0.6)", "sl.MLP(7, 9, 5, layer=sl.CSRLinear, sparsity=0.6)"],
 )
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(model):
     program = f"""
 import torch, sparselib as sl

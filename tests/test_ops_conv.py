@@ -109,6 +109,7 @@ def test_the_products_are_closed_under_differentiation(cached, how):
     assert gradgradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
 
 
+@pytest.mark.slow
 def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
@@ -131,6 +132,7 @@ for kind in (torch.float32, torch.float64):
     assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
 
 
+@pytest.mark.slow
 def test_compiled_layers_stay_sparse():
     program = """
 import torch, sparselib as sl

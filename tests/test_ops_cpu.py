@@ -167,6 +167,7 @@ torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_a_forked_worker_of_a_dataloader_multiplies():
     code = PRODUCT + (
         "class Rows(torch.utils.data.Dataset):\n"
@@ -180,6 +181,7 @@ def test_a_forked_worker_of_a_dataloader_multiplies():
     assert run(code) == "fine\n"
 
 
+@pytest.mark.slow
 def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
     code = PRODUCT + "from sparselib.ops.backends import cpu_kernels as k; print(k.WIDE, k.LANES)"
     plain = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
@@ -190,6 +192,7 @@ def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path), **plain) == "64 8\n"
 
 
+@pytest.mark.slow
 def test_the_backend_can_be_forced_and_a_wrong_name_is_refused():
     code = PRODUCT + "import sys; print('sparselib.ops.backends.cpu_kernels' in sys.modules)"
     assert run(code, SPARSELIB_BACKEND="reference") == "False\n"

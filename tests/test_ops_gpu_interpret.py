@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sparselib.ops import dispatch
+
 pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+interpreted = pytest.mark.skipif(
+    not dispatch._can_interpret(), reason="this Triton's interpreter fails with this numpy"
+)
 
 
 def run(*arguments, **environment):
@@ -20,6 +25,8 @@ def run(*arguments, **environment):
     )
 
 
+@interpreted
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
 def test_every_kernel_in_the_interpreter(file):
     tests = str(Path(__file__).with_name(file))
@@ -38,6 +45,8 @@ def attempt(call):
 """
 
 
+@interpreted
+@pytest.mark.slow
 def test_the_operators_are_registered_as_torch_demands():
     code = """
 import torch, sparselib as sl
@@ -58,6 +67,8 @@ for operator, arguments in (
     assert answer.stdout.splitlines() == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 5, answer.stderr
 
 
+@interpreted
+@pytest.mark.slow
 def test_triton_is_loaded_by_nobody_but_the_kernels():
     code = LAYER + "layer(x).sum().backward(); print('triton' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
@@ -65,6 +76,8 @@ def test_triton_is_loaded_by_nobody_but_the_kernels():
     assert run("-c", code, SPARSELIB_BACKEND="interpret").stdout == "True\n"
 
 
+@interpreted
+@pytest.mark.slow
 def test_the_interpreter_is_refused_once_triton_compiles():
     code = LAYER + (
         "import triton.language\nwith sl.ops.backend('interpret'): attempt(lambda: layer(x))"
@@ -72,6 +85,7 @@ def test_the_interpreter_is_refused_once_triton_compiles():
     assert run("-c", code).stdout.startswith("Triton was loaded already, to compile")
 
 
+@pytest.mark.slow
 def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
     code = (
         "import sys; sys.modules['triton'] = None\n"
@@ -89,6 +103,15 @@ def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
     ]
 
 
+def test_a_triton_that_cannot_interpret_is_named(monkeypatch):
+    monkeypatch.setattr(dispatch, "_can_interpret", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"needs Triton 3\.7 or numpy before 2\.4: the interpreter"
+    ):
+        dispatch._allowed("interpret", "there is no backend")
+
+
+@pytest.mark.slow
 def test_the_gpu_is_refused_where_there_is_none():
     code = LAYER + "attempt(lambda: sl.ops.backend('gpu').__enter__())"
     answer = run("-c", code, CUDA_VISIBLE_DEVICES="")
@@ -97,6 +120,7 @@ def test_the_gpu_is_refused_where_there_is_none():
     )
 
 
+@pytest.mark.slow
 def test_tensors_of_a_gpu_go_to_the_kernels_by_themselves():
     code = LAYER + (
         "from sparselib.ops import dispatch\n"

@@ -257,6 +257,7 @@ def gates_alone(model: nn.Module, data: Split, **options) -> float:
     return counts.count([int((theta > -3).sum()) for theta in gates.scores()]) / counts.full()
 
 
+@pytest.mark.slow
 def test_gates_alone_reach_the_target_by_default_and_not_with_the_papers_weight(root: Path) -> None:
     data, _ = sl.datasets.placed_digits(500, 64, 64)
     model = small()

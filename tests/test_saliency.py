@@ -214,6 +214,7 @@ def evaluator(trained: tuple) -> torch.nn.Module:
     return evaluator.eval()
 
 
+@pytest.mark.slow
 def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tuple) -> None:
     data, _, classifier, predictor, _, history = trained
     x = data.test.x * saliency.random_rbf(data.test.x, torch.Generator().manual_seed(1))
@@ -238,6 +239,7 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
     assert 0.1 < float(metrics.mask_area(masks).mean()) < 0.45
 
 
+@pytest.mark.slow
 def test_a_predictor_by_coins_reads_images_of_which_half_is_hidden(
     trained: tuple, evaluator: torch.nn.Module
 ) -> None:
@@ -285,6 +287,7 @@ def test_masks_follow_the_image(trained: tuple) -> None:
     assert float(shift.max()) < 1.7
 
 
+@pytest.mark.slow
 def test_collapse_is_reported(trained: tuple) -> None:
     data, _, classifier, predictor, _, _ = trained
     few = sl.datasets.Split(

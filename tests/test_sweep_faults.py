@@ -8,7 +8,7 @@ import pytest
 from sweeping import Place, alive, cluster, kill, parent, until
 
 pytest.importorskip("distributed", reason="dask is not installed")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 GRID = [{"product": {"x": [1, 2, 3, 4]}, "fixed": {"pause": 1.0}}]
 

@@ -148,6 +148,7 @@ def test_only_papermill_s_end_mark_makes_a_run_complete(tmp_path, mark, whole):
     assert not notebook.complete(path)
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_is_a_result(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "raise"}]}])
     code, out, _ = place.run("--workers", 1)
@@ -163,6 +164,7 @@ def test_a_failing_notebook_is_a_result(tmp_path):
     assert len(place.starts()) == 4
 
 
+@pytest.mark.slow
 def test_only_limit_and_dry_run_choose(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2, 3], "pause": [0.0, 0.5]}}])
     _, out, _ = place.run("--dry-run", "--only", "x=2")
@@ -175,6 +177,7 @@ def test_only_limit_and_dry_run_choose(tmp_path):
     assert "--only x=9: no run has this value; there are 1, 2, 3" in err
 
 
+@pytest.mark.slow
 def test_without_dask_runs_follow_each_other_and_it_is_said(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -193,6 +196,7 @@ def place_root():
     return grid.__file__.split("/sparselib/")[0]
 
 
+@pytest.mark.slow
 def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
     place.table.parent.mkdir()
@@ -207,6 +211,7 @@ def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
     assert place.rows() == [1, 2]
 
 
+@pytest.mark.slow
 def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
     assert place.run("--workers", 1)[0] == 0
@@ -215,6 +220,7 @@ def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
     assert [start["x"] for start in place.starts()] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_clone_goes_on_from_the_table_it_came_with(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}}])
     assert place.run("--limit", 2, "--workers", 0)[0] == 0

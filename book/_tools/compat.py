@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = {
     "oldest": ["torch==2.6.0", "numpy==2.0.*"],
     "newest": ["torch"],
-    "image": ["torch==2.11.0", "triton==3.6.0; platform_system == 'Linux'"],
+    # the interpreter of Triton 3.6 fails with numpy 2.4
+    "image": ["torch==2.11.0", "triton==3.6.0; platform_system == 'Linux'", "numpy==2.3.*"],
 }
 TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "psutil", "hypothesis", "beartype"]
 SHOWN = ["torch", "triton", "numpy", "numba", "pandas"]

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from types import ModuleType
 
 import torch
@@ -34,6 +35,11 @@ def _allowed(name: str, sentence: str) -> str:
         raise ValueError("the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'")
     if name in ("gpu", "interpret") and not _is_installed("triton"):
         raise ValueError(f"the backend {name!r} needs triton; pip install triton, or use 'auto'")
+    if name == "interpret" and not _can_interpret():
+        raise ValueError(
+            "the backend 'interpret' needs Triton 3.7 or numpy before 2.4: the interpreter of "
+            f"Triton {metadata.version('triton')} fails with numpy {metadata.version('numpy')}"
+        )
     if name == "interpret" and "triton.language" not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"
     return name
@@ -42,6 +48,14 @@ def _allowed(name: str, sentence: str) -> str:
 @functools.cache
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _can_interpret() -> bool:
+    return _release("triton") >= (3, 7) or _release("numpy") < (2, 4)
+
+
+def _release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, metadata.version(package).split(".")[:2]))
 
 
 CHOSEN = _allowed(os.environ.get("SPARSELIB_BACKEND", "auto"), "SPARSELIB_BACKEND is")

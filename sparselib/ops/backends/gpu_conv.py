@@ -20,6 +20,10 @@ from torch import Tensor
 from sparselib.ops.backends.gpu import PROGRAMS, by_length, device_of, kernel, options
 
 LANES = tl.constexpr(32)
+# Triton fills a tile with warps along the dimension that it holds to be the more contiguous. Rows
+# and stretches are equal in this, and its versions choose either; the hint decides for rows, and
+# has no other effect, because vectors are loaded along the first dimension of all, the lanes.
+WARPS_FIRST = tl.constexpr(2)
 # rows, stretches of 32 points and warps of a tile, the largest first: up to sixteen sums a thread
 TILES = ((32, 8, 16), (16, 8, 8), (16, 4, 8), (8, 4, 8), (8, 2, 8))
 GRADIENTS = 8  # nonzeros of a row whose gradient a program of `correlate` sums
@@ -54,7 +58,7 @@ def convolve_kernel(  # type: ignore[no-untyped-def]
     sums = tl.zeros((STRETCHES, ROWS, LANES), tl.float32)
     for _ in range(0, tl.max(end - j, axis=0)):
         there = j < end
-        place = tl.load(places + j, mask=there, other=0)
+        place = tl.max_contiguous(tl.load(places + j, mask=there, other=0), WARPS_FIRST)
         if permutation is None:
             w = tl.load(values + j, mask=there, other=0.0)
         else:
@@ -71,7 +75,8 @@ def convolve_kernel(  # type: ignore[no-untyped-def]
     m_y = m_m[None, :, None]
     if SHORT:
         m_y = m_y & (o_t < length)
-    p_y = y + ((sample * M + o_m) * length)[None, :, None] + o_t
+    row = tl.max_contiguous((sample * M + o_m) * length, WARPS_FIRST)
+    p_y = y + row[None, :, None] + o_t
     tl.store(p_y, sums.to(y.dtype.element_ty), mask=m_y)
 
 
@@ -98,6 +103,7 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
         here = k + tl.arange(0, GRADIENTS)[:, None]  # [GRADIENTS, 1]
         there, j = here < count[None, :], first[None, :] + here  # [GRADIENTS, ROWS]
         place = tl.load(places + j, mask=there, other=0)
+        place = tl.max_contiguous(place, (1, WARPS_FIRST))
         sums = tl.zeros((GRADIENTS, ROWS, LANES), tl.float32)
         total = tl.zeros((ROWS, LANES), tl.float32)
         for s in range(split, samples, tl.num_programs(2)):

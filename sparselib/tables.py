@@ -42,7 +42,7 @@ SHADES = {
     -1: "rgba(230, 159, 0, 0.20)",
     -2: "rgba(230, 159, 0, 0.42)",
 }
-SHADED = "Blue: ours is higher; orange: ours is lower; darker from 5 % of the paper's number on."
+SHADED = "Blue: ours is higher; orange: lower; darker from 5 % of the paper's number on."
 SLIGHT = 0.005
 LARGE = 0.05
 EQUAL = "As printed."

@@ -57,6 +57,71 @@ def test_wrong_content_is_refused_by_name_and_left_alone(alone, serve):
     assert not log
 
 
+def test_only_what_can_be_fetched_again_may_be_deleted(alone, serve):
+    place(alone, BODY[:-1])
+    with pytest.raises(ValueError, match="Pass folder= with a good copy") as caught:
+        files.find("toy", "file.bin", alone, sha256=SHA)
+    assert "elete" not in str(caught.value)
+    (alone / "higgs").mkdir()
+    (alone / "higgs" / "HIGGS_subset35298.csv.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="is refused: its SHA-256") as caught:
+        files.find("higgs", "HIGGS_subset35298.csv.gz", alone)
+    assert "elete" not in str(caught.value)
+
+
+def test_looking_fetches_nothing(alone, serve, monkeypatch):
+    url, log = serve(answer(BODY))
+    for dataset in ("mnist", "higgs", "apnea-ecg"):
+        monkeypatch.setitem(files.SOURCES, dataset, (url,))
+    for key in files.SHA256:
+        dataset, name = key.split("/")
+        assert files.locate(dataset, name, alone) is None
+    assert log == []
+    assert list(alone.iterdir()) == []
+
+
+# --- lists of checksums
+
+OTHER = hashlib.sha256(b"other").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SHA} a.dat\n{OTHER} b.dat\n",
+        f"{SHA}  a.dat\n{OTHER}  b.dat\n",
+        f"{SHA} *a.dat\n{OTHER} *b.dat\n",
+        f"{SHA}  ./a.dat\n{OTHER} *./b.dat\n",
+        f"{SHA.upper()} a.dat\r\n\r\n{OTHER} b.dat\r\n",
+        f"\n\n{OTHER} b.dat\n  \n{SHA} a.dat",
+        f"\ufeff{SHA} a.dat\n{OTHER} b.dat\n",
+        f"SHA256 (a.dat) = {SHA}\nSHA256 (b.dat) = {OTHER}\n",
+        f"{SHA} a.dat\n{SHA} a.dat\n{OTHER} b.dat\n",
+    ],
+)
+def test_a_list_of_checksums_is_read_in_every_spelling(tmp_path, text):
+    path = tmp_path / "SHA256SUMS.txt"
+    path.write_bytes(text.encode())
+    assert files.read_checksums(path) == {"a.dat": SHA, "b.dat": OTHER}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{SHA[:-1]} a.dat\n", 1),
+        (f"{SHA} a.dat\n{SHA}\n", 2),
+        (f"{SHA} a.dat\n{OTHER} a.dat\n", 2),
+        (f"{SHA[:-1]}g a.dat\n", 1),
+        ("<html>\n", 1),
+    ],
+)
+def test_a_line_that_is_no_checksum_is_refused_by_number(tmp_path, text, line):
+    path = tmp_path / "SHA256SUMS.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{path} is refused: line {line} is no SHA-256"):
+        files.read_checksums(path)
+
+
 def test_any_flipped_byte_is_refused(alone):
     for position in range(0, len(BODY), 1777):
         flipped = bytearray(BODY)

@@ -1,14 +1,17 @@
 """Images as vectors: idx files, the embedded digits, MNIST and Fashion-MNIST."""
 
 import gzip
+import hashlib
 
 import numpy as np
 import pytest
 import torch
+from corrupting import corruptions, read_or_refused
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from sparselib import datasets
+from sparselib.datasets import files
 from sparselib.datasets.images import read_idx
 from sparselib.datasets.split import hold_out
 
@@ -74,11 +77,117 @@ def test_idx_with_a_wrong_header_is_refused(tmp_path, data, sentence):
         read_idx(path, 1)
 
 
-def test_idx_that_is_not_gzip_is_refused(tmp_path):
-    path = tmp_path / "plain.gz"
-    path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
-    with pytest.raises(ValueError, match=r"plain\.gz is refused: it is no complete gzip file"):
+@pytest.mark.parametrize("name", ["plain.gz", "plain"])
+def test_idx_is_read_packed_or_not_whatever_its_name_says(tmp_path, name):
+    """A browser that unpacks what it fetches leaves the ending as it was."""
+    path = tmp_path / name
+    plain = bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9])
+    for content in (plain, gzip.compress(plain)):
+        path.write_bytes(content)
+        assert read_idx(path, 1).tolist() == [7, 9]
+    path.write_bytes(plain[:-1])
+    with pytest.raises(ValueError, match=f"{path} is refused: its header announces"):
         read_idx(path, 1)
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=f"{path} is refused: it starts with the bytes 3c 68"):
+        read_idx(path, 1)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_200_damaged_idx_files_are_refused_by_name_or_equal_or_as_long(tmp_path, packed):
+    """Gzip has a checksum; in an unpacked file the header and the length are all that can tell."""
+    array = np.random.default_rng(0).integers(256, size=(9, 8, 7), dtype=np.uint8)
+    path = write_idx(tmp_path / "images-idx3-ubyte.gz", array)
+    whole = path.read_bytes() if packed else gzip.decompress(path.read_bytes())
+    refused = 0
+    for damaged in corruptions(whole):
+        path.write_bytes(damaged)
+        found = read_or_refused(lambda: read_idx(path, 3), path)
+        refused += found is None
+        if found is not None and not np.array_equal(found, array):
+            assert not packed
+            assert (found.shape, len(damaged)) == (array.shape, len(whole))
+    assert refused > 90
+
+
+# --- other spellings of the same files
+
+
+NAMES = {
+    "images": "{part}-images-idx3-ubyte.gz",
+    "labels": "{part}-labels-idx1-ubyte.gz",
+}
+PARTS = {"train": 30, "t10k": 10}
+
+
+@pytest.fixture
+def small(alone, monkeypatch):
+    """Write a small MNIST in its official layout, whose checksums take the place of MNIST's."""
+    rng = np.random.default_rng(0)
+    folder = alone / "mnist"
+    folder.mkdir()
+    for part, count in PARTS.items():
+        for kind, name in NAMES.items():
+            shape = (count, 4, 4) if kind == "images" else (count,)
+            array = rng.integers(10, size=shape, dtype=np.uint8)
+            path = write_idx(folder / name.format(part=part), array)
+            packed = path.read_bytes()
+            key = f"mnist/{path.name}"
+            monkeypatch.setitem(files.SHA256, key, hashlib.sha256(packed).hexdigest())
+            content = hashlib.sha256(gzip.decompress(packed)).hexdigest()
+            monkeypatch.setitem(files.CONTENT, key, content)
+    monkeypatch.setitem(files.SOURCES, "mnist", ())
+    return alone
+
+
+def packed_again(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=9))
+
+
+def unpacked(path):
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+
+
+def unpacked_under_its_name(path):
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def capitals(path):
+    path.rename(path.with_name(path.name.upper()))
+
+
+def dotted(path):
+    """Kaggle's spelling."""
+    unpacked(path)
+    plain = path.with_suffix("")
+    plain.rename(plain.with_name(plain.name.replace("-idx", ".idx")))
+
+
+CHANGES = [packed_again, unpacked, unpacked_under_its_name, capitals, dotted]
+
+
+@pytest.mark.parametrize("inner", ["mnist", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_same_content_in_another_spelling_is_read(small, change, inner):
+    expected = datasets.mnist(small, valid=5)
+    for path in sorted((small / "mnist").iterdir()):
+        change(path)
+    (small / "mnist").rename(small / "away")
+    (small / inner).parent.mkdir(exist_ok=True)
+    (small / "away").rename(small / inner)
+    assert datasets.mnist(small, valid=5).checksum == expected.checksum
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_content_is_refused_in_every_spelling(small, change):
+    path = small / "mnist" / "t10k-images-idx3-ubyte.gz"
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[-1] ^= 1
+    path.write_bytes(gzip.compress(bytes(data)))
+    change(path)
+    with pytest.raises(ValueError, match=r"(?i)t10k-images.idx3-ubyte.* is refused: its SHA-256"):
+        datasets.mnist(small)
 
 
 # --- embedded digits

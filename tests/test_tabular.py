@@ -1,17 +1,21 @@
 """Tables: HIGGS, ISOLET and epilepsy, by line and column."""
 
 import gzip
+import hashlib
+import os
 import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from corrupting import corruptions, read_or_refused
 
 from sparselib import datasets
-from sparselib.datasets import DataUnavailable
+from sparselib.datasets import DataUnavailable, files, tabular
 from sparselib.datasets.tabular import LETTERS, read_csv
 
+REAL = os.environ.get("SPARSELIB_DATA", "")
 SHORT = "ignore:HIGGS is reduced"
 HIGGS = {"columns": 29, "label": 0, "labels": range(2)}
 
@@ -45,9 +49,7 @@ def test_higgs_divides_five_to_one_in_file_order(alone):
     assert (len(split.train), len(split.valid), len(split.test)) == (50, 0, 10)
     assert np.array_equal(torch.cat([split.train.x, split.test.x]).numpy(), table[:60, 1:])
     assert np.array_equal(torch.cat([split.train.y, split.test.y]).numpy(), table[:60, 0])
-    assert (
-        split.note == "50 / 0 / 10 rows: reduced to 60 of the paper's 600,000 rows, divided 5 : 1"
-    )
+    assert split.note == "50 / 0 / 10 rows: reduced to 60 of the paper's 600,000 rows, split 5 : 1"
 
 
 def test_higgs_warns_if_the_file_is_shorter_than_asked(alone):
@@ -120,7 +122,7 @@ def test_empty_higgs_is_refused(alone):
 
 @pytest.mark.parametrize("rows", [-1, 0, 5])
 def test_higgs_needs_six_rows(alone, rows):
-    with pytest.raises(ValueError, match=f"rows={rows} cannot be divided"):
+    with pytest.raises(ValueError, match=f"rows={rows} cannot be split"):
         datasets.higgs(alone, rows=rows)
 
 
@@ -142,12 +144,58 @@ def test_higgs_that_is_damaged_or_not_gzip_is_refused(tmp_path):
     path = tmp_path / "damaged.csv.gz"
     packed = bytearray(gzip.compress(text))
     packed[len(packed) // 2] ^= 0xFF
-    for data in (bytes(packed), text):
-        path.write_bytes(data)
-        with pytest.raises(
-            ValueError, match=r"damaged\.csv\.gz is refused: it is no complete gzip"
-        ):
-            read_csv(path, 20, **HIGGS)
+    path.write_bytes(packed)
+    with pytest.raises(ValueError, match=r"damaged\.csv\.gz is refused: it is no complete gzip"):
+        read_csv(path, 20, **HIGGS)
+    # text under the name of a packed file is text
+    path.write_bytes(text)
+    assert read_csv(path, 20, **HIGGS).shape == (12, 29)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_last_line_without_its_end_is_cut_short_however_many_rows_are_asked_for(tmp_path, packed):
+    """12 rows of 12: the last number lacks digits, and all columns are there."""
+    text = "\n".join(higgs_lines(12)).encode()
+    path = tmp_path / "cut.csv"
+    for cut in (0, 1, 5, 20):
+        shorter = text[: len(text) - cut]
+        path.write_bytes(gzip.compress(shorter) if packed else shorter)
+        for rows in (12, 20):
+            with pytest.raises(ValueError, match=r"cut\.csv is refused: its last line has no end"):
+                read_csv(path, rows, **HIGGS)
+        assert read_csv(path, 11, **HIGGS).shape == (11, 29)
+
+
+def test_windows_ends_of_lines_change_nothing(tmp_path):
+    text = ("\n".join(higgs_lines(12)) + "\n").encode()
+    path = tmp_path / "text.csv"
+    path.write_bytes(text)
+    expected = read_csv(path, 12, **HIGGS)
+    path.write_bytes(text.replace(b"\n", b"\r\n"))
+    assert np.array_equal(read_csv(path, 12, **HIGGS), expected)
+
+
+@pytest.mark.filterwarnings(SHORT)
+@pytest.mark.parametrize("packed", [False, True])
+def test_200_damaged_higgs_files_are_refused_by_name_or_read_as_python_reads_them(alone, packed):
+    text = ("\n".join(higgs_lines(30)) + "\n").encode()
+    name = "HIGGS_subset35298.csv.gz" if packed else "HIGGS.csv"
+    path = write_higgs(alone, [], name)
+    whole = gzip.compress(text, mtime=0) if packed else text
+    good = numbers(text)
+    refused = 0
+    for damaged in corruptions(whole):
+        path.write_bytes(damaged)
+        table = read_or_refused(lambda: read_csv(path, 40, **HIGGS), path)
+        refused += table is None
+        if table is not None:
+            assert np.array_equal(table, good if packed else numbers(damaged))
+    assert refused > 60
+
+
+def numbers(text):
+    rows = [[float(cell) for cell in line.split(b",")] for line in text.splitlines()]
+    return np.array(rows).astype(np.float32)
 
 
 @pytest.mark.filterwarnings(SHORT)
@@ -179,10 +227,20 @@ def test_higgs_subset_is_read_whole_and_quickly():
 # --- ISOLET
 
 
+ROWS = {"isolet1+2+3+4.data": 104, "isolet5.data": 53}
+
+
+@pytest.fixture
+def short(alone, monkeypatch):
+    """Take ISOLET's files to be of some rows only; columns, labels and values stay as they are."""
+    monkeypatch.setattr(tabular, "LETTERS", ROWS)
+    return alone
+
+
 def write_isolet(folder, change=lambda name, lines: lines, ending=""):
     rng = np.random.default_rng(0)
     (folder / "isolet").mkdir(parents=True, exist_ok=True)
-    for name, rows in LETTERS.items():
+    for name, rows in ROWS.items():
         cells = np.char.mod("%.4f", rng.uniform(-1, 1, (rows, 617)))
         lines = [
             ", ".join([*row, f"{label}."]) for row, label in zip(cells, np.arange(rows) % 26 + 1)
@@ -192,40 +250,76 @@ def write_isolet(folder, change=lambda name, lines: lines, ending=""):
         path.write_bytes(gzip.compress(text, 1) if ending else text)
 
 
-def test_isolet_is_read_as_it_is(alone):
-    write_isolet(alone)
-    split = datasets.isolet(alone)
-    assert (len(split.train), len(split.valid), len(split.test)) == (6238, 0, 1559)
+def test_isolet_is_read_as_it_is(short):
+    write_isolet(short)
+    split = datasets.isolet(short)
+    assert (len(split.train), len(split.valid), len(split.test)) == (104, 0, 53)
     assert (split.features, split.classes) == (617, 26)
     assert split.train.y[:27].tolist() == [*range(26), 0]
-    first = (alone / "isolet/isolet5.data").read_text().split("\n")[0].split(", ")
+    text = (short / "isolet/isolet5.data").read_text(encoding="ascii")
+    first = text.split("\n")[0].split(", ")
     assert split.test.x[0].tolist() == pytest.approx([float(value) for value in first[:-1]])
-    assert len(datasets.isolet(alone, valid=0.1).valid) == 624
+    assert len(datasets.isolet(short, valid=0.1).valid) == 10
 
 
-def test_a_header_that_is_not_there_costs_a_row(alone):
-    write_isolet(alone, ending=".gz")
-    text, code = datasets.isolet(alone), datasets.isolet(alone, definition="code")
-    assert (len(code.train), len(code.test)) == (6237, 1558)
+@pytest.mark.realdata
+def test_the_real_isolet_has_the_rows_of_its_speakers():
+    split = datasets.isolet()
+    assert LETTERS == {"isolet1+2+3+4.data": 6238, "isolet5.data": 1559}
+    assert (len(split.train), len(split.valid), len(split.test)) == (6238, 0, 1559)
+    # 240 of each letter but F, and 60 but M
+    assert sorted(torch.bincount(split.train.y).tolist()) == [238] + [240] * 25
+    assert sorted(torch.bincount(split.test.y).tolist()) == [59] + [60] * 25
+
+
+def test_a_header_that_is_not_there_costs_a_row(short):
+    write_isolet(short, ending=".gz")
+    text, code = datasets.isolet(short), datasets.isolet(short, definition="code")
+    assert (len(code.train), len(code.test)) == (103, 52)
     assert torch.equal(code.train.x, text.train.x[1:])
     with pytest.raises(ValueError, match="not 'kod'"):
-        datasets.isolet(alone, definition="kod")
+        datasets.isolet(short, definition="kod")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda lines: lines[:-1], "1,559 rows are expected, but it holds only 1,558"),
-        (lambda lines: [*lines, lines[0]], "1,559 rows are expected, but it holds more"),
+        (lambda lines: lines[:-1], "53 rows are expected, but it holds only 52"),
+        (lambda lines: [*lines, lines[0]], "53 rows are expected, but it holds more"),
         (lambda lines: [edit(lines[0], 618, "27."), *lines[1:]], "label '27.', none of 1 to 26"),
-        (lambda lines: [edit(lines[0], 5, "?"), *lines[1:]], "line 1, column 5 holds '?'"),
+        (lambda lines: [edit(lines[0], 618, "1.5"), *lines[1:]], "label '1.5', none of 1 to 26"),
+        (lambda lines: [edit(lines[0], 5, "?"), *lines[1:]], "line 1, column 5 holds '\\?'"),
+        (
+            lambda lines: [edit(lines[0], 5, "1.5"), *lines[1:]],
+            "line 1, column 5 holds 1.5, but feat",
+        ),
         (lambda lines: [lines[0].split(",", 1)[1], *lines[1:]], "line 1 has 617 columns"),
     ],
 )
-def test_isolet_with_a_fault_is_refused(alone, change, sentence):
-    write_isolet(alone, lambda name, lines: change(lines) if "5" in name else lines)
-    with pytest.raises(ValueError, match=sentence):
-        datasets.isolet(alone)
+def test_isolet_with_a_fault_is_refused(short, change, sentence):
+    write_isolet(short, lambda name, lines: change(lines)[:54] if "5" in name else lines)
+    with pytest.raises(ValueError, match=rf"isolet5\.data is refused.*{sentence}"):
+        datasets.isolet(short)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_200_damaged_isolet_files_are_refused_by_name_or_read_as_python_reads_them(
+    alone, monkeypatch, ending
+):
+    rows = {"isolet1+2+3+4.data": 3, "isolet5.data": 3}
+    monkeypatch.setattr(tabular, "LETTERS", rows)
+    write_isolet(alone, lambda name, lines: lines[:3], ending)
+    path = alone / "isolet" / f"isolet5.data{ending}"
+    whole = path.read_bytes()
+    good = tabular._letters("isolet5.data", 3, alone)
+    refused = 0
+    for damaged in corruptions(whole):
+        path.write_bytes(damaged)
+        table = read_or_refused(lambda: tabular._letters("isolet5.data", 3, alone), path)
+        refused += table is None
+        if table is not None:
+            assert np.array_equal(table, good if ending else numbers(damaged))
+    assert refused > 60
 
 
 def test_isolet_that_lies_nowhere_says_what_to_do(alone):
@@ -241,7 +335,7 @@ def test_epilepsy_is_named_when_missing_or_damaged(alone):
         datasets.epilepsy(alone)
     (alone / "uci-epilepsy").mkdir()
     (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,')
-    with pytest.raises(ValueError, match=r"data\.csv is refused: its SHA-256 is"):
+    with pytest.raises(ValueError, match=r"data\.csv is refused: it holds .* of shape"):
         datasets.epilepsy(alone)
     with pytest.raises(ValueError, match="not 'book'"):
         datasets.epilepsy(alone, definition="book")
@@ -270,3 +364,46 @@ def test_epilepsy_of_the_text_lies_between_0_and_1():
     text, code = (datasets.epilepsy(definition=d).train.x for d in ("text", "code"))
     assert (text.min(), text.max()) == (0, 1)
     assert torch.allclose(2 * text - 1, code, atol=1e-6)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b'"', b""),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.rstrip(b"\n"),
+        lambda text: gzip.compress(text, 1),
+    ],
+    ids=["CRLF", "no quotes", "byte order mark", "no last end", "packed"],
+)
+def test_the_same_numbers_of_epilepsy_are_read_in_any_spelling(alone, change):
+    real = files.locate("uci-epilepsy", "data.csv", REAL).read_bytes()
+    (alone / "uci-epilepsy").mkdir()
+    path = alone / "uci-epilepsy" / "data.csv"
+    path.write_bytes(change(real))
+    assert datasets.epilepsy(alone).checksum == datasets.epilepsy(REAL).checksum
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_200_damaged_epilepsy_files_are_refused_by_name_or_equal(alone, monkeypatch, packed):
+    """The numbers have a checksum, so that nothing but names and spelling can differ."""
+    rng = np.random.default_rng(0)
+    table = np.concatenate([rng.integers(-99, 99, (10, 178)), rng.integers(1, 6, (10, 1))], axis=1)
+    monkeypatch.setattr(tabular, "SEGMENTS", table.shape)
+    digest = hashlib.sha256(table.astype("<i2").tobytes()).hexdigest()
+    monkeypatch.setattr(tabular, "EPILEPSY", digest)
+    lines = [",".join(["", *(f"X{i}" for i in range(1, 179)), "y"])]
+    lines += [",".join([f"X{i}", *map(str, row)]) for i, row in enumerate(table)]
+    text = ("\n".join(lines) + "\n").encode()
+    (alone / "uci-epilepsy").mkdir()
+    path = alone / "uci-epilepsy" / "data.csv"
+    whole = gzip.compress(text, mtime=0) if packed else text
+    refused = 0
+    for damaged in corruptions(whole):
+        path.write_bytes(damaged)
+        found = read_or_refused(lambda: tabular._segments(path), path)
+        refused += found is None
+        assert found is None or np.array_equal(found, table)
+    assert refused > 100

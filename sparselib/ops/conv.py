@@ -131,7 +131,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr, ctx.version, ctx.sizes = csr, csr.version, sizes
-        return own(_convolve(values, x, sizes, (csr.crow_indices, csr.col_indices), bias))
+        return own(_convolve(values, x, sizes, csr.indices(), bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:

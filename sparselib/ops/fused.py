@@ -49,7 +49,7 @@ def sequence(
     if not operands.fast(x).fuses(len(x), weights, cells):
         return _steps(patterns, tensors, x)[-1]
     layers = [
-        (csr.crow_indices, csr.col_indices, values, bias, relu)
+        (*csr.indices(), values, bias, relu)
         for csr, values, bias, relu in _layers(patterns, tensors)
     ]
     return products.network(layers, x)
@@ -64,7 +64,7 @@ def _steps(patterns: Sequence[CSR], tensors: Sequence[Any], x: Tensor) -> list[T
     """Return the input of each layer, and the output of the last."""
     passed, kernels = [x], operands.fast(x)
     for csr, values, bias, relu in _layers(patterns, tensors):
-        indices = csr.crow_indices, csr.col_indices
+        indices = csr.indices()
         passed.append(kernels.spmm(values, *indices, passed[-1], bias, relu=relu))
     return passed
 

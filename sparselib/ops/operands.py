@@ -30,10 +30,10 @@ def check(csr: CSR, values: Tensor, x: Tensor, name: str) -> None:
     """Refuse values that are not the pattern's, and tensors of unlike devices or types."""
     if values.shape != (csr.nnz,):
         raise ValueError(f"{csr.nnz} connections need as many values, not {tuple(values.shape)}")
-    if x.device != values.device or x.device != csr.col_indices.device:
+    if x.device != values.device or x.device != csr.device:
         raise ValueError(
             f"{name} needs one device; the input is on {x.device}, the values on "
-            f"{values.device}, the indices on {csr.col_indices.device}"
+            f"{values.device}, the indices on {csr.device}"
         )
     if not (fits(x, values) or autocasts(x)):
         raise ValueError(
@@ -58,8 +58,8 @@ Indices = Sequence[Tensor]
 
 def indices_of(csr: CSR) -> list[Tensor]:
     """Return what an operator has to know of a pattern."""
-    pattern = [csr.crow_indices, csr.col_indices]
-    return [*pattern, *csr.transposed] if csr.cache_transpose else pattern
+    pattern = [*csr.indices()]
+    return [*pattern, *csr.transposed_indices()] if csr.cache_transpose else pattern
 
 
 def transposed(indices: Indices, columns: int) -> Indices:

@@ -112,9 +112,9 @@ def gradients(
     """
     dy, kernels = feature_major(dy), _backend(values)
     if further:
-        indices = (csr.crow_indices, csr.col_indices, *csr.transposed)
+        indices = (*csr.indices(), *csr.transposed_indices())
         return kernels.gradients(values, indices, dy, x, relu)
-    return *kernels.sddmm(csr.crow_indices, csr.col_indices, dy, x), None
+    return *kernels.sddmm(*csr.indices(), dy, x), None
 
 
 def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr, ctx.version = csr, csr.version
-        return own(_backend(values).spmm(values, csr.crow_indices, csr.col_indices, x, bias))
+        return own(_backend(values).spmm(values, *csr.indices(), x, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:

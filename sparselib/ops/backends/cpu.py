@@ -199,7 +199,7 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     # what is copied to be contiguous has to outlive the call
     held = [(crow, col, values.contiguous(), *_also(b, r)) for crow, col, values, b, r in layers]
     table = [
-        number if isinstance(number, int) else number.data_ptr()
+        number if isinstance(number, int) else number.data_ptr() or _nowhere(number)
         for out, layer in zip(rows, held)
         for number in (out, *layer)
     ]
@@ -232,8 +232,14 @@ def features_first(x: Tensor) -> Tensor:
 
 def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
     """Run a kernel; tensors travel as addresses and must be contiguous and outlive the call."""
-    # while torch.jit traces, sizes are tensors too, without a dimension
-    numbers = [a if isinstance(a, int) else a.data_ptr() if a.ndim else int(a) for a in arguments]
+    numbers = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            numbers.append(argument)
+        elif argument.ndim:
+            numbers.append(argument.data_ptr() or _nowhere(argument))
+        else:  # while torch.jit traces, sizes are tensors too, without a dimension
+            numbers.append(int(argument))
     array = _array(len(numbers) + 2)(0, 0, *numbers)
     function, threads = _compiled(kernel), torch.get_num_threads()
     if threads == 1:
@@ -242,6 +248,15 @@ def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
         parallel(function.address, array, threads, 0)
     else:
         list(_pool().map(lambda _: function.ctypes(array), range(threads)))
+
+
+def _nowhere(tensor: Tensor) -> int:
+    """Return the address of a tensor that has none, because it is empty."""
+    if tensor.numel():
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} has no memory; it was freed or never made"
+        )
+    return 0
 
 
 @functools.cache

@@ -95,7 +95,6 @@ def test_functional_call_with_another_type_is_refused():
         (lambda v, dy, x: (v, dy.double(), x), r"the output gradient is torch\.float64"),
         (lambda v, dy, x: (v, dy.to("meta"), x), "the output gradient is on meta"),
         (lambda v, dy, x: (v, dy.to_sparse(), x), "must be a dense tensor"),
-        (lambda v, dy, x: (v, None, x), "must be a tensor, not NoneType"),
     ],
 )
 def test_gradients_of_what_does_not_fit_are_refused(change, sentence):
@@ -103,7 +102,7 @@ def test_gradients_of_what_does_not_fit_are_refused(change, sentence):
     operands_ = change(values, torch.randn(BATCH, ROWS), x)
     values, dy, x = operands_
     for further in (True, False):
-        with pytest.raises((ValueError, TypeError), match=sentence):
+        with pytest.raises(ValueError, match=sentence):
             plain(ops.gradients)(values, csr, dy, x, further)
 
 

@@ -12,14 +12,15 @@ from jaxtyping import Bool, Float
 from numba import njit
 from torch import Tensor, from_numpy
 
+from sparselib.ops.backends.cpu_cache import keep
+
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile; a checker of types wrapped around the function is taken off."""
     function = inspect.unwrap(function)
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it
-        return njit(nogil=True)(function)
+    dispatcher = njit(nogil=True)(function)
+    keep(dispatcher, function)
+    return dispatcher
 
 
 def greedy(

@@ -65,7 +65,7 @@ def conv1d(
     if transformed():
         return reference.convolve(values, indices_of(csr), x, sizes, bias)
     y = _conv1d(values, x, sizes, operator_indices(csr))
-    return y if bias is None else y + bias[:, None].to(y.dtype)
+    return operands.plus(y, bias, (-1, 1))
 
 
 def extent(taps: int, dilation: int) -> int:
@@ -76,6 +76,7 @@ def extent(taps: int, dilation: int) -> int:
 def _check(
     csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
 ) -> Sizes:
+    operands.check_numbers(x, "input")
     filters, columns = csr.shape
     if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
         raise ValueError(
@@ -85,8 +86,10 @@ def _check(
     channels = int(x.shape[1])  # a tensor while torch.jit traces
     sizes = Sizes(channels, columns // channels, *padding, dilation)
     _check_sizes(sizes, filters, x.shape[2])
-    if bias is not None and bias.shape != (filters,):
-        raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
+    if bias is not None:
+        operands.check_numbers(bias, "bias")
+        if bias.shape != (filters,):
+            raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
     check(csr, values, x, "a convolution", bias)
     return sizes
 
@@ -144,9 +147,11 @@ class _Convolution(torch.autograd.Function):
             dx = _conv1d_t(values, dy, time, sizes, indices) if has_x else None
         else:
             # memory may have been exchanged since the forward pass
+            operands.check_numbers(dy, "output gradient")
             _check_signals(sizes, csr.shape[0], dy, x)
             check(csr, values, x, "a convolution's gradient")
             operands.check_gradient(dy, x, values)
+            values = operands.resolved(values)
             dy = operands.resolved(dy)
             x = operands.resolved(x)
             backend = module(x)
@@ -193,11 +198,13 @@ def _sizes(sizes: Sequence[int]) -> Sizes:
 @torch.library.custom_op("sparselib::conv1d", mutates_args=())
 def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
     named = _sizes(sizes)
+    operands.check_devices(values, x, *indices)
     if x.ndim != 3 or x.shape[1] != named.channels:
         raise ValueError(
             f"a convolution of {named.channels} channels cannot read signals {tuple(x.shape)}"
         )
     checked = _verified(values, named, x.shape[2], indices, x)
+    values = operands.resolved(values)
     return own(module(x).convolve(values, checked, operands.resolved(x), named))
 
 
@@ -206,6 +213,7 @@ def _conv1d_t(
     values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
     named = _sizes(sizes)
+    operands.check_devices(values, dy, *indices)
     checked = _verified(values, named, time, indices, dy)
     filters = len(checked[0]) - 1
     if dy.ndim != 3 or dy.shape[1:] != (filters, named.length(time)):
@@ -213,6 +221,7 @@ def _conv1d_t(
             f"{time} points have an output gradient of ({filters}, {named.length(time)}) for each "
             f"sample, not {tuple(dy.shape)}"
         )
+    values = operands.resolved(values)
     return own(module(dy).convolve_t(values, checked, operands.resolved(dy), named, time))
 
 
@@ -221,6 +230,7 @@ def _conv1d_weight(
     dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
     named = _sizes(sizes)
+    operands.check_devices(dy, x, *indices)
     filters = operands.rows_of_raw(indices)
     if x.ndim == 3:
         _check_sizes(named, filters, x.shape[2])
@@ -234,6 +244,7 @@ def _conv1d_weight(
 
 @_conv1d.register_fake
 def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, x, *indices)
     filters = indices[0].shape[0] - 1
     length = Sizes(*sizes).length(x.shape[2])
     return x.new_empty(x.shape[0], filters, length)
@@ -243,11 +254,13 @@ def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 def _(
     values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
+    operands.check_devices(values, dy, *indices)
     return dy.new_empty(dy.shape[0], sizes[0], time)
 
 
 @_conv1d_weight.register_fake
 def _(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
     sums = torch.float32 if takes_halves(x) else x.dtype
     return x.new_empty(indices[1].shape[0], dtype=sums)
 

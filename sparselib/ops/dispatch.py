@@ -23,7 +23,7 @@ from sparselib.ops.backends import Backend, cpu, reference
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 HALVES = (torch.float16, torch.bfloat16)
 # what autograd may be told about directly; a subclass of Tensor wants to see operators
-_PLAIN = frozenset((Tensor, nn.Parameter))
+PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def _allowed(name: str, sentence: str) -> str:
@@ -138,14 +138,36 @@ def takes_halves(x: Tensor) -> bool:
 
 def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether autograd may be written down directly, without a custom operator's cost."""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or type(x) is not Tensor
         or autocasts(x)
         or transformed()
-        or any(p is not None and type(p) not in _PLAIN for p in parameters)
-    )
+    ):
+        return False
+    is_direct = is_written(x)
+    for tensor in parameters:
+        if tensor is not None:
+            is_direct = type(tensor) in PLAIN and is_written(tensor) and is_direct
+    return is_direct
+
+
+def is_written(x: Tensor) -> bool:
+    """Whether the numbers of x are in its memory: no sign is pending, and no zero implied.
+
+    Raises
+    ------
+    RuntimeError
+        If the memory of x was taken away.
+    """
+    if x.is_neg():
+        return False
+    if x.data_ptr() or not x.numel():
+        return True
+    if x._is_zerotensor() or x.is_meta:
+        return False
+    raise RuntimeError(f"a tensor of shape {tuple(x.shape)} has no memory; it was freed")
 
 
 def transformed() -> bool:

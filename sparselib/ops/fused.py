@@ -50,7 +50,8 @@ def sequence(
     layers = products.check_network(_layers(patterns, tensors), x)
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        result: Tensor = _Sequence.apply(patterns, watches, operands.feature_major(x), *tensors)
+        x = operands.feature_major(x)
+        result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
         return result
     weights = sum(csr.nnz for csr in patterns)
     cells = sum(csr.cells for csr in patterns)
@@ -65,13 +66,6 @@ def _layers(patterns: Sequence[CSR], tensors: Sequence[Any]) -> list[Layer]:
     return [*map(Layer, patterns, tensors[::2], tensors[1::2], relus)]
 
 
-def _arrays(patterns: Sequence[CSR], tensors: Sequence[Any]) -> list[Weights]:
-    return [
-        Weights(*operands.indices_of(csr), values, bias, relu)
-        for csr, values, bias, relu in _layers(patterns, tensors)
-    ]
-
-
 def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
     """Return the input of each layer, and the output of the last."""
     passed = [x]
@@ -84,8 +78,10 @@ def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, patterns: Any, watches: Any, x: Tensor, *tensors: Any) -> Tensor:
-        *inputs, y = _steps(_arrays(patterns, tensors), x)
+    def forward(
+        ctx: Any, layers: Any, patterns: Any, watches: Any, x: Tensor, *tensors: Any
+    ) -> Tensor:
+        *inputs, y = _steps(layers, x)
         ctx.save_for_backward(*inputs, *tensors)
         ctx.patterns = patterns
         ctx.watches = watches
@@ -101,7 +97,7 @@ class _Sequence(torch.autograd.Function):
         count = len(ctx.patterns)
         inputs = ctx.saved_tensors[:count]
         values = ctx.saved_tensors[count::2]
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         gradients: list[Tensor] = []
         for number in reversed(range(count)):
             x = inputs[number]
@@ -112,7 +108,7 @@ class _Sequence(torch.autograd.Function):
             found = products.gradients(values[number], csr, dy, x, further, number > 0)
             *ours, dy = found
             gradients[:0] = ours
-        return None, None, *_needed((dy, *gradients), needed)
+        return None, None, None, *_needed((dy, *gradients), needed)
 
 
 def _needed(gradients: Iterable[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
@@ -123,10 +119,10 @@ def _again(ctx: Any, dy: Tensor) -> Any:
     """Compute the gradients by steps that have derivatives themselves."""
     x, *saved = ctx.saved_tensors
     tensors = saved[len(ctx.patterns) - 1 :]
-    needed = ctx.needs_input_grad[2:]
+    needed = ctx.needs_input_grad[3:]
     given = [tensor for tensor, needs in zip((x, *tensors), needed) if needs]
     for csr, values, bias, relu in _layers(ctx.patterns, tensors):
         x = products.spmm(csr, values, x, bias)
         x = x.relu() if relu else x
     found = iter(torch.autograd.grad(x, given, dy, create_graph=True))
-    return None, None, *(next(found) if needs else None for needs in needed)
+    return None, None, None, *(next(found) if needs else None for needs in needed)

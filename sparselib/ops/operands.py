@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparselib import csr as patterns
 from sparselib.csr import CSR, Transposed, transpose
 from sparselib.ops.backends import Indices, reference
-from sparselib.ops.dispatch import autocasts, fits, module
+from sparselib.ops.dispatch import PLAIN, autocasts, fits, is_written, module
 
 STALE = "the topology changed between the forward and the backward pass; evolve after it"
 STRIDED = torch.strided
@@ -49,7 +49,6 @@ def operator_indices(csr: CSR) -> list[Tensor]:
 def check(csr: CSR, values: Tensor, x: Tensor, name: str, bias: Tensor | None = None) -> None:
     """Refuse what does not go together: sizes of weights, and layouts, devices and types of all."""
     check_values(values, csr.nnz)
-    check_numbers(x, "input")
     device = values.device
     if x.device != device or csr.device != device:
         raise ValueError(
@@ -69,6 +68,7 @@ def check_features(
     csr: CSR, values: Tensor, x: Tensor, features: int, name: str, bias: Tensor | None = None
 ) -> None:
     """Refuse an input of another last dimension, and as `check`."""
+    check_numbers(x, "input")
     if x.ndim == 0 or x.shape[-1] != features:
         raise ValueError(
             f"{name} with a {csr.shape[0]} x {csr.shape[1]} matrix needs a last dimension of "
@@ -79,15 +79,16 @@ def check_features(
 
 def check_values(values: Tensor, nnz: int) -> None:
     """Refuse values that are not one floating point number for each connection."""
+    check_numbers(values, "values")
     if values.shape != (nnz,):
         raise ValueError(f"{nnz} connections need as many values, not {tuple(values.shape)}")
     if not values.dtype.is_floating_point:
         raise ValueError(f"values must be floating point numbers, not {values.dtype}")
-    check_numbers(values, "values")
 
 
 def check_bias(bias: Tensor, values: Tensor, rows: int) -> None:
     """Refuse biases that are not one number for each row, of the values' type and device."""
+    check_numbers(bias, "bias")
     if bias.shape != (rows,):
         raise ValueError(f"{rows} rows need as many biases, not {tuple(bias.shape)}")
     if bias.dtype != values.dtype or bias.device != values.device:
@@ -95,17 +96,20 @@ def check_bias(bias: Tensor, values: Tensor, rows: int) -> None:
             f"the bias is {bias.dtype} on {bias.device} but the values are {values.dtype} on "
             f"{values.device}; convert one of them"
         )
-    check_numbers(bias, "bias")
 
 
 def check_numbers(tensor: Tensor, name: str) -> None:
-    """Refuse a tensor whose memory does not hold its numbers one by one."""
+    """Refuse what is no tensor, or one whose memory does not hold its numbers one by one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"the {name} must be a tensor, not {type(tensor).__name__}")
     if tensor.layout is not STRIDED:
         raise ValueError(f"the {name} must be a dense tensor, not one of layout {tensor.layout}")
 
 
 def check_batches(dy: Tensor, x: Tensor, csr: CSR) -> None:
     """Refuse an output gradient and an input of other sizes than a matrix and one batch have."""
+    check_numbers(dy, "output gradient")
+    check_numbers(x, "input")
     rows, columns = csr.shape
     if dy.ndim != 2 or x.ndim != 2 or dy.shape[1] != rows or x.shape[1] != columns:
         raise ValueError(
@@ -121,8 +125,6 @@ def check_batches(dy: Tensor, x: Tensor, csr: CSR) -> None:
 
 def check_gradient(dy: Tensor, x: Tensor, values: Tensor) -> None:
     """Refuse an output gradient of another type or device than its input."""
-    check_numbers(dy, "output gradient")
-    check_numbers(x, "input")
     if dy.device != x.device or values.device != x.device:
         raise ValueError(
             f"gradients need one device; the output gradient is on {dy.device}, the input on "
@@ -135,13 +137,21 @@ def check_gradient(dy: Tensor, x: Tensor, values: Tensor) -> None:
         )
 
 
+def check_devices(*tensors: Tensor) -> None:
+    """Refuse what is no tensor, and several devices; where nothing is known but shapes, too."""
+    device = None
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"an operator needs tensors, not {type(tensor).__name__}")
+        device = device or tensor.device
+        if tensor.device != device:
+            raise ValueError(f"an operator needs one device, not {device} and {tensor.device}")
+
+
 def check_raw(values: Tensor, nnz: int, *activations: Tensor, indices: Indices) -> None:
     """Refuse operands of an operator that was called with arrays instead of a pattern."""
     check_values(values, nnz)
-    device = values.device
-    for tensor in (*activations, *indices):
-        if tensor.device != device:
-            raise ValueError(f"one operand is on {tensor.device}, the values on {device}")
+    check_devices(values, *activations, *indices)
     for x in activations:
         check_numbers(x, "input")
         if not fits(x, values):
@@ -149,10 +159,19 @@ def check_raw(values: Tensor, nnz: int, *activations: Tensor, indices: Indices) 
 
 
 def resolved(x: Tensor) -> Tensor:
-    """Return a tensor whose memory holds what it says: no pending sign, no zeros without memory."""
-    if x.is_neg():
-        x = x.resolve_neg()
-    return torch.zeros_like(x) if x._is_zerotensor() else x
+    """Return x, or a copy whose memory holds the numbers, if that of x does not."""
+    if is_written(x):
+        return x
+    return torch.zeros_like(x) if x._is_zerotensor() else x.resolve_neg()
+
+
+def plus(y: Tensor, bias: Tensor | None, shape: tuple[int, ...] = (-1,)) -> Tensor:
+    """Add the biases, if there are any, by an operator of torch."""
+    if bias is None:
+        return y
+    if type(bias) in PLAIN and not torch.compiler.is_compiling():
+        bias = resolved(bias)
+    return y + bias.view(shape).to(y.dtype)
 
 
 def feature_major(x: Tensor) -> Tensor:
@@ -214,6 +233,9 @@ def verified(indices: Sequence[Tensor], shape: tuple[int, int]) -> Indices:
         raise ValueError(f"a matrix cannot have {shape[1]} columns")
     if _is_owned(indices, shape):
         return indices
+    for array in indices:
+        check_numbers(array, "array of a pattern")
+    indices = [*map(resolved, indices)]
     seen = _seen.get(indices[1])
     if seen is None or not _is_unchanged(seen, indices, shape):
         seen = _examined(indices, shape)
@@ -269,11 +291,8 @@ def _versions(indices: Sequence[Tensor]) -> tuple[int, ...]:
 def _examined(indices: Sequence[Tensor], shape: tuple[int, int]) -> _Seen:
     """Check arrays, or on the CPU copies of them that nobody else can write."""
     for array in indices:
-        if array.layout is not STRIDED or array.device != indices[0].device:
-            raise ValueError(
-                f"the arrays of a pattern must be dense and on one device, not {array.layout} on "
-                f"{array.device}"
-            )
+        if array.device != indices[0].device:
+            raise ValueError(f"the arrays of a pattern must be on one device, not {array.device}")
     own = [array.detach().contiguous() for array in indices]
     if own[0].is_cpu:
         own = [array.clone() for array in own]

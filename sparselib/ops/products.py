@@ -67,8 +67,7 @@ def spmm(
     if not is_eager(x, values, bias):
         if transformed():
             return masked_product(csr, values, x, bias)
-        y = _by_rows(_spmm, csr, values, x)
-        return y if bias is None else y + bias.to(y.dtype)
+        return operands.plus(_by_rows(_spmm, csr, values, x), bias)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
@@ -86,6 +85,7 @@ def sddmm(
     csr: CSR, dy: Float[Tensor, "*dy_batch rows"], x: Float[Tensor, "*x_batch columns"]
 ) -> Float[Tensor, "nnz"]:
     """Sample dY^T X at the nonzeros: the layer's weight gradient, summed over the batch."""
+    operands.check_numbers(x, "input")
     values = x.new_empty(csr.nnz)
     check_features(csr, values, dy, csr.shape[0], "sddmm")
     check_features(csr, values, x, csr.shape[1], "sddmm")
@@ -122,6 +122,7 @@ def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
     """Return the layers as a backend reads them, or refuse what does not fit."""
     if not layers:
         raise ValueError("a network needs at least one layer")
+    operands.check_numbers(x, "input")
     if x.ndim != 2:
         raise ValueError(f"a network reads a batch (samples, features), not {tuple(x.shape)}")
     width = x.shape[1]
@@ -132,7 +133,8 @@ def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
                 f"layer {number} of a network reads {csr.shape[1]} features, but gets {width}"
             )
         operands.check(csr, values, x, "a network", bias)
-        checked.append(Weights(*indices_of(csr), values, bias, relu))
+        bias = bias if bias is None else operands.resolved(bias)
+        checked.append(Weights(*indices_of(csr), operands.resolved(values), bias, relu))
         width = csr.shape[0]
     return checked
 
@@ -172,6 +174,7 @@ def gradients(
     operands.check_batches(dy, x, csr)
     operands.check(csr, values, x, "a gradient")
     operands.check_gradient(dy, x, values)
+    values = operands.resolved(values)
     dy = feature_major(dy)
     x = operands.resolved(x)
     backend = module(x)
@@ -221,6 +224,7 @@ def _verified(
     values: Tensor, x: Tensor, indices: Indices, columns: int, features: int | None
 ) -> Indices:
     """Check what an operator was called with; it reads `features`, or one for each row."""
+    operands.check_devices(values, x, *indices)
     rows = operands.rows_of_raw(indices)
     wanted = rows if features is None else features
     if x.ndim != 2 or x.shape[1] != wanted:
@@ -234,6 +238,7 @@ def _verified(
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
 def _spmm(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
     crow, col, *_ = _verified(values, x, indices, columns, columns)
+    values = operands.resolved(values)
     return own(module(x).spmm(values, crow, col, operands.resolved(x)))
 
 
@@ -241,12 +246,14 @@ def _spmm(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) ->
 def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
     crow, col, *cached = _verified(values, y, indices, columns, None)
     tcrow, tcol, permutation = cached or transpose(crow, col, columns)
+    values = operands.resolved(values)
     y = operands.resolved(y)
     return own(module(y).spmm(values, tcrow, tcol, y, permutation=permutation))
 
 
 @torch.library.custom_op("sparselib::sddmm", mutates_args=())
 def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
     rows = operands.rows_of_raw(indices)
     if dy.ndim != 2 or x.ndim != 2 or dy.shape[0] != x.shape[0] or dy.shape[1] != rows:
         raise ValueError(
@@ -261,16 +268,19 @@ def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
 
 @_spmm.register_fake
 def _(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, x, *indices)
     return x.new_empty((indices[0].shape[0] - 1, x.shape[0])).t()
 
 
 @_spmm_t.register_fake
 def _(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, y, *indices)
     return y.new_empty((columns, y.shape[0])).t()
 
 
 @_sddmm.register_fake
 def _(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
     sums = torch.float32 if takes_halves(x) else x.dtype
     return x.new_empty((indices[1].shape[0],), dtype=sums)
 

@@ -25,7 +25,8 @@ def extrema(
 
 def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"]:
     """Mark cells that are a peak, or a valley, along every axis."""
-    turns, is_peak = [], s > 0 if signed else None
+    turns = []
+    is_peak = s > 0 if signed else None
     for axis in range(2, s.ndim):
         step = s.diff(dim=axis)
         # as printed the two names are exchanged, which changes plateaus only
@@ -41,9 +42,12 @@ def _maxima(x: Tensor, reach: dict[int, int]) -> tuple[Tensor, Tensor]:
 
     The window of a cell reaches so far in every direction along each of the axes.
     """
-    whole, befores, afters = x, [], []
+    whole = x
+    befores = []
+    afters = []
     for axis in sorted(reach, reverse=True):
-        size, distance = x.shape[axis], min(reach[axis], x.shape[axis])
+        size = x.shape[axis]
+        distance = min(reach[axis], x.shape[axis])
         sides = _windows(whole, axis, distance, distance)
         befores.append(sides.narrow(axis, 0, size))
         afters.append(sides.narrow(axis, distance + 1, size))
@@ -67,7 +71,8 @@ def _windows(x: Tensor, axis: int, width: int, margin: int) -> Tensor:
     along the last axis torch's pooling is the faster way to the first few cells.
     """
     numbers = x.is_floating_point()
-    x, joined = _padded(x, axis, margin, -1 if numbers else 0), 1
+    x = _padded(x, axis, margin, -1 if numbers else 0)
+    joined = 1
     if numbers and axis == x.ndim - 1:
         joined = min(width, 32)
         x = torch.max_pool1d(x.flatten(0, 1), joined, 1).view(*x.shape[:-1], -1)

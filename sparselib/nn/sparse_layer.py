@@ -1,7 +1,7 @@
 """What a sparse layer is: a pattern, its values, and one way to change both together."""
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import topology
 from sparselib.csr import CSR
+from sparselib.nn.watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 
@@ -31,11 +32,17 @@ class SparseLayer(nn.Module, ABC):
         The weights at these positions, in their order.
     bias : nn.Parameter or None
         One number per row.
+    watches : Watches or None
+        Who gathers what the layer reads and the gradients of what it writes.
+    sample_dimensions : int
+        Number of dimensions of one sample; those before it are batches.
     """
 
     csr: CSR
     values: nn.Parameter
     bias: nn.Parameter | None
+    watches: Watches | None = None
+    sample_dimensions: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -104,6 +111,16 @@ class SparseLayer(nn.Module, ABC):
         if layer.bias is not None:
             layer.bias.data.copy_(dense.bias.detach())
         return layer.train(dense.training)
+
+    def batched(self, tensor: Tensor) -> Tensor:
+        """Return inputs or outputs with one dimension for the batch, whatever they came with."""
+        return tensor.reshape(-1, *tensor.shape[-self.sample_dimensions :])
+
+    def observed(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of a pass, seen by the watches; every forward method ends in it."""
+        if self.watches is not None:
+            observe(self, inputs, outputs)
+        return outputs
 
     @property
     def shape(self) -> tuple[int, int]:

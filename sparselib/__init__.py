@@ -18,7 +18,7 @@ from sparselib.csr import CSR
 from sparselib.evolution import DST, SET, Evolution, GradientGrowth, LiSET, RigL
 from sparselib.evolution import drop as drop
 from sparselib.evolution import grow as grow
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import resident as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
 from sparselib.optimization import parameter_groups

@@ -376,14 +376,16 @@ def test_state_dict_resumes_exactly():
 def test_a_watched_model_can_be_copied_and_pickled_and_is_released():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    evolution = sl.SET(model, optimizer)
+    evolution = sl.RigL(model, optimizer)
     train_step(model, optimizer, 0)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batch(1)[0]), model(batch(1)[0]))
-    assert len(model.layers[0]._forward_hooks) == 1
+        assert list(twin.layers[0].watches) == []
+        assert not twin.layers[0]._forward_hooks
+    assert len(list(model.layers[0].watches)) == 1
     del evolution
     gc.collect()
-    assert len(model.layers[0]._forward_hooks) == 0
+    assert list(model.layers[0].watches) == []
 
 
 def test_every_layer_and_step_draws_from_a_generator_of_its_own():

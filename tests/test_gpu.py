@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import cuda_graphs as graphs
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import resident
 from sparselib.ops import dispatch
 from sparselib.ops.backends import reference
 

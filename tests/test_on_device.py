@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib.evolution import grow
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import grow, resident
 
 RULES = ["GradientGrowth", "SET", "RigL"]
 
@@ -153,13 +152,17 @@ def test_no_value_is_looked_at(rule):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for rules in (resident, sl):
         evolution = getattr(rules, rule)(model, optimizer, 0.2)
-        for name, layer in evolution.layers.items():
+        for layer in evolution.layers.values():
             optimizer.state[layer.values]["momentum_buffer"] = torch.empty_like(layer.values)
             sizes = layer.in_features, layer.out_features
-            evolution._watches[name].batch = [torch.empty(8, n, device="meta") for n in sizes]
+            for watch in layer.watches or ():
+                watch.batches = [tuple(torch.empty(8, n, device="meta") for n in sizes)]
+                watch.gradient = torch.empty_like(layer.values)
         if rules is resident:
             counts = evolution.step()
-            assert {count.device.type for count in counts.values()} == {"meta"}
+            assert list(counts) == list(evolution.layers)
+            with pytest.raises(RuntimeError, match="meta"):
+                counts["layers.0"]
         else:
             with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
                 evolution.step()
@@ -168,5 +171,5 @@ def test_no_value_is_looked_at(rule):
 def test_repair_is_refused():
     model = network([12, 9, 4], 0.5, 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(ValueError, match="repair=True needs drop and grow"):
+    with pytest.raises(ValueError, match="repair=True needs a drop rule"):
         resident.RigL(model, optimizer, repair=True)

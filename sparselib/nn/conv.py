@@ -84,6 +84,7 @@ class SparseConv1d(SparseLayer):
     """
 
     extras = ("reach",)
+    sample_dimensions = 2
 
     def __init__(
         self,
@@ -221,7 +222,8 @@ class SparseConv1d(SparseLayer):
                 f"{tuple(x.shape)}"
             )
         signals = self._padded(x)
-        return conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
+        y = conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
+        return self.observed(x, y)
 
     def extra_repr(self) -> str:
         """Sizes, a dilation if there is one, and whether there is a bias."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparselib import topology
 from sparselib.csr import ARRAYS, CSR, LOADED, check_positions, rows_of
+from sparselib.nn.watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 
@@ -34,12 +35,18 @@ class SparseLayer(nn.Module, ABC):
         One number per row.
     extras : tuple of str
         What a state dict holds besides pattern, values and bias.
+    watches : Watches or None
+        Who gathers what the layer reads and the gradients of what it writes.
+    sample_dimensions : int
+        Number of dimensions of one sample; those before it are batches.
     """
 
     extras: ClassVar[tuple[str, ...]] = ()
     csr: CSR
     values: nn.Parameter
     bias: nn.Parameter | None
+    watches: Watches | None = None
+    sample_dimensions: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -108,6 +115,16 @@ class SparseLayer(nn.Module, ABC):
         if layer.bias is not None:
             layer.bias.data.copy_(dense.bias.detach())
         return layer.train(dense.training)
+
+    def batched(self, tensor: Tensor) -> Tensor:
+        """Return inputs or outputs with one dimension for the batch, whatever they came with."""
+        return tensor.reshape(-1, *tensor.shape[-self.sample_dimensions :])
+
+    def observed(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of a pass, seen by the watches; every forward method ends in it."""
+        if self.watches is not None:
+            observe(self, inputs, outputs)
+        return outputs
 
     @property
     def shape(self) -> tuple[int, int]:

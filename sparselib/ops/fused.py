@@ -121,8 +121,19 @@ def _again(ctx: Any, dy: Tensor) -> Any:
     tensors = saved[len(ctx.patterns) - 1 :]
     needed = ctx.needs_input_grad[3:]
     given = [tensor for tensor, needs in zip((x, *tensors), needed) if needs]
+    read: list[Tensor] = []
+    written: list[Tensor] = []
     for csr, values, bias, relu in _layers(ctx.patterns, tensors):
-        x = products.spmm(csr, values, x, bias)
-        x = x.relu() if relu else x
-    found = iter(torch.autograd.grad(x, given, dy, create_graph=True))
-    return None, None, None, *(next(found) if needs else None for needs in needed)
+        read.append(x)
+        written.append(products.spmm(csr, values, x, bias))
+        x = written[-1].relu() if relu else written[-1]
+    is_seen = [watched and y.requires_grad for watched, y in zip(ctx.watches, written)]
+    seen = [y for y, sees in zip(written, is_seen) if sees]
+    found = iter(torch.autograd.grad(x, [*given, *seen], dy, create_graph=True))
+    gradients = [next(found) if needs else None for needs in needed]
+    for inputs, watches, sees in zip(read, ctx.watches, is_seen):
+        if sees:
+            costs = next(found).detach()
+            for watch in watches:
+                watch(inputs.detach(), costs)
+    return None, None, None, *gradients

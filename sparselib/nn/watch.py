@@ -81,7 +81,7 @@ class Watch:
             self.gradient = None
 
     def state(self) -> dict[str, Any]:
-        """Return what was gathered and not forgotten; a step that is due needs it after a restart."""
+        """Return what was gathered and not forgotten; a step that is due needs it later."""
         return {"batches": list(self.batches), "gradient": self.gradient}
 
     def restore(self, state: Mapping[str, Any], values: Tensor) -> None:

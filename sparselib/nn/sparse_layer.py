@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import topology
 from sparselib.csr import CSR
-from sparselib.nn.watch import Watches, observe
+from sparselib.nn._watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparselib.evolution import _gathering as gathering
 from sparselib.evolution import drop as drops
-from sparselib.evolution import gathering
 from sparselib.evolution import grow as grows
+from sparselib.evolution._ranks import Group, Ranks
 from sparselib.evolution.on_device import OnDevice
 from sparselib.evolution.plans import (
     Optimizer,
@@ -22,10 +23,9 @@ from sparselib.evolution.plans import (
     refuse_joint_curvature,
     unchanged,
 )
-from sparselib.evolution.ranks import Group, Ranks
 from sparselib.evolution.strategies import DropThenGrow, Strategy
+from sparselib.nn._watch import Watch
 from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
-from sparselib.nn.watch import Watch
 
 # the parts of a saved state that must be those of the evolution that loads it
 IDENTITY = ("rules", "fraction", "seed")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparselib.evolution.ranks import Group, Ranks
+from sparselib.evolution._ranks import Group, Ranks
 
 
 class LinearSkips(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from sparselib import ops
+from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
-from sparselib.nn.watch import keepers
 from sparselib.ops.fused import sequence
 
 Activation = Callable[[Tensor], Tensor]

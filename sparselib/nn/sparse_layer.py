@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparselib import topology
 from sparselib.csr import ARRAYS, CSR, LOADED, check_positions, rows_of
-from sparselib.nn.watch import Watches, observe
+from sparselib.nn._watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 

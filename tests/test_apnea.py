@@ -165,7 +165,7 @@ def test_answers_that_are_damaged_are_refused_by_line(tmp_path, text, sentence):
 
 
 def test_more_answers_than_minutes_are_refused(tmp_path):
-    where, labels = with_test_nights(tmp_path, tests=1)
+    where, _ = with_test_nights(tmp_path, tests=1)
     letters = "N" * 60
     path = tmp_path / "made-up" / "event-2-answers"
     path.write_text(f"X01\r\n 0 {letters}\r\n 1 {letters}\r\n", encoding="ascii")

@@ -124,7 +124,7 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
     Parameters
     ----------
     samples
-        What is divided.
+        What is split.
     size
         How many samples to take: a count, or a float in [0, 1) for a fraction.
     seed
@@ -148,7 +148,8 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
             f"pass a count from 0 to {total - 1:,}, or a fraction below 1."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    taken, rest = order[: int(count)].sort().values, order[int(count) :].sort().values
+    taken = order[: int(count)].sort().values
+    rest = order[int(count) :].sort().values
     return _only(samples, rest), _only(samples, taken)
 
 
@@ -173,7 +174,7 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
 def _check_groups(y: Tensor, groups: Tensor | None) -> None:
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != y.shape):
         raise ValueError(
-            f"groups are int64, one a sample of {len(y)}, but came as {groups.dtype} of shape "
+            f"groups are int64, one per sample of {len(y)}, but came as {groups.dtype} of shape "
             f"{tuple(groups.shape)}."
         )
 

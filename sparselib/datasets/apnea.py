@@ -251,7 +251,8 @@ def _part(
     group: Int64[np.ndarray, "minutes"],
     which: Bool[np.ndarray, "minutes"],
 ) -> Samples:
-    rows, start = [], 0
+    rows = []
+    start = 0
     for minutes in nights:
         taken = minutes[which[start : start + len(minutes)]]
         scale = apnea_records.UNITS if minutes.dtype == np.int16 else 1

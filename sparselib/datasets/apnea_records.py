@@ -173,7 +173,8 @@ def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes poi
     ValueError
         If no interval is that of a heart.
     """
-    minutes, each = len(night.labels), 60 * RATE
+    minutes = len(night.labels)
+    each = 60 * RATE
     points = np.arange(-neighbours * each, (minutes + neighbours) * each)
     try:
         series = resampled(night.beats, points / RATE)
@@ -230,7 +231,8 @@ def _file(record: str, kind: str, database: str, folder: Folder, sums: dict[str,
 def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
     """Read one mark per minute: A if apnea is in progress at its beginning, N if not."""
     marks = _marks(path)
-    samples, symbols = np.asarray(marks.sample), np.array(marks.symbol)
+    samples = np.asarray(marks.sample)
+    symbols = np.array(marks.symbol)
     if not np.array_equal(samples, np.arange(len(samples)) * POINTS):
         raise ValueError(f"{path} is refused: its marks are not one per minute from the start.")
     if not np.isin(symbols, ["A", "N"]).all():

@@ -23,7 +23,7 @@ def placed_digits(
 
     A digit is scaled to 14 x 14 pixels and laid on 32 x 32 pixels of weak uniform noise with two
     pieces of 5 x 5 pixels of other digits; pixels lie in [0, 1] in 256 steps, and 0 is black. The
-    digits are divided among the parts before they are placed.
+    digits are split among the parts before they are placed.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ def placed_digits(
     """
     sources = digits(seed)
     rng = np.random.default_rng(seed)
-    parts, boxes = [], {}
+    parts = []
+    boxes = {}
     for name, count in {"train": train, "valid": valid, "test": test}.items():
         source = getattr(sources, name)
         samples, boxes[name] = _placed(source, count, rng)
@@ -52,7 +53,7 @@ def placed_digits(
 def placed_spells(
     train: int = 800, valid: int = 100, test: int = 200, seconds: int = 60, seed: int = 0
 ) -> tuple[Split, dict[str, Int64[torch.Tensor, "samples 2"]]]:
-    """Return made-up ECG, each signal with one spell at a random place, and the places.
+    """Return synthetic ECG, each signal with one spell at a random place, and the places.
 
     A heart of 60 to 80 beats a minute, and for 4 seconds something else: no beat at all (class 0),
     broad, fast and high beats without P (1), or a saw of 5 Hz under the beats (2), drawn after
@@ -82,7 +83,8 @@ def placed_spells(
     if seconds < SECONDS + 2:
         raise ValueError(f"{seconds} seconds have no room for a spell of {SECONDS}: at least 6")
     rng = np.random.default_rng(seed)
-    parts, spells = [], {}
+    parts = []
+    spells = {}
     for name, count in {"train": train, "valid": valid, "test": test}.items():
         labels = rng.integers(3, size=count)
         start = rng.integers(SAMPLES, (seconds - SECONDS - 1) * SAMPLES + 1, size=count)
@@ -93,7 +95,7 @@ def placed_spells(
         parts.append(Samples(torch.from_numpy(x), torch.from_numpy(labels)))
         ends = np.stack([start, start + SECONDS * SAMPLES], 1)
         spells[name] = torch.from_numpy(ends)
-    note = f"made-up ECG of {seconds} seconds with a spell of {SECONDS}, seed {seed}: no person's"
+    note = f"synthetic ECG of {seconds} seconds with a spell of {SECONDS}, seed {seed}: no person's"
     return Split(parts[0], parts[1], parts[2], 3, "placed_spells", note), spells
 
 
@@ -101,7 +103,8 @@ def _heart(
     rng: np.random.Generator, label: int, start: int, samples: int
 ) -> Float64[np.ndarray, "samples"]:
     """Draw beats, leave those out that a pause or a run of other beats takes, and add the spell."""
-    end, pace = start + SECONDS * SAMPLES, rng.uniform(0.75, 1.0)
+    end = start + SECONDS * SAMPLES
+    pace = rng.uniform(0.75, 1.0)
     between = SAMPLES * pace * (1 + 0.03 * rng.normal(size=2 * samples // SAMPLES))
     beats = np.rint(between.cumsum()).astype(np.int64)
     if label < 2:

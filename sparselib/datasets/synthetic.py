@@ -1,7 +1,7 @@
 """Seeded stand-ins with the shapes of the real data, so that everything runs without any file.
 
-They are made up: an accuracy reached on them says that a program works, and nothing about MNIST or
-HIGGS. Values are rounded, so that a seed gives the same bytes on every processor.
+They are synthetic: an accuracy reached on them says that a program works, and nothing about MNIST
+or HIGGS. Values are rounded, so that a seed gives the same bytes on every processor.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def images(
     classes: int = 10,
     seed: int = 0,
 ) -> Split:
-    """Return grey images of random pen strokes, in the shape of MNIST.
+    """Return gray images of random pen strokes, in the shape of MNIST.
 
     Each class has two prototypes of three curved strokes. An image is one of them, shifted,
     turned, scaled and bent by a smooth random field, with uneven ink and noise; pixels lie in
@@ -71,13 +71,13 @@ def images(
 
 
 def collisions(train: int = 5000, valid: int = 500, test: int = 1000, seed: int = 0) -> Split:
-    r"""Return made-up particle collisions, in the shape of HIGGS: 28 features, 2 classes.
+    r"""Return synthetic particle collisions, in the shape of HIGGS: 28 features, 2 classes.
 
     The 21 low-level features are the momentum, direction and b-tag of a lepton, the missing energy
     and four jets; the 7 others are invariant masses computed from them,
     :math:`m^2 = (\sum E)^2 - |\sum p|^2`. The label is drawn with a probability that rises near
     certain masses, so that about 53 % are signal and no classifier can be right about all of them.
-    Features are standardised on the training part, as `higgs` does it.
+    Features are standardized on the training part, as `higgs` does it.
     """
     rng = np.random.default_rng(seed)
     total = train + valid + test
@@ -95,14 +95,15 @@ def collisions(train: int = 5000, valid: int = 500, test: int = 1000, seed: int 
 def letters(
     train: int = 6238, valid: int = 0, test: int = 1559, features: int = 617, seed: int = 0
 ) -> Split:
-    """Return made-up spoken letters, in the shape of ISOLET: 617 features, 26 classes.
+    """Return synthetic spoken letters, in the shape of ISOLET: 617 features, 26 classes.
 
     Each letter is a smooth curve over the features; each of 150 speakers bends all letters in the
     same way, and every utterance differs a little. Speakers of the test part are not heard in the
     others. A fifth of the features is noise alone. Values lie in [-1, 1] with four decimals.
     """
     rng = np.random.default_rng(seed)
-    total, speakers = train + valid + test, 150
+    total = train + valid + test
+    speakers = 150
     labels = rng.integers(26, size=total)
     heard = speakers * (train + valid) // max(total, 1)
     first = rng.integers(heard, size=train + valid) if heard else np.zeros(0, dtype=int)
@@ -131,12 +132,12 @@ def signals(
     length: int = 1000,
     seed: int = 0,
 ) -> Split:
-    """Return windows of made-up signals, in the shape of `physionet`; labels number the kinds.
+    """Return windows of synthetic signals, in the shape of `physionet`; labels number the kinds.
 
-    At 250 samples a second: an ECG whose beats differ in distance and height, an EEG of coloured
-    noise with waxing and waning waves of 10 Hz, a respiration of uneven breaths, one a second, and
-    an EMG of three motor units that fire at uneven intervals. Windows of a kind follow each other
-    in one long signal, each has mean 0 and standard deviation 1, with four decimals.
+    At 250 samples per second: an ECG whose beats differ in distance and height, an EEG of colored
+    noise with waxing and waning waves of 10 Hz, a respiration of uneven breaths, one per second,
+    and an EMG of three motor units that fire at uneven intervals. Windows of a kind follow each
+    other in one long signal, each has mean 0 and standard deviation 1, with four decimals.
 
     Parameters
     ----------
@@ -200,7 +201,8 @@ def _emg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
 
 def _slow(rng: np.random.Generator, count: int, period: int) -> Float64[np.ndarray, "count"]:
     """Wander about 0 within [-1, 1]: four sines with periods of that order."""
-    periods, phases = period * rng.uniform(0.6, 1.8, (4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
+    periods = period * rng.uniform(0.6, 1.8, (4, 1))
+    phases = rng.uniform(0, 2 * np.pi, (4, 1))
     return np.sin(2 * np.pi * np.arange(count) / periods + phases).mean(0)
 
 
@@ -228,7 +230,8 @@ def _bent_grid(
     rng: np.random.Generator, count: int, side: int
 ) -> Float64[Tensor, "count side side 2"]:
     """Sample where each pixel is read: turned and scaled, then moved by a few smooth cosines."""
-    angle, scale = rng.normal(0, 0.15, count), rng.uniform(0.9, 1.15, (count, 2, 1))
+    angle = rng.normal(0, 0.15, count)
+    scale = rng.uniform(0.9, 1.15, (count, 2, 1))
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1)
     bend = rng.normal(0, 0.042, (count, 9, 2))
     axis = np.linspace(-1, 1, side)

@@ -32,15 +32,15 @@ def waveform(
 ) -> Float64[np.ndarray, "samples"]:
     r"""Draw an ECG in millivolts over some beats: rhythm from them, everything else synthetic.
 
-    Five bumps a beat, P to T. The T wave lies :math:`0.25 \sqrt{RR}` seconds behind (Bazett,
-    1920). All heights rise and fall by a tenth with a breath of 0.2 to 0.3 a second, and by one
+    Five bumps per beat, P to T. The T wave lies :math:`0.25 \sqrt{RR}` seconds behind (Bazett,
+    1920). All heights rise and fall by a tenth with a breath of 0.2 to 0.3 per second, and by one
     in twenty from beat to beat; the floor wanders by 0.1 mV with it; noise is 0.02 mV. Height and
     noise differ from night to night. Nothing but the beats knows of apnea.
 
     Parameters
     ----------
     beats
-        Sample numbers, at 100 a second, ascending.
+        Sample numbers, at 100 per second, ascending.
     samples
         Length of the night.
     seed
@@ -133,7 +133,8 @@ def write(folder: Path, night: Night, seed: int = 0) -> None:
 
 def _beats(series: np.ndarray, seconds: int) -> Int64[np.ndarray, "beats"]:
     """Go from beat to beat by intervals that are read where the heart is."""
-    found, now = [], 0.0
+    found = []
+    now = 0.0
     while now < seconds - 0.01:
         found.append(round(now * SAMPLES))
         now += series[min(int(now * RATE), len(series) - 1)]

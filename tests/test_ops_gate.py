@@ -125,6 +125,13 @@ def test_a_network_that_does_not_fit_is_refused(change, sentence):
         plain(ops.network)(*change(layers, x))
 
 
+def test_arrays_in_place_of_a_pattern_are_refused():
+    csr, values, _, x = parts()
+    layer = (csr.crow_indices, csr.col_indices, values, None, False)
+    with pytest.raises(TypeError, match=r"must be \(csr, values, bias, relu\), not \('Tensor'"):
+        plain(ops.products.check_network)([layer], x)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
 )

@@ -50,11 +50,8 @@ def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:
     """
     biases = sum(p.nbytes for name, p in model.named_parameters() if name.endswith("bias"))
     weights = sum(p.nbytes for p in model.parameters()) - biases
-    arrays: Counter[str] = Counter()
-    for name, buffer in model.named_buffers():
-        arrays[name.split(".")[-1]] += buffer.nbytes
-    indices = arrays["crow_indices"] + arrays["col_indices"]
-    transposed = sum(size for name, size in arrays.items() if name.startswith("transposed_"))
+    patterns = [layer.csr.nbytes for layer in sparse_layers(model).values()]
+    indices, transposed = (sum(sizes) for sizes in zip(*patterns)) if patterns else (0, 0)
     if count == "dense":
         weights += sum(
             _absent(layer) * layer.values.element_size() for layer in sparse_layers(model).values()

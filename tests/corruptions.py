@@ -163,8 +163,8 @@ def problems():
     more, dy = torch.randn(narrow.nnz), torch.randn(BATCH, ROWS)
     x, signals = torch.randn(BATCH, COLUMNS), torch.randn(2, CHANNELS, TIME)
     out = torch.randn(2, ROWS, TIME)
-    pattern = [csr.crow_indices, csr.col_indices]
-    indices = [*pattern, *csr.transposed]
+    pattern = [*csr.indices()]
+    indices = [*pattern, *csr.transposed_indices()]
     sizes = [CHANNELS, TAPS, 1, 2, 1]
 
     def matrix(values):

@@ -109,13 +109,13 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     x, dy = torch.randn(2, 3, 76), torch.randn(2, 9, 70)
     # the last stretch of a signal ends in the next channel, and the last channel's in the next x
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = stretches.places(csr.col_indices, Sizes(3, 4, 0, 0, 2), 76)
-    y = gpu_conv.convolve(values, csr.crow_indices, places, x, 70)
+    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2), 76)
+    y = gpu_conv.convolve(values, csr.indices()[0], places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0
     assert torch.equal(~y.isfinite(), read)
-    dvalues, dbias = gpu_conv.correlate(csr.crow_indices, places, dy, x)
+    dvalues, dbias = gpu_conv.correlate(csr.indices()[0], places, dy, x)
     rows, windows = csr.rows, x.unfold(2, 70, 1)
-    seen = windows[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
+    seen = windows[:, csr.indices()[1] // 4, csr.indices()[1] % 4 * 2]
     exact = (dy[:, rows] * seen).sum((0, 2))
     assert torch.equal(dvalues.isfinite(), exact.isfinite())
     assert dbias.isfinite().all()
@@ -123,7 +123,7 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
 
 def test_nothing_is_left_unwritten_where_there_is_nothing():
     csr = sl.CSR.from_dense(torch.zeros(3, 4))
-    indices, none = (csr.crow_indices, csr.col_indices), torch.zeros(0)
+    indices, none = csr.indices(), torch.zeros(0)
     bias = torch.tensor([1.0, 2.0, 3.0])
     y = gpu_conv.convolve(none, *indices, torch.ones(2, 4, 9), 9, bias)
     assert torch.equal(y, bias[:, None].expand(2, 3, 9))
@@ -132,7 +132,7 @@ def test_nothing_is_left_unwritten_where_there_is_nothing():
     assert gpu_conv.convolve(none, *indices, torch.ones(0, 4, 9), 9).shape == (0, 3, 9)
     csr, _ = pattern(3, 9, 4)
     nobody = torch.ones(0, 9, 6), torch.ones(0, 3, 9)
-    for sums in gpu_conv.correlate(csr.crow_indices, csr.col_indices, *nobody):
+    for sums in gpu_conv.correlate(*csr.indices(), *nobody):
         assert not sums.any()
 
 

@@ -52,8 +52,8 @@ def evolve(
     for the new; so is the gradient. Scalars such as Adam's step count stay.
     """
     tensors = [] if optimizer is None else _state_tensors(layer.values, optimizer)
-    unseen = {"check": False} if planned.trusted else {}
-    layer.rewire(planned.positions, planned.values, **unseen)
+    rewire = layer._rewire_trusted if planned.trusted else layer.rewire
+    rewire(planned.positions, planned.values)
     new = planned.source < 0
     for tensor in tensors:
         tensor.copy_(tensor[planned.source].masked_fill(new, 0))

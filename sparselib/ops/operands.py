@@ -28,12 +28,12 @@ STRIDED = torch.strided
 
 def indices_of(csr: CSR) -> tuple[Tensor, Tensor]:
     """Return the row pointers and column indices of a pattern: the one place that reads them."""
-    return csr.crow_indices, csr.col_indices
+    return csr.indices()
 
 
 def transposed_of(csr: CSR) -> Transposed:
     """Return row pointers, column indices and permutation of the transposed pattern."""
-    return csr.transposed
+    return csr.transposed_indices()
 
 
 def operator_indices(csr: CSR) -> list[Tensor]:
@@ -50,10 +50,10 @@ def check(csr: CSR, values: Tensor, x: Tensor, name: str, bias: Tensor | None = 
     """Refuse what does not go together: sizes of weights, and layouts, devices and types of all."""
     check_values(values, csr.nnz)
     device = values.device
-    if x.device != device or indices_of(csr)[1].device != device:
+    if x.device != device or csr.device != device:
         raise ValueError(
             f"{name} needs one device; the input is on {x.device}, the values on {device}, "
-            f"the indices on {indices_of(csr)[1].device}"
+            f"the indices on {csr.device}"
         )
     if bias is not None:
         check_bias(bias, values, csr.shape[0])

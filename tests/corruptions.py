@@ -163,8 +163,8 @@ def problems():
     more, dy = torch.randn(narrow.nnz), torch.randn(BATCH, ROWS)
     x, signals = torch.randn(BATCH, COLUMNS), torch.randn(2, CHANNELS, TIME)
     out = torch.randn(2, ROWS, TIME)
-    pattern = [csr.crow_indices, csr.col_indices]
-    indices = [*pattern, *csr.transposed]
+    pattern = [*csr.indices()]
+    indices = [*pattern, *csr.transposed_indices()]
     sizes = [CHANNELS, TAPS, 1, 2, 1]
 
     def matrix(values):
@@ -310,7 +310,10 @@ def outcome(call, oracle, operands):
 
 def main(count, seed):
     # a matrix of 2**31 columns is one that memory refuses
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
     generator = random.Random(seed)
     cases = problems()

@@ -1,6 +1,5 @@
 """Compiled kernels on disk: whatever becomes of the disk, the numbers are right."""
 
-import ctypes
 import importlib.util
 import os
 import random
@@ -76,12 +75,12 @@ def test_on_a_full_disk_nothing_is_kept(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def no_privileges():
-    """Let permissions hold for the superuser, too: drop all capabilities."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    none = (ctypes.c_uint32 * 6)()
-    if ctypes.CDLL(None).capset(header, none):
-        os._exit(99)
+# permissions hold for the superuser, too, who has given up all capabilities
+NO_PRIVILEGES = """
+import ctypes
+header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(header, none) == 0
+"""
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
@@ -96,7 +95,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
     try:
         code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         code += f"import sparselib; assert sparselib.__file__.startswith({str(tmp_path)!r})\n"
-        assert run(code + TURN, no_privileges, **nowhere)[0] == "fine 0"
+        assert run(NO_PRIVILEGES + code + TURN, **nowhere)[0] == "fine 0"
         assert kernels(tmp_path) == []
     finally:
         for folder in folders:

@@ -125,6 +125,13 @@ def test_a_network_that_does_not_fit_is_refused(change, sentence):
         plain(ops.network)(*change(layers, x))
 
 
+def test_arrays_in_place_of_a_pattern_are_refused():
+    csr, values, _, x = parts()
+    layer = (*csr.indices(), values, None, False)
+    with pytest.raises(TypeError, match=r"must be \(csr, values, bias, relu\), not \('Tensor'"):
+        plain(ops.products.check_network)([layer], x)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
 )
@@ -183,7 +190,7 @@ SPOILS = [spoil_data, spoil_by_numpy, spoil_in_place, exchange]
 def test_arrays_that_changed_after_they_were_verified_are_verified_again(spoil, place):
     csr, values, _, _ = parts()
     dy = torch.randn(BATCH, ROWS)
-    indices = [t.clone() for t in (csr.crow_indices, csr.col_indices, *csr.transposed)]
+    indices = [t.clone() for t in (*csr.indices(), *csr.transposed_indices())]
     right = dy @ csr.to_dense(values)
     for _ in range(2):
         dx = torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
@@ -195,18 +202,18 @@ def test_arrays_that_changed_after_they_were_verified_are_verified_again(spoil, 
 
 def test_arrays_that_became_another_pattern_are_followed():
     csr, values, _, x = parts()
-    indices = [csr.crow_indices.clone(), csr.col_indices.clone()]
+    indices = [t.clone() for t in csr.indices()]
     torch.ops.sparselib.spmm(values, x, COLUMNS, indices)
     other = sl.CSRLinear(COLUMNS, ROWS, sparsity=0.8).csr
-    indices[0].numpy()[:] = other.crow_indices.numpy()
-    indices[1].numpy()[:] = other.col_indices.numpy()
+    indices[0].numpy()[:] = other.indices()[0].numpy()
+    indices[1].numpy()[:] = other.indices()[1].numpy()
     y = torch.ops.sparselib.spmm(values, x, COLUMNS, indices)
     torch.testing.assert_close(y, x @ other.to_dense(values).t(), rtol=1e-4, atol=1e-4)
 
 
 def test_arrays_of_sixty_four_bits_are_the_same_pattern():
     csr, values, _, x = parts()
-    indices = [csr.crow_indices.long(), csr.col_indices.long()]
+    indices = [t.long() for t in csr.indices()]
     y = torch.ops.sparselib.spmm(values, x, COLUMNS, indices)
     torch.testing.assert_close(y, ops.spmm(csr, values, x))
 
@@ -225,7 +232,7 @@ def test_a_pattern_is_trusted_for_its_own_shape_only():
 def test_the_transposed_pattern_must_be_that_of_the_pattern():
     csr, values, _, _ = parts()
     other = sl.CSRLinear(COLUMNS, ROWS, sparsity=0.8).csr
-    indices = [csr.crow_indices, csr.col_indices, *other.transposed]
+    indices = [*csr.indices(), *other.transposed_indices()]
     with pytest.raises(ValueError, match="is not that of the pattern"):
         torch.ops.sparselib.spmm_t(values, torch.randn(BATCH, ROWS), COLUMNS, indices)
     indices = operands.operator_indices(csr)

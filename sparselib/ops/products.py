@@ -127,7 +127,13 @@ def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
         raise ValueError(f"a network reads a batch (samples, features), not {tuple(x.shape)}")
     width = x.shape[1]
     checked = []
-    for number, (csr, values, bias, relu) in enumerate(layers):
+    for number, layer in enumerate(layers):
+        if len(layer) != 4 or not isinstance(layer[0], CSR):
+            raise TypeError(
+                f"layer {number} of a network must be (csr, values, bias, relu), not "
+                f"{tuple(type(part).__name__ for part in layer)}"
+            )
+        csr, values, bias, relu = layer
         if csr.shape[1] != width:
             raise ValueError(
                 f"layer {number} of a network reads {csr.shape[1]} features, but gets {width}"

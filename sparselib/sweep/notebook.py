@@ -103,12 +103,12 @@ def _complete(path: Path, *_: int) -> bool:
 
 
 def failure(path: Path) -> str:
-    """Say what a failed notebook raised."""
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                return f"{output['ename']}: {output['evalue']}"
-    return "the notebook failed without a Python error"
+    """Say why a notebook failed."""
+    return str(
+        json.loads(path.read_text(encoding="utf-8"))["metadata"].get(
+            "failure", "for an unknown reason"
+        )
+    )
 
 
 def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
@@ -215,7 +215,10 @@ def _papermill(run: Run, part: Path, row: Path) -> float:
 
 
 def _fail(run: Run, part: Path, error: str) -> Outcome:
-    atomic.move(part, run.failed)
+    """Keep the page as far as it came, with why it failed."""
+    page = json.loads(part.read_text(encoding="utf-8"))
+    page["metadata"]["failure"] = error
+    atomic.write_text(run.failed, json.dumps(page, indent=1) + "\n")
     return Outcome(run.key, "failed", error=error)
 
 

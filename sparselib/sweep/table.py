@@ -113,7 +113,7 @@ _ADVICE = "restore it from the history, or move it away: rows in the folder of r
 def _text(value: Any) -> str:
     """Write a value as a table may have it: 1 and 1.0 are the same."""
     try:
-        return repr(float(value))
+        return str(value) if isinstance(value, bool) else repr(float(value))
     except (ValueError, TypeError):
         return str(value)
 

@@ -18,12 +18,20 @@ from sparselib.csr import CSR
 from sparselib.evolution import DST, SET, Evolution, GradientGrowth, LiSET, RigL
 from sparselib.evolution import drop as drop
 from sparselib.evolution import grow as grow
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import resident as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
+from sparselib.optimization import parameter_groups
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
-from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
+from sparselib.training import (
+    criterion,
+    evaluate,
+    fit,
+    predict,
+    reconstruction,
+    sigmoid_squared_error,
+)
 
 __all__ = [
     "CSR",
@@ -44,6 +52,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "cost",
+    "criterion",
     "datasets",
     "drop",
     "evaluate",
@@ -56,9 +65,11 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "parameter_groups",
     "predict",
     "prune",
     "pruning",
+    "reconstruction",
     "resident",
     "saliency",
     "sigmoid_squared_error",

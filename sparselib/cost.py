@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -50,11 +51,8 @@ def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:
     """
     biases = sum(p.nbytes for name, p in model.named_parameters() if name.endswith("bias"))
     weights = sum(p.nbytes for p in model.parameters()) - biases
-    arrays: Counter[str] = Counter()
-    for name, buffer in model.named_buffers():
-        arrays[name.split(".")[-1]] += buffer.nbytes
-    indices = arrays["crow_indices"] + arrays["col_indices"]
-    transposed = sum(size for name, size in arrays.items() if name.startswith("transposed_"))
+    patterns = [layer.csr.nbytes for layer in sparse_layers(model).values()]
+    indices, transposed = (sum(sizes) for sizes in zip(*patterns)) if patterns else (0, 0)
     if count == "dense":
         weights += sum(
             _absent(layer) * layer.values.element_size() for layer in sparse_layers(model).values()
@@ -89,22 +87,25 @@ def compression(model: nn.Module, transposed: bool = False) -> float:
 
 def flops(
     model: nn.Module,
-    shape: tuple[int, ...],
+    shape: Any,
     unit: Literal["mac", "flop"] = "mac",
     count: Count = "nonzero",
 ) -> int:
     """Multiply-accumulates of one forward pass in products and convolutions.
 
-    fvcore counts everything but the sparse layers; of those every output takes one operation a
-    connection. Biases, normalisation, activations and pools are not counted, as in torch's own
+    fvcore counts everything but the sparse layers; of those every output takes one operation per
+    connection. Biases, normalization, activations and pools are not counted, as in torch's own
     ``FlopCounterMode``, with which dense models agree.
 
     Parameters
     ----------
     model : nn.Module
-        Any model; it is called once, in evaluation mode, with zeros.
-    shape : tuple of int
-        Of the input, batch included.
+        Any model; it is called once, in evaluation mode.
+    shape : tuple of int, or an input
+        Shape of the input, batch included: it is zeros of the parameters' type, or of int64 if the
+        model begins with an embedding. Models that read anything else are called with an input to
+        pass here: a tensor, a tuple of tensors (positional arguments) or a dictionary of tensors
+        (keyword arguments), on the model's device.
     unit : {"mac", "flop"}
         A multiply-accumulate counts once or as two.
     count : {"nonzero", "dense"}
@@ -120,7 +121,7 @@ def flops(
 
 def flops_of_layers(
     model: nn.Module,
-    shape: tuple[int, ...],
+    shape: Any,
     unit: Literal["mac", "flop"] = "mac",
     count: Count = "nonzero",
 ) -> dict[str, int]:
@@ -129,11 +130,10 @@ def flops_of_layers(
     What a module computes itself, outside of any layer, stands under the module's own name.
     """
     ours = sparse_layers(model)
-    first = next(model.parameters())
-    x = torch.zeros(shape, dtype=first.dtype, device=first.device)
+    called = _Called(model, _example(model, shape))
     with in_evaluation(model):
-        outputs = _shapes(model, ours, x)
-        found = _products(model, ours, outputs, x)
+        outputs = _shapes(called, ours)
+        found = _products(called, ours, outputs)
     table = {name: found[name] for name, _ in model.named_modules()}
     # fvcore adds what is inside a module to what the module itself does
     for name, inside in list(table.items()):
@@ -146,10 +146,38 @@ def flops_of_layers(
     return {name: macs * (2 if unit == "flop" else 1) for name, macs in table.items() if macs}
 
 
-def _shapes(
-    model: nn.Module, ours: dict[str, SparseLayer], x: Tensor
-) -> dict[str, list[tuple[int, ...]]]:
-    """Return the shapes that each of some layers writes, one a call."""
+class _Called(nn.Module):
+    """A model that is called with the tensors of one example, all of them by position."""
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.names: tuple[str, ...] = ()
+        if isinstance(example, Mapping):
+            self.names = tuple(example)
+            example = tuple(example.values())
+        self.tensors: tuple[Tensor, ...] = (example,) if isinstance(example, Tensor) else example
+
+    def forward(self, *tensors: Tensor) -> Any:
+        if self.names:
+            return self.model(**dict(zip(self.names, tensors)))
+        return self.model(*tensors)
+
+
+def _example(model: nn.Module, shape: Any) -> Any:
+    """Return an input: the one that was passed, or zeros of a shape."""
+    if isinstance(shape, Tensor | Mapping):
+        return shape
+    if not all(isinstance(size, int) for size in shape):
+        return tuple(shape)
+    first = next(model.parameters())
+    owner = next(module for module in model.modules() if module._parameters)
+    tokens = isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+    return torch.zeros(shape, dtype=torch.int64 if tokens else first.dtype, device=first.device)
+
+
+def _shapes(called: _Called, ours: dict[str, SparseLayer]) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes that each of some layers writes, one per call."""
     outputs: dict[str, list[tuple[int, ...]]] = {name: [] for name in ours}
     hooks = [
         layer.register_forward_hook(lambda *args, name=name: outputs[name].append(args[2].shape))
@@ -157,7 +185,7 @@ def _shapes(
     ]
     try:
         with torch.no_grad():
-            model(x)
+            called(*called.tensors)
     finally:
         for hook in hooks:
             hook.remove()
@@ -165,10 +193,7 @@ def _shapes(
 
 
 def _products(
-    model: nn.Module,
-    ours: dict[str, SparseLayer],
-    outputs: dict[str, list[tuple[int, ...]]],
-    x: Tensor,
+    called: _Called, ours: dict[str, SparseLayer], outputs: dict[str, list[tuple[int, ...]]]
 ) -> Counter[str]:
     """Multiply-accumulates of dense products by module, what is inside included: fvcore's count."""
     from fvcore.nn import FlopCountAnalysis
@@ -177,9 +202,9 @@ def _products(
     for name, layer in ours.items():
         calls = iter(outputs[name])
         layer.forward = lambda x, calls=calls: x.new_zeros(next(calls))
-    analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False)
+    analysis = FlopCountAnalysis(called, called.tensors).unsupported_ops_warnings(False)
     analysis.uncalled_modules_warnings(False).tracer_warnings("none")
-    # normalisation, pools and interpolation are counted by fvcore, and here are not
+    # normalization, pools and interpolation are counted by fvcore, and here are not
     analysis.set_op_handle(**dict.fromkeys(NOT_PRODUCTS, lambda *_: Counter()))
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -187,7 +212,7 @@ def _products(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)
-            found = Counter({name: int(macs) for name, macs in analysis.by_module().items()})
+            counted = {name: int(macs) for name, macs in analysis.by_module().items()}
             unknown = UNKNOWN & analysis.unsupported_ops().keys()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -195,7 +220,8 @@ def _products(
             del layer.forward
     if unknown:
         raise ValueError(f"operations of {', '.join(sorted(unknown))} cannot be counted")
-    return found
+    names = {f"model.{name}" if name else "model": name for name, _ in called.model.named_modules()}
+    return Counter({name: counted.get(full, 0) for full, name in names.items()})
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

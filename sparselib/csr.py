@@ -1,12 +1,16 @@
 """The pattern of a sparse matrix in compressed sparse row form, as in Ertl, Section 1.1.1."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sparselib.guarded import Fingerprint, ReadOnly, plain, refuse_assignment, view
+
 LARGEST_INDEX = 2**31 - 1
+ARRAYS = ("crow_indices", "col_indices")
 
 
 class Transposed(NamedTuple):
@@ -17,7 +21,9 @@ class Transposed(NamedTuple):
     permutation: Tensor
 
 
-_CACHE = tuple(f"transposed_{name}" for name in Transposed._fields)
+UNSEEN = -1  # no version of a tensor
+# stands in a state dict for an array that the layer around a pattern has loaded already
+LOADED = object()
 
 
 def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> None:
@@ -26,13 +32,11 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
     Valid: one-dimensional integers, row pointers from 0 to nnz that never fall, column indices in
     range, strictly ascending within each row.
     """
+    _check_shape(shape)
     rows, columns = shape
+    _check_array("crow_indices", crow_indices)
+    _check_array("col_indices", col_indices)
     nnz = col_indices.numel()
-    for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
-        if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                f"{name} must be a 1-D int32 or int64 tensor, not {array.ndim}-D of {array.dtype}"
-            )
     if crow_indices.device != col_indices.device:
         raise ValueError(
             f"crow_indices is on {crow_indices.device} but col_indices is on {col_indices.device}"
@@ -71,6 +75,22 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
         )
 
 
+def _check_shape(shape: tuple[int, int]) -> None:
+    if len(shape) != 2 or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"the shape of a matrix is (rows, columns), whole numbers, not {shape}")
+
+
+def _check_array(name: str, array: Any) -> None:
+    if not isinstance(array, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(array).__name__}")
+    if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name} must be a 1-D int32 or int64 tensor, not {array.ndim}-D of {array.dtype}"
+        )
+    if array.layout != torch.strided or array.is_meta:
+        raise ValueError(f"{name} must hold its numbers one after the other, in memory")
+
+
 def rows_of(crow_indices: Tensor, nnz: int) -> Tensor:
     """Return the row of each nonzero."""
     counts = crow_indices.diff().to(torch.int64)
@@ -103,9 +123,17 @@ class CSR(nn.Module):
     """Where the nonzeros of a ``rows x columns`` matrix are; their values live elsewhere.
 
     A topology is a sorted vector of flat positions ``row * columns + column``. It is stored as
-    int32 buffers under the names of ``torch.sparse``, part of ``state_dict``, so a saved model
+    int32 arrays under the names of ``torch.sparse``, part of ``state_dict``, so a saved model
     always reloads onto its own connections. The transposed pattern, which the input gradient
     needs, is a cache: derived, never saved, and rebuilt only when the topology changes.
+
+    The arrays are no buffers: nothing that walks over the buffers of a model, such as the broadcast
+    of ``DistributedDataParallel``, can change a pattern without its values. `crow_indices`,
+    `col_indices` and `transposed` can be read and not be written; `rewire` and
+    ``load_state_dict`` check the whole before they change anything. Products read the
+    arrays by `indices` and `transposed_indices`, which guarantee a valid pattern, so that native
+    code needs no check of its own. The only buffer is the fingerprint `topology_id`, which
+    refuses to be averaged with that of another topology.
 
     Parameters
     ----------
@@ -116,12 +144,17 @@ class CSR(nn.Module):
     shape : (int, int)
         ``(rows, columns)``.
     cache_transpose : bool
-        Keep the transposed pattern (8 bytes a nonzero). Without it each backward pass sorts anew.
+        Keep the transposed pattern (8 bytes per nonzero). Without it each backward pass sorts
+        again.
 
     Attributes
     ----------
     nnz : int
-        Number of nonzeros; it never changes.
+        Number of nonzeros.
+    version : int
+        Changes whenever the topology does.
+    topology_id : Tensor, int64
+        A number of 52 bits that depends on the positions alone.
 
     Raises
     ------
@@ -129,8 +162,7 @@ class CSR(nn.Module):
         If the arrays are not a valid CSR pattern; the sentence names the fault.
     """
 
-    crow_indices: Tensor
-    col_indices: Tensor
+    topology_id: Tensor
 
     def __init__(
         self,
@@ -142,22 +174,20 @@ class CSR(nn.Module):
         super().__init__()
         check(crow_indices, col_indices, shape)
         self.shape = (shape[0], shape[1])
-        self.nnz = col_indices.numel()
         self.cache_transpose = cache_transpose
-        self.register_buffer("crow_indices", crow_indices.to(torch.int32).clone())
-        self.register_buffer("col_indices", col_indices.to(torch.int32).clone())
-        for name in _CACHE:
-            self.register_buffer(name, None, persistent=False)
-        self._refresh()
-        self.register_load_state_dict_pre_hook(_refuse_invalid)
-        self.register_load_state_dict_post_hook(_refresh_loaded)
+        self.version = 0
+        self.register_buffer("topology_id", None, persistent=False)
+        self._own: Tensor  # the fingerprint of the pattern as it is
+        self._shared: Tensor  # the same memory as the buffer, which others write
+        self._place(crow_indices, col_indices)
 
     @classmethod
     def from_positions(
         cls, positions: Int[Tensor, "nnz"], shape: tuple[int, int], **options: Any
     ) -> "CSR":
-        """Build from flat positions, which must ascend strictly."""
-        _check_positions(positions, shape)
+        """Build from flat positions, integers that must ascend strictly."""
+        _check_shape(shape)
+        check_positions(positions, shape)
         return cls(*compress(positions.to(torch.int64), shape), shape, **options)
 
     @classmethod
@@ -166,6 +196,62 @@ class CSR(nn.Module):
         positions = matrix.detach().flatten().nonzero().flatten()
         rows, columns = matrix.shape
         return cls.from_positions(positions, (rows, columns), **options)
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """Return ``(crow_indices, col_indices)`` for native code: valid, int32, contiguous.
+
+        What is returned is the pattern itself and must not be written.
+
+        Raises
+        ------
+        ValueError
+            If something wrote to the arrays behind `rewire` and they are no pattern any more; if
+            they were emptied (``to_empty``) and not loaded since; or if `topology_id` was
+            overwritten by that of another topology, so that the values are not those of
+            these connections.
+        """
+        if torch.compiler.is_compiling():
+            if not self._is_sound:
+                self._look_again()
+        elif self._seen != (self._crow._version, self._col._version, self._shared._version):
+            self._look_again()
+        return self._crow, self._col
+
+    def transposed_indices(self) -> Transposed:
+        """Return the transposed pattern for native code: from the cache, or built now.
+
+        Raises
+        ------
+        ValueError
+            As `indices`.
+        """
+        crow_indices, col_indices = self.indices()
+        if self._turned is not None:
+            return self._turned
+        return transpose(crow_indices, col_indices, self.shape[1])
+
+    @property
+    def crow_indices(self) -> Int[Tensor, "rows_plus_1"]:
+        """Row pointers, int32, read-only."""
+        return view(self._crow, ReadOnly)
+
+    @crow_indices.setter
+    def crow_indices(self, array: Any) -> None:
+        refuse_assignment("crow_indices", self._crow, array)
+
+    @property
+    def col_indices(self) -> Int[Tensor, "nnz"]:
+        """Column of each nonzero, int32, read-only."""
+        return view(self._col, ReadOnly)
+
+    @col_indices.setter
+    def col_indices(self, array: Any) -> None:
+        refuse_assignment("col_indices", self._col, array)
+
+    @property
+    def transposed(self) -> Transposed:
+        """The transposed pattern, int32, read-only."""
+        return Transposed(*(view(array, ReadOnly) for array in self.transposed_indices()))
 
     @property
     def cells(self) -> int:
@@ -178,62 +264,64 @@ class CSR(nn.Module):
         return 1.0 - self.nnz / self.cells if self.cells else 0.0
 
     @property
+    def device(self) -> torch.device:
+        """Where the pattern is."""
+        return self._col.device
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Bytes of the pattern, and of the cached transposed pattern."""
+        cache = 0 if self._turned is None else sum(array.nbytes for array in self._turned)
+        return self._crow.nbytes + self._col.nbytes, cache
+
+    @property
     def rows(self) -> Int[Tensor, "nnz"]:
         """Row of each nonzero."""
-        return rows_of(self.crow_indices, self.nnz)
+        return rows_of(self.indices()[0], self.nnz)
 
     @property
     def positions(self) -> Int[Tensor, "nnz"]:
         """Sorted int64 positions ``row * columns + column``."""
-        return _flat(self.crow_indices, self.col_indices, self.shape[1])
-
-    @property
-    def transposed(self) -> Transposed:
-        """The transposed pattern: from the cache, or built now if the cache is off."""
-        if self.cache_transpose:
-            return Transposed(*(self.__dict__["_buffers"][name] for name in _CACHE))
-        return transpose(self.crow_indices, self.col_indices, self.shape[1])
-
-    @property
-    def version(self) -> int:
-        """A number that changes whenever the topology does."""
-        return 0 if self.col_indices.is_inference() else self.col_indices._version
+        return _flat(*self.indices(), self.shape[1])
 
     def fan_in(self) -> Int[Tensor, "rows"]:
         """Count the connections of each row (neuron)."""
-        return self.crow_indices.diff().to(torch.int64)
+        return self.indices()[0].diff().to(torch.int64)
 
     def fan_out(self) -> Int[Tensor, "columns"]:
         """Count the connections of each column (input)."""
-        return torch.bincount(self.col_indices, minlength=self.shape[1])
+        return torch.bincount(self.indices()[1], minlength=self.shape[1])
 
-    def rewire(self, positions: Int[Tensor, "nnz"], check: bool = True) -> None:
+    def rewire(self, positions: Int[Tensor, "nnz"]) -> None:
         """Replace the topology in place, on its device, by as many other positions.
 
         Parameters
         ----------
-        positions : Tensor, int64, shape (nnz,)
+        positions : Tensor of integers, shape (nnz,)
             Flat positions, ascending.
-        check : bool
-            See that they are valid, for which the processor has to wait for the device.
 
         Raises
         ------
         ValueError
-            If the number differs, or positions do not ascend strictly within range. The topology
-            is then unchanged.
+            If the number differs, or positions are no integers on this device that ascend strictly
+            within range. The topology is then unchanged.
         """
+        check_positions(positions, self.shape, self.device)
         if positions.numel() != self.nnz:
             raise ValueError(
                 f"rewire keeps the number of connections: {self.nnz} are here, "
                 f"{positions.numel()} were given"
             )
-        if check:
-            _check_positions(positions, self.shape)
-        crow_indices, col_indices = compress(positions, self.shape)
-        self.crow_indices.copy_(crow_indices)
-        self.col_indices.copy_(col_indices)
-        self._refresh()
+        self._compare(again=True)
+        self._rewire_trusted(positions)
+
+    def _rewire_trusted(self, positions: Tensor) -> None:
+        """As `rewire`, for positions that are known to be valid: the device is not waited for."""
+        self._adopt(*compress(positions.to(torch.int64), self.shape))
+
+    def _replace(self, positions: Tensor) -> None:
+        """Put as many connections as there are valid positions, in new memory."""
+        self._place(*compress(positions.to(torch.int64), self.shape))
 
     def to_dense(self, values: Float[Tensor, "nnz"]) -> Float[Tensor, "rows columns"]:
         """Scatter `values` into a dense matrix; differentiable in `values`."""
@@ -242,7 +330,7 @@ class CSR(nn.Module):
 
     def mask(self) -> Bool[Tensor, "rows columns"]:
         """Return the dense picture of the topology."""
-        dense = torch.zeros(self.cells, dtype=torch.bool, device=self.col_indices.device)
+        dense = torch.zeros(self.cells, dtype=torch.bool, device=self.device)
         dense[self.positions] = True
         return dense.view(self.shape)
 
@@ -250,18 +338,196 @@ class CSR(nn.Module):
         """Shape, count and sparsity."""
         return f"{self.shape[0]} x {self.shape[1]}, nnz={self.nnz}, sparsity={self.sparsity:.4f}"
 
-    def _refresh(self) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self._crow.is_meta:
+            check(self._crow, self._col, self.shape)
+        self._share()
+        self._seen = (self._crow._version, self._col._version, UNSEEN)
+
+    def _place(self, crow_indices: Tensor, col_indices: Tensor) -> None:
+        """Take a valid pattern in new memory."""
+        self._crow = _owned(crow_indices.to(torch.int32))
+        self._col = _owned(col_indices.to(torch.int32))
+        self._turned: Transposed | None = None
+        self._settle()
+
+    def _adopt(self, crow_indices: Tensor, col_indices: Tensor) -> None:
+        """Take a valid pattern of as many nonzeros, where the old one was."""
+        self._crow.copy_(crow_indices)
+        self._col.copy_(col_indices)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring up to date what follows from the pattern, in place where there is a place."""
+        self.nnz = self._col.numel()
+        columns = self.shape[1]
         if self.cache_transpose:
-            fresh = transpose(self.crow_indices, self.col_indices, self.shape[1])
-            for name, array in zip(_CACHE, fresh):
-                cache = getattr(self, name)
-                if cache is None or cache.device != array.device:
-                    setattr(self, name, array)
-                else:
-                    cache.copy_(array)
+            fresh = transpose(self._crow, self._col, columns)
+            if self._turned is None:
+                self._turned = Transposed(*map(_owned, fresh))
+            else:
+                for array, new in zip(self._turned, fresh):
+                    array.copy_(new)
+        number = fingerprint(_flat(self._crow, self._col, columns))
+        if self.topology_id is None or self._own.device != number.device:
+            self._own = _owned(number)
+            self._shared = _owned(number)
+            self._share()
+        else:
+            self._own.copy_(number)
+            self._shared.copy_(number)
+        self.version += 1
+        self._is_sound = True
+        self._is_compared = False
+        self._note()
+
+    def _share(self) -> None:
+        """Show the fingerprint to whoever walks over buffers."""
+        self.topology_id = view(self._shared, Fingerprint)
+
+    def _note(self) -> None:
+        self._seen = (self._crow._version, self._col._version, self._shared._version)
+
+    @torch.compiler.disable
+    def _look_again(self) -> None:
+        """See what has changed behind `rewire`, and refuse what is no pattern or another's."""
+        pattern = (self._crow._version, self._col._version)
+        if self._is_sound and self._seen[:2] in (pattern, (UNSEEN, UNSEEN)):
+            self._compare()
+        elif not self._crow.is_meta:
+            try:
+                check(self._crow, self._col, self.shape)
+            except ValueError as error:
+                raise ValueError(
+                    f"this pattern was emptied or overwritten and is none any more: {error}; "
+                    f"load_state_dict brings one"
+                ) from error
+            self._settle()
+        self._note()
+
+    def _compare(self, again: bool = False) -> None:
+        """Refuse a fingerprint of another topology.
+
+        A CUDA device would have to be waited for, so that there one look per topology has to do,
+        unless it is waited for anyway.
+        """
+        is_recorded = self._own.is_cuda and torch.cuda.is_current_stream_capturing()
+        if is_recorded or (self._own.is_cuda and self._is_compared and not again):
+            return
+        if not self._own.is_meta and bool(self._shared != self._own):
+            raise ValueError(
+                f"the fingerprint of this {self.shape[0]} x {self.shape[1]} pattern was "
+                f"overwritten by that of another topology: a broadcast (processes that built their "
+                f"models from different seeds) or an average, tensor by tensor, has mixed weights "
+                f"of different connections; build all from one seed or one state dict"
+            )
+        self._is_compared = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CSR":
+        """Move the pattern as a module moves its tensors; it stays int32."""
+        before = (self._crow, self._col, *(self._turned or ()))
+        after = [_moved(array, fn) for array in before]
+        if all(new is old for new, old in zip(after, before)):
+            return self
+        is_kept = all(map(_is_same, before, after))
+        self._crow, self._col = after[:2]
+        is_cached = is_kept and self._turned is not None
+        self._turned = Transposed(*after[2:]) if is_cached else None
+        self._own = _owned(self._own.to(self.device)) if is_kept else self._own
+        self._shared = _owned(self._own)
+        self._share()
+        self._is_sound = is_kept or self.device.type == "meta"
+        self._is_compared = False
+        self._seen = (UNSEEN, UNSEEN, UNSEEN)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "crow_indices"] = self.crow_indices
+        destination[prefix + "col_indices"] = self.col_indices
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [prefix + name for name in ARRAYS]
+        others = {name: entry for name, entry in state_dict.items() if name not in names}
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if any(state_dict.get(name) is LOADED for name in names):
+            return
+        missing_keys += [name for name in names if name not in state_dict and strict]
+        try:
+            arrays = self._proposed(state_dict, prefix)
+        except ValueError as error:
+            error_msgs.append(f"{prefix[:-1] or 'the pattern'}: {error}")
+            return
+        if arrays is not None:
+            self._load(*arrays, local_metadata.get("assign_to_params_buffers", False))
+
+    def _proposed(self, state_dict: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor] | None:
+        """Return the pattern in a state dict, checked, or None if there is none.
+
+        Raises
+        ------
+        ValueError
+            If it is no pattern of this shape and as many nonzeros.
+        """
+        crow_indices, col_indices = (state_dict.get(prefix + name) for name in ARRAYS)
+        if crow_indices is None and col_indices is None:
+            return None
+        if crow_indices is None or col_indices is None:
+            absent = ARRAYS[col_indices is None]
+            raise ValueError(f"the state dict has no {absent}; a pattern is loaded as a whole")
+        _check_array("crow_indices", crow_indices)
+        _check_array("col_indices", col_indices)
+        if col_indices.numel() != self.nnz:
+            raise ValueError(
+                f"the state dict has {col_indices.numel():,} connections, this layer has "
+                f"{self.nnz:,}; build the layer with the same sparsity"
+            )
+        check(crow_indices, col_indices, self.shape)
+        return plain(crow_indices), plain(col_indices)
+
+    def _load(self, crow_indices: Tensor, col_indices: Tensor, assign: bool) -> None:
+        """Take a pattern that `_proposed` returned; to `assign` is to change the device too."""
+        if assign and crow_indices.device != self.device:
+            self._place(crow_indices, col_indices)
+        elif not self._crow.is_meta:
+            self._adopt(crow_indices, col_indices)
 
 
-def _check_positions(positions: Tensor, shape: tuple[int, int]) -> None:
+def fingerprint(positions: Int[Tensor, "nnz"]) -> Int[Tensor, ""]:
+    """Return a number of 52 bits that depends on which positions there are."""
+    mixed = positions * -0x61C8864680B583EB
+    mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
+    mixed = mixed ^ (mixed >> 32)
+    return mixed.sum() & (2**52 - 1)
+
+
+def check_positions(
+    positions: Any, shape: tuple[int, int], device: torch.device | None = None
+) -> None:
+    """Raise ValueError unless positions are integers that ascend strictly within a matrix."""
+    if not isinstance(positions, Tensor):
+        raise ValueError(f"positions must be a tensor, not {type(positions).__name__}")
+    if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"positions must be a 1-D int32 or int64 tensor, not {positions.ndim}-D of "
+            f"{positions.dtype}"
+        )
+    if device is not None and positions.device != device:
+        raise ValueError(f"the positions are on {positions.device}, the pattern is on {device}")
     cells = shape[0] * shape[1]
     if positions.numel() == 0:
         return
@@ -279,11 +545,22 @@ def _check_positions(positions: Tensor, shape: tuple[int, int]) -> None:
         )
 
 
-def _refuse_invalid(module: CSR, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    arrays = [state_dict.get(prefix + name) for name in ("crow_indices", "col_indices")]
-    if arrays[0] is not None and arrays[1] is not None and arrays[1].numel() == module.nnz:
-        check(arrays[0], arrays[1], module.shape)
+def _owned(array: Tensor) -> Tensor:
+    """Copy, contiguous, and with a version, which tensors of inference mode lack."""
+    with torch.inference_mode(False):
+        return plain(array).detach().clone(memory_format=torch.contiguous_format)
 
 
-def _refresh_loaded(module: CSR, _: object) -> None:
-    module._refresh()
+def _moved(array: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply what moves tensors, and keep the type: indices are int32 in a layer of any type."""
+    moved = fn(array)
+    if moved is array:
+        return array
+    moved = moved.detach().to(torch.int32)
+    return _owned(moved) if moved.is_inference() else moved.contiguous()
+
+
+def _is_same(old: Tensor, new: Tensor) -> bool:
+    if old.is_meta or new.is_meta or old.shape != new.shape:
+        return False
+    return torch.equal(old.to(new.device), new)

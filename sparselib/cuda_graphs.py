@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparselib.ops.dispatch import refresh
-from sparselib.training import Loss, step
+from sparselib.training import Criterion, step
 
 WARMUP = 3
 
@@ -47,7 +47,7 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def training(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, x: Tensor, y: Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Criterion, x: Tensor, y: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Record one training step; nothing is trained by recording it.
 

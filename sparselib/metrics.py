@@ -1,4 +1,4 @@
-"""How good: measures of outputs against labels, and of descriptions against what they describe."""
+"""Metrics: of predictions against labels, and of descriptions against what they describe."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def accuracy(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]) -> float:
-    """Share of samples whose largest output is that of their class, in [0, 1]."""
+    """Share of samples whose largest output is that of their true class, in [0, 1]."""
     if len(labels) == 0:
         raise ValueError("accuracy of no samples is undefined")
     return float((outputs.argmax(1) == labels).double().mean())
@@ -19,7 +19,7 @@ def accuracy(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "sam
 def confusion(
     outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]
 ) -> Int[Tensor, "classes classes"]:
-    """Count the samples of each class (rows) by the class they are given (columns)."""
+    """Confusion matrix: samples of each true class (rows) by predicted class (columns)."""
     classes = outputs.shape[1]
     cells = labels * classes + outputs.argmax(1)
     return torch.bincount(cells, minlength=classes**2).view(classes, classes)
@@ -28,9 +28,9 @@ def confusion(
 def apnea_rates(
     is_apnea: Int[Tensor, "minutes"], groups: Int[Tensor, "minutes"]
 ) -> dict[int, float]:
-    """Minutes with apnea an hour of each night, which stands in for the apnea-hypopnea index.
+    """Minutes with apnea per hour of each night, a proxy of the apnea-hypopnea index.
 
-    The index counts events an hour of sleep; minutes are all that Apnea-ECG labels, and a minute
+    The index counts events per hour of sleep; minutes are all that Apnea-ECG labels, and a minute
     may hold several events or a part of one, so it is at most 60.
 
     Parameters
@@ -45,7 +45,7 @@ def apnea_rates(
 
 
 def ahi_class(rate: float) -> str:
-    """Severity of sleep apnea: none below 5 events an hour, mild below 15, moderate to 30, severe.
+    """Severity of sleep apnea: none below 5 events per hour, mild below 15, moderate to 30, severe.
 
     The scale of Goyal and Johnson (2017), as Vanwinsen and others (2023, Section 6.1.2) give it:
     "from 15 to 30" is moderate and "more than 30" severe.
@@ -56,13 +56,13 @@ def ahi_class(rate: float) -> str:
         If the rate is negative or no number.
     """
     if not rate >= 0:
-        raise ValueError(f"events an hour are at least 0, not {rate}")
+        raise ValueError(f"the events per hour must be at least 0, not {rate}")
     bounds = ((rate < 5, "none"), (rate < 15, "mild"), (rate <= 30, "moderate"))
     return next((name for holds, name in bounds if holds), "severe")
 
 
 def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
-    r"""Average Ratiod Accuracy, a measure of how soon a network learns (Radu, Eq. 3).
+    r"""Average Ratiod Accuracy, which measures how early a network learns (Radu, Eq. 3).
 
     .. math:: ARA = \frac{\sum_{i=1}^n a_i (i c_1 + c_2)}{n^2 (b + 1) / 2}, \quad
        c_1 = \frac{n - nb}{n - 1}, \quad c_2 = n - n c_1
@@ -73,7 +73,7 @@ def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
     Parameters
     ----------
     accuracies : sequence of float
-        One an epoch, in any unit; the result has the same.
+        One per epoch, in any unit; the result has the same.
     b : float
         Weight of the first epoch relative to the last, at least 0.
 
@@ -89,9 +89,8 @@ def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
         return float(accuracies[0])
     c1 = (n - n * b) / (n - 1)
     c2 = n - n * c1
-    return float(
-        sum(a * (i * c1 + c2) for i, a in enumerate(accuracies, 1)) / (n * n * (b + 1) / 2)
-    )
+    weighted = sum(a * (i * c1 + c2) for i, a in enumerate(accuracies, 1))
+    return float(weighted / (n * n * (b + 1) / 2))
 
 
 def compression_ratio(
@@ -99,7 +98,7 @@ def compression_ratio(
     kernel_sizes: Sequence[int],
     definition: str = "text",
 ) -> Float64[Tensor, "samples"]:
-    r"""How many numbers a sample has for each number of its description (Bizopoulos, Eq. 2-4).
+    r"""Compression ratio: numbers of a sample per number of its description (Bizopoulos, Eq. 2-4).
 
     .. math:: CR = \frac{n}{W + (\dim x + 1) A_x}, \quad W = \sum_{i=1}^q m^{(i)}, \quad
        A_x = \sum_{i=1}^q \lVert \alpha^{(i)} \rVert_0
@@ -107,20 +106,20 @@ def compression_ratio(
     Parameters
     ----------
     maps : tensor
-        Activation maps, one a kernel, each as large as a sample; `SAN.encode` returns them.
+        Activation maps, one per kernel, each as large as a sample; `SAN.encode` returns them.
     kernel_sizes : sequence of int
         The size m of each kernel, in every direction.
     definition : str
         What counts. ``"text"``: all weights of a kernel, :math:`m^{\dim x}`, and for each
         activation its amplitude and :math:`\dim x` coordinates. ``"code"``: only m weights of a
         kernel, as in the released code and the paper's tables of images. ``"corrected"``: all
-        weights, and one flat position an activation, which is what a `SparseCode` of one sample
-        takes. In 1-D the three agree.
+        weights, and one flat position per activation, which is what a `SparseCode` of one
+        sample takes. In 1-D the three agree.
 
     Raises
     ------
     ValueError
-        If the definition is unknown, or there is not one size a map.
+        If the definition is unknown, or there is not one size per map.
     """
     dimensions = maps.ndim - 2
     if definition not in ("text", "code", "corrected"):
@@ -128,7 +127,7 @@ def compression_ratio(
     if len(kernel_sizes) != maps.shape[1] or dimensions < 1:
         raise ValueError(
             f"maps of shape {tuple(maps.shape)} and {len(kernel_sizes)} kernel sizes do not fit: "
-            f"they are (samples, kernels, *size) and one size a kernel"
+            f"they are (samples, kernels, *size) and one size per kernel"
         )
     weights = sum(m ** (1 if definition == "code" else dimensions) for m in kernel_sizes)
     numbers = 2 if definition == "corrected" else dimensions + 1
@@ -177,7 +176,7 @@ def description(
     -------
     dict of tensor
         ``verbosity``, :math:`CR^{-1}`; ``error``, :math:`\tilde L`; and ``phi`` (Bizopoulos,
-        Eq. 4 to 6), one number a sample.
+        Eq. 4 to 6), one number per sample.
 
     Raises
     ------
@@ -217,7 +216,7 @@ def phi(
 
 
 def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]) -> float:
-    """Area under the receiver's curve, the mean over the classes, each against the rest.
+    """Area under the ROC curve (AUROC), the mean over the classes, each against the rest.
 
     Raises
     ------
@@ -230,16 +229,16 @@ def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "sample
     missing = set(range(classes)) - set(labels.tolist())
     if missing:
         raise ValueError(f"AUROC needs samples of every class, but there is none of {min(missing)}")
-    chances = outputs.double().softmax(1).cpu().numpy()
+    probabilities = outputs.double().softmax(1).cpu().numpy()
     if classes == 2:
-        return float(roc_auc_score(labels.cpu(), chances[:, 1]))
-    return float(roc_auc_score(labels.cpu(), chances, multi_class="ovr"))
+        return float(roc_auc_score(labels.cpu(), probabilities[:, 1]))
+    return float(roc_auc_score(labels.cpu(), probabilities, multi_class="ovr"))
 
 
 def fidelity(
     outputs: Float[Tensor, "samples classes"], reference: Float[Tensor, "samples classes"]
 ) -> float:
-    """Share of samples of which two networks say the same class, in [0, 1]."""
+    """Share of samples for which two networks predict the same class, in [0, 1]."""
     return accuracy(outputs, reference.argmax(1))
 
 
@@ -267,10 +266,12 @@ def localisation(
         intersection over union of the box and the pixels above 1/2.
     """
     height, width = masks.shape[2:]
-    rows, columns = torch.arange(height), torch.arange(width)
+    rows = torch.arange(height)
+    columns = torch.arange(width)
     top, left, bottom, right = boxes.cpu().view(-1, 4, 1).unbind(1)
-    tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-    inside = (tall[:, :, None] & wide[:, None]).flatten(1)
+    in_rows = (rows >= top) & (rows < bottom)
+    in_columns = (columns >= left) & (columns < right)
+    inside = (in_rows[:, :, None] & in_columns[:, None]).flatten(1)
     flat = masks.cpu().flatten(1)
     hit = inside.gather(1, flat.argmax(1, keepdim=True)).double().mean()
     kept = flat > 0.5

@@ -1,4 +1,4 @@
-"""On the clock: medians of many rounds, and ratios between calls of the same round."""
+"""Timing: medians of many rounds, and ratios between calls of the same round."""
 
 import os
 import time
@@ -28,7 +28,7 @@ def milliseconds(call: Call, rounds: int = 20, device: torch.device | str = "cpu
     call : callable
         What to time, without arguments.
     rounds : int
-        How often, after a warm-up.
+        How many times, after a warm-up.
     device : torch.device
         On a GPU, CUDA events measure, otherwise the clock of the processor.
     """
@@ -41,7 +41,7 @@ def ratios(
     rounds: int = 20,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Time several calls in turn; return how many times faster than the baseline each is.
+    """Time several calls in turn; return the speedup of each over the baseline.
 
     A ratio is taken within a round, in which all calls meet the same clock and the same neighbours,
     and the median of the ratios is returned. The order alternates.
@@ -53,7 +53,7 @@ def ratios(
 def measure(
     calls: Mapping[str, Call], rounds: int = 20, device: torch.device | str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Return milliseconds of each call, one a round, without the rounds that were disturbed.
+    """Return milliseconds of each call, one per round, without the rounds that were disturbed.
 
     In each round a call is made once before it is timed, so that it finds the cache as it left it,
     as a step of training that follows another does. Calls shorter than two milliseconds are
@@ -64,7 +64,8 @@ def measure(
     device = torch.device(device)
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
     names = list(calls)
-    wall, busy = np.empty((rounds, len(names))), np.empty((rounds, len(names)))
+    wall = np.empty((rounds, len(names)))
+    busy = np.empty((rounds, len(names)))
     for turn in range(rounds):
         for place in range(len(names))[:: 1 if turn % 2 else -1]:
             name = names[place]
@@ -82,7 +83,7 @@ def undisturbed(busy: np.ndarray) -> np.ndarray:
 
 
 def quantiles(values: np.ndarray) -> Timing:
-    """Summarise rounds."""
+    """Summarize rounds."""
     low, median, high = np.quantile(values, [0.2, 0.5, 0.8])
     return Timing(float(median), float(low), float(high), len(values))
 
@@ -93,7 +94,7 @@ def cores() -> int:
 
 
 def _repeats(call: Call, device: torch.device) -> int:
-    # the least of a few, as one may be disturbed
+    # the minimum of a few, as one may be disturbed
     seconds = min(_time(call, 1, device)[0] for _ in range(4))
     return max(1, round(0.002 / max(seconds, 1e-7)))
 
@@ -101,10 +102,12 @@ def _repeats(call: Call, device: torch.device) -> int:
 def _time(call: Call, repeats: int, device: torch.device) -> tuple[float, float]:
     if device.type == "cuda":
         return _time_events(call, repeats), 1.0
-    wall, processor = time.perf_counter(), time.process_time()
+    wall_start = time.perf_counter()
+    processor_start = time.process_time()
     for _ in range(repeats):
         call()
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    wall = time.perf_counter() - wall_start
+    processor = time.process_time() - processor_start
     return wall / repeats, processor / wall
 
 

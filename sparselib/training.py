@@ -1,8 +1,10 @@
 """The only training loop in the repository."""
 
 import copy
+import functools
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,10 +17,78 @@ from tqdm import tqdm
 
 from sparselib import metrics
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Tensors = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Criterion = Callable[[Any, Any], Tensor]
 Measure = Callable[[nn.Module, Any], Mapping[str, float]]
 Hook = Callable[[], Any]
 History = dict[str, list[float]]
+
+
+class Batch(NamedTuple):
+    """Some samples, on the model's device.
+
+    Parameters
+    ----------
+    x
+        Inputs: a tensor, or a tuple or dictionary of tensors, as in the data. Floating-point
+        tensors have the type of the model's parameters, others keep their own.
+    y
+        Targets: likewise, but every tensor keeps its type.
+    indices
+        int64, on the CPU: the numbers of these samples in the data, counted from 0.
+    """
+
+    x: Any
+    y: Any
+    indices: Int[Tensor, "batch"]
+
+
+Loss = Callable[[Any, Batch], Tensor]
+
+
+def criterion(function: Criterion) -> Loss:
+    """Return the loss that compares a model's outputs with the targets.
+
+    Parameters
+    ----------
+    function : callable
+        ``(outputs, y) -> scalar``, such as ``nn.functional.cross_entropy`` or
+        ``nn.CrossEntropyLoss(label_smoothing=0.1)``.
+
+    Returns
+    -------
+    callable
+        ``(model, batch) -> scalar``, as `fit` wants it. Inputs that are a tuple are passed to the
+        model as positional arguments, those that are a dictionary as keyword arguments.
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return function(_outputs(model, batch.x), batch.y)
+
+    return loss
+
+
+def reconstruction(function: Criterion) -> Loss:
+    """Return the loss that compares a model's outputs with its inputs: an autoencoder's.
+
+    Parameters
+    ----------
+    function : callable
+        ``(outputs, x) -> scalar``, such as ``nn.functional.mse_loss``.
+
+    Returns
+    -------
+    callable
+        ``(model, batch) -> scalar``, as `fit` wants it.
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return function(_outputs(model, batch.x), batch.x)
+
+    return loss
+
+
+CROSS_ENTROPY = criterion(functional.cross_entropy)
 
 
 def sigmoid_squared_error(
@@ -28,7 +98,7 @@ def sigmoid_squared_error(
 
     The paper names sigmoid outputs and the mean squared error and is silent on the scale. With
     this one its learning rate :math:`\eta = 1 / (2 \cdot batch size)` for gradients summed over the
-    batch is 0.5 here, where they are averaged.
+    batch is 0.5 here, where they are averaged. `criterion` makes a loss of `fit` out of it.
     """
     target = functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
     return 0.5 * (outputs.sigmoid() - target).square().sum(1).mean()
@@ -46,36 +116,47 @@ def fit(
     epochs: int,
     *,
     batch_size: int = 512,
-    loss: Loss = functional.cross_entropy,
-    target: str = "y",
+    drop_last: bool = False,
+    loss: Loss = CROSS_ENTROPY,
     measure: Measure = accuracy,
     monitor: Any = None,
     keep: str = "",
     after_epoch: Hook | Iterable[Hook] = (),
     after_step: Hook | Iterable[Hook] = (),
+    start_epoch: int | None = None,
+    history: Mapping[str, list[float]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> History:
-    """Train by mini-batches; return one number an epoch of each measure.
+    """Train by mini-batches; return each measure, once per epoch.
+
+    A second call with the same optimizer, or with one that has loaded its ``state_dict``, goes on
+    where the first call stopped: ``fit(..., 2)`` twice is ``fit(..., 4)``, bit for bit, if the
+    model, the evolution and the generators that it uses are restored too (`checkpoint.save` and
+    `checkpoint.load` do that). How many epochs an optimizer has gone through stands in its first
+    parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it says that the hooks of the
+    last one were left out, and the next call runs them first.
 
     Parameters
     ----------
     model : nn.Module
-        Trained in place. Samples are moved to the device and type of its first parameter.
+        Trained in place.
     data : Split
-        Has `train` and `valid`, each with tensors `x` and `y`.
+        Has `train` and `valid`, each with `x` and `y`: tensors, or tuples or dictionaries of
+        tensors, whose first dimension counts the samples. See `Batch` for how they are converted.
     optimizer : torch.optim.Optimizer
         Built from the model's parameters.
     epochs : int
-        Passes over ``data.train``. Samples are shuffled anew in each; a last incomplete batch is
-        left out, unless it is the only one.
+        Passes over ``data.train``. Samples are shuffled anew in each.
     batch_size : int
-        Samples a step.
+        Samples per step.
+    drop_last : bool
+        Leave out a last incomplete batch, unless it is the only one. By default every sample is
+        trained on once per epoch, and each has the same weight in the mean of the loss.
     loss : callable
-        ``(outputs, targets) -> scalar``.
-    target : str
-        What outputs are compared with: ``"y"``, the labels, or ``"x"``, the samples themselves,
-        which trains an autoencoder.
+        ``(model, batch) -> scalar``, with a `Batch`. `criterion` makes one of an ordinary loss
+        function of outputs and targets, `reconstruction` of one that compares outputs with inputs;
+        by default ``criterion(nn.functional.cross_entropy)``.
     measure : callable
         ``(model, samples) -> {name: number}``, called after every epoch in evaluation mode and
         without gradients; the accuracy by default.
@@ -83,14 +164,21 @@ def fit(
         What is measured after every epoch; ``data.valid`` by default.
     keep : str
         Name of a measure: the model ends with the parameters of the epoch where it was lowest.
-        By default it ends with those of the last.
+        By default it ends with those of the last. A run that goes on after that goes on from the
+        parameters that were kept.
     after_epoch : callable or several
         Called without arguments after every epoch but the last: what changes the network then,
-        as an evolution does, would not be trained any more.
+        as an evolution does, would not be trained any more. A hook that saves a checkpoint stands
+        last.
     after_step : callable or several
         Called without arguments after every optimizer step.
+    start_epoch : int, optional
+        How many epochs were trained before; by default what the optimizer says. 0 starts anew: the
+        order of the samples begins again, and no hook is due.
+    history : mapping, optional
+        What `fit` returned for the epochs before; the history that is returned continues it.
     seed : int
-        Fixes the order of the samples.
+        Fixes the order of the samples, of every epoch.
     progress : bool
         Show a bar with the time left.
 
@@ -98,49 +186,52 @@ def fit(
     -------
     dict of list
         ``loss``, the measures (``accuracy``, in [0, 1]) and ``seconds`` with all that belongs to
-        the epoch, the measurement and what comes after it too; one entry an epoch.
+        the epoch, the measurement and what comes after it too; one entry per epoch.
 
     Raises
     ------
+    TypeError
+        If `loss` is a function of outputs and targets, or does not return a scalar.
     ValueError
-        If there are no samples to monitor, the target is neither, a measure is called ``loss`` or
-        ``seconds``, or none is called `keep`.
+        If there are no samples to train on or to monitor, their numbers differ, the history is not
+        that of the epochs before, a measure is called ``loss`` or ``seconds``, or none is called
+        `keep`.
     FloatingPointError
         If the loss stops being finite; the sentence names the epoch.
     """
     monitor = data.valid if monitor is None else monitor
-    if len(monitor.y) == 0:
-        raise ValueError(
-            "there are no samples to measure on after each epoch; hold some out for "
-            "validation, or pass monitor="
-        )
-    if target not in ("x", "y"):
-        raise ValueError(f"target must be 'y', the labels, or 'x', the samples, not {target!r}")
-    history: History = {"loss": [], "seconds": []}
-    generator = torch.Generator().manual_seed(seed)
-    lowest, kept = math.inf, model.state_dict()
-    order = _Order(batch_size, target, generator)
-    bar = tqdm(range(epochs), desc="epochs", disable=not progress)
+    _check_loss(loss)
+    _check_samples(data.train, monitor, batch_size)
+    start, due = _position(optimizer, start_epoch)
+    columns = _continued(history, start)
+    batches = _Batches(data.train, batch_size, drop_last, torch.Generator().manual_seed(seed))
+    batches.skip(start)
+    between = _all(after_epoch)
+    if due:
+        _record(optimizer, start, due=False)
+        _run(between)
+    best = _Best(model, keep, columns)
+    stop = start + epochs
+    bar = tqdm(range(start, stop), "epochs", stop, initial=start, disable=not progress)
     for epoch in bar:
-        start = time.perf_counter()
-        mean = _epoch(model, data.train, optimizer, loss, order, _all(after_step))
+        began = time.perf_counter()
+        mean = _epoch(model, batches, optimizer, loss, _all(after_step))
         if not math.isfinite(mean):
             raise FloatingPointError(
-                f"the loss became {mean} in epoch {epoch + 1} of {epochs}; lower the learning rate"
+                f"the loss became {mean} in epoch {epoch + 1} of {stop}; lower the learning rate"
             )
         numbers = _measured(model, monitor, measure, keep)
         for name, number in {"loss": mean, **numbers}.items():
-            history.setdefault(name, []).append(number)
-        if keep and numbers[keep] < lowest:
-            lowest, kept = numbers[keep], copy.deepcopy(model.state_dict())
-        bar.set_postfix({name: f"{column[-1]:.4g}" for name, column in history.items() if column})
-        if epoch + 1 < epochs:
-            for hook in _all(after_epoch):
-                hook()
-        history["seconds"].append(time.perf_counter() - start)
-    if keep and epochs:
-        model.load_state_dict(kept)
-    return history
+            columns.setdefault(name, []).append(number)
+        best.compare(numbers)
+        bar.set_postfix({name: f"{column[-1]:.4g}" for name, column in columns.items() if column})
+        last = epoch + 1 == stop
+        _record(optimizer, epoch + 1, due=last)
+        if not last:
+            _run(between)
+        columns["seconds"].append(time.perf_counter() - began)
+    best.restore()
+    return columns
 
 
 def evaluate(model: nn.Module, samples: Any, batch_size: int = 512) -> float:
@@ -151,12 +242,23 @@ def evaluate(model: nn.Module, samples: Any, batch_size: int = 512) -> float:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, x: Float[Tensor, "samples ..."], batch_size: int = 512
-) -> Float[Tensor, "samples classes"]:
-    """Outputs for samples, in evaluation mode; the model's mode is restored."""
-    like = next(model.parameters())
+    model: nn.Module, x: Tensors, batch_size: int = 512
+) -> Float[Tensor, "samples *outputs"]:
+    """Outputs for samples, in evaluation mode; the model's mode is restored.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns a tensor whose first dimension counts the samples.
+    x : tensor, or tuple or dictionary of tensors
+        Inputs, passed to the model as `criterion` does and converted as in `Batch`.
+    batch_size : int
+        Samples per call.
+    """
+    like = _like(model)
+    parts = torch.arange(_count(x)).split(batch_size)
     with in_evaluation(model):
-        return torch.cat([model(part.to(like)) for part in x.split(batch_size)])
+        return torch.cat([_outputs(model, _inputs(_take(x, part), like)) for part in parts])
 
 
 @contextmanager
@@ -170,11 +272,18 @@ def in_evaluation(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, function: Criterion
 ) -> Tensor:
-    """Take one training step; return the loss before it."""
+    """Take one training step with a loss function of outputs and targets; return the loss before.
+
+    For loops of one's own; `fit` takes the same step.
+    """
+    return _descend(optimizer, lambda: function(model(x), y))
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Tensor:
     optimizer.zero_grad()
-    error = loss(model(x), y)
+    error = loss()
     error.backward()
     optimizer.step()
     return error.detach()
@@ -192,41 +301,216 @@ def _measured(model: nn.Module, monitor: Any, measure: Measure, keep: str) -> di
     return numbers
 
 
-class _Order(NamedTuple):
-    """How samples become batches."""
+class _Batches:
+    """The samples of one epoch after the other, shuffled anew in each."""
 
-    batch_size: int
-    target: str
-    generator: torch.Generator
+    def __init__(
+        self, samples: Any, batch_size: int, drop_last: bool, generator: torch.Generator
+    ) -> None:
+        self.samples = samples
+        self.count = _count(samples.y)
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.generator = generator
 
-    def batches(self, count: int) -> list[Tensor]:
-        """Shuffle, and leave out a last incomplete batch unless it is the only one."""
-        batches = list(torch.randperm(count, generator=self.generator).split(self.batch_size))
-        if len(batches) > 1 and len(batches[-1]) < self.batch_size:
-            batches.pop()
-        return batches
+    def skip(self, epochs: int) -> None:
+        """Bring the generator to where it stands after so many epochs."""
+        for _ in range(epochs):
+            torch.randperm(self.count, generator=self.generator)
+
+    def epoch(self, like: Tensor) -> Iterator[Batch]:
+        """Shuffle, and yield batches on the device and of the type of a parameter."""
+        order = torch.randperm(self.count, generator=self.generator)
+        parts = list(order.split(self.batch_size))
+        if self.drop_last and len(parts) > 1 and len(parts[-1]) < self.batch_size:
+            parts.pop()
+        for indices in parts:
+            x = _inputs(_take(self.samples.x, indices), like)
+            y = _each(lambda tensor: tensor.to(like.device), _take(self.samples.y, indices))
+            yield Batch(x, y, indices)
+
+
+class _Best:
+    """The parameters of the epoch where a measure was lowest, if one is named."""
+
+    def __init__(self, model: nn.Module, name: str, history: History) -> None:
+        self.model = model
+        self.name = name
+        self.lowest = min(history.get(name, []), default=math.inf)
+        self.state = copy.deepcopy(model.state_dict()) if name and history.get(name) else None
+
+    def compare(self, numbers: Mapping[str, float]) -> None:
+        if self.name and numbers[self.name] < self.lowest:
+            self.lowest = numbers[self.name]
+            self.state = copy.deepcopy(self.model.state_dict())
+
+    def restore(self) -> None:
+        if self.state is not None:
+            self.model.load_state_dict(self.state)
 
 
 def _epoch(
     model: nn.Module,
-    samples: Any,
+    batches: _Batches,
     optimizer: torch.optim.Optimizer,
     loss: Loss,
-    order: _Order,
     after_step: list[Hook],
 ) -> float:
-    like = next(model.parameters())
-    batches = order.batches(len(samples.y))
+    """Train on every batch once; return the mean of the loss."""
+    like = _like(model)
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=like.device)
-    for batch in batches:
-        x = samples.x.index_select(0, batch).to(like)
-        y = x if order.target == "x" else samples.y[batch].to(like.device)
-        total += step(model, optimizer, x, y, loss)
-        for hook in after_step:
-            hook()
-    return float(total) / len(batches)
+    weights = 0.0
+    call: Loss = functools.partial(_checked, loss)
+    for batch in batches.epoch(like):
+        # whole batches weigh 1, so that their mean is exact
+        weight = len(batch.indices) / batches.batch_size
+        total += weight * _descend(optimizer, functools.partial(call, model, batch))
+        weights += weight
+        call = loss
+        _run(after_step)
+    return float(total) / weights
+
+
+def _checked(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    """Call a loss; where it fails before the model does, say how losses are passed."""
+    try:
+        error = loss(model, batch)
+    except (TypeError, AttributeError) as fault:
+        codes = {frame.f_code for frame, _ in traceback.walk_tb(fault.__traceback__)}
+        if nn.Module._call_impl.__code__ in codes:
+            raise
+        raise TypeError(f"fit called loss(model, batch): {fault}. {_spelling(loss)}") from fault
+    if not isinstance(error, Tensor) or error.numel() != 1:
+        found = tuple(error.shape) if isinstance(error, Tensor) else type(error).__name__
+        raise TypeError(f"a loss returns one number, a tensor of shape (), not {found}")
+    return error
+
+
+def _check_loss(loss: Any) -> None:
+    """Refuse what is known to compare outputs with targets."""
+    function = loss
+    while isinstance(function, functools.partial):
+        function = function.func
+    torchs = str(getattr(function, "__module__", "")).startswith("torch.")
+    if isinstance(function, nn.Module) or torchs or function is sigmoid_squared_error:
+        raise TypeError(f"fit calls loss(model, batch). {_spelling(function)}")
+
+
+def _spelling(function: Any) -> str:
+    name = getattr(function, "__name__", f"{type(function).__name__}(...)")
+    return (
+        f"If {name} is a function of outputs and targets, pass loss=sl.criterion({name}); if it "
+        f"compares outputs with inputs, loss=sl.reconstruction({name})"
+    )
+
+
+def _check_samples(train: Any, monitor: Any, batch_size: int) -> None:
+    if _count(monitor.y) == 0:
+        raise ValueError(
+            "there are no samples to measure on after each epoch; hold some out for "
+            "validation, or pass monitor="
+        )
+    count = _count(train.y)
+    if count == 0:
+        raise ValueError("there are no samples to train on")
+    if _lengths((train.x, train.y)) != {count}:
+        raise ValueError(
+            f"inputs and targets differ in their number of samples: "
+            f"{sorted(_lengths((train.x, train.y)))}"
+        )
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least one sample, not {batch_size}")
+
+
+def _position(optimizer: torch.optim.Optimizer, start_epoch: int | None) -> tuple[int, bool]:
+    """How many epochs were trained before, and whether the hooks of the last are due."""
+    if start_epoch is not None and start_epoch < 0:
+        raise ValueError(f"start_epoch counts epochs from 0, not {start_epoch}")
+    group = optimizer.param_groups[0]
+    trained = int(group.get("epochs", 0))
+    start = trained if start_epoch is None else start_epoch
+    due = start == trained and bool(group.get("after_epoch_due", False))
+    return start, due and start > 0
+
+
+def _record(optimizer: torch.optim.Optimizer, epochs: int, *, due: bool) -> None:
+    # beside "initial_lr" of the schedulers: state_dict carries it, whatever the optimizer
+    optimizer.param_groups[0]["epochs"] = epochs
+    optimizer.param_groups[0]["after_epoch_due"] = due
+
+
+def _continued(history: Mapping[str, list[float]] | None, start: int) -> History:
+    if history is None:
+        return {"loss": [], "seconds": []}
+    if {len(column) for column in history.values()} != {start}:
+        lengths = {name: len(column) for name, column in history.items()}
+        raise ValueError(
+            f"the history has entries {lengths}, but {start} epochs were trained before: pass the "
+            f"history of these epochs, or none"
+        )
+    return {name: list(column) for name, column in history.items()}
+
+
+def _run(hooks: list[Hook]) -> None:
+    for hook in hooks:
+        hook()
 
 
 def _all(hooks: Hook | Iterable[Hook]) -> list[Hook]:
     return [hooks] if callable(hooks) else list(hooks)
+
+
+def _like(model: nn.Module) -> Tensor:
+    """A parameter whose device and type inputs take: the first floating-point one."""
+    floating = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return next(floating, torch.empty(()))
+
+
+def _outputs(model: nn.Module, x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return model(**x)
+    if isinstance(x, tuple):
+        return model(*x)
+    return model(x)
+
+
+def _inputs(x: Any, like: Tensor) -> Any:
+    """Move inputs to the device of a parameter, and floating-point ones to its type."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+    return _each(moved, x)
+
+
+def _take(tensors: Any, indices: Tensor) -> Any:
+    return _each(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), tensors)
+
+
+def _each(function: Callable[[Tensor], Tensor], tensors: Any) -> Any:
+    """Apply a function to every tensor of a tuple or dictionary of them."""
+    if isinstance(tensors, Tensor):
+        return function(tensors)
+    if isinstance(tensors, Mapping):
+        return {name: _each(function, part) for name, part in tensors.items()}
+    if isinstance(tensors, tuple | list):
+        return tuple(_each(function, part) for part in tensors)
+    raise TypeError(
+        f"samples are a tensor, or a tuple or dictionary of tensors, not {type(tensors).__name__}"
+    )
+
+
+def _lengths(tensors: Any) -> set[int]:
+    found: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        found.add(len(tensor))
+        return tensor
+
+    _each(note, tensors)
+    return found
+
+
+def _count(tensors: Any) -> int:
+    return max(_lengths(tensors), default=0)

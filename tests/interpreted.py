@@ -59,7 +59,7 @@ def test_every_tile_gives_the_product(shape, monkeypatch):
     monkeypatch.setattr(gpu, "tile", lambda *_: shape)
     csr, values = pattern()
     x, bias = torch.randn(36 if shape in gpu.TILES else 37, 29), torch.randn(17)
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     exact = reference.spmm(values.double(), *indices, *double(x, bias))
     close(gpu.spmm(values, *indices, x, bias), exact)
 
@@ -67,9 +67,9 @@ def test_every_tile_gives_the_product(shape, monkeypatch):
 @pytest.mark.parametrize("batch", BATCHES)
 def test_products_equal_the_definition(batch):
     csr, values = pattern()
-    crow, col, permutation = csr.transposed
+    crow, col, permutation = csr.transposed_indices()
     x, dy = torch.randn(batch, 29), torch.randn(batch, 17)
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     close(gpu.spmm(values, *indices, x), reference.spmm(values.double(), *indices, x.double()))
     exact = reference.spmm(values.double(), crow, col, dy.double(), None, permutation)
     close(gpu.spmm(values, crow, col, dy, None, permutation), exact)
@@ -80,22 +80,22 @@ def test_products_equal_the_definition(batch):
 def test_rows_are_taken_by_length_and_sorted_anew_in_place():
     csr, _ = pattern()
     with torch.inference_mode():
-        order = gpu.by_length(csr.crow_indices)
+        order = gpu.by_length(csr.indices()[0])
     lengths = csr.fan_in()[order.long()]
     assert torch.equal(lengths, lengths.sort(descending=True).values)
-    assert gpu.by_length(csr.crow_indices) is order
+    assert gpu.by_length(csr.indices()[0]) is order
     csr.rewire(torch.arange(csr.nnz))
     sl.ops.dispatch.refresh()
     lengths = csr.fan_in()[order.long()]
     assert torch.equal(lengths, lengths.sort(descending=True).values)
-    assert gpu.by_length(csr.crow_indices) is order
+    assert gpu.by_length(csr.indices()[0]) is order
 
 
 def test_relu_keeps_nan_and_drops_what_is_negative():
     csr, values = pattern()
     x = torch.randn(37, 29)
     x[5] = torch.nan
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     exact = reference.spmm(values, *indices, x).relu()
     close(gpu.spmm(values, *indices, x, relu=True), exact, equal_nan=True)
     assert exact[5].isnan().any()
@@ -106,7 +106,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad):
     csr, values = pattern()
     x, dy = torch.randn(37, 29), torch.randn(37, 17)
     x[36, 3], dy[2, 5] = bad, bad
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     close(gpu.spmm(values, *indices, x), reference.spmm(values, *indices, x), equal_nan=True)
     for ours, exact in zip(gpu.sddmm(*indices, dy, x), reference.sddmm(*indices, dy, x)):
         close(ours, exact, equal_nan=True)
@@ -116,7 +116,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad):
 def test_activations_of_sixteen_bits_are_summed_in_float32(kind):
     csr, values = pattern()
     x, dy, bias = torch.randn(40, 29).to(kind), torch.randn(40, 17).to(kind), torch.randn(17)
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     y = gpu.spmm(values, *indices, x, bias)
     exact = reference.spmm(values.double(), *indices, *double(x, bias))
     assert y.dtype == kind
@@ -128,7 +128,7 @@ def test_activations_of_sixteen_bits_are_summed_in_float32(kind):
 
 def test_nothing_is_left_unwritten_where_there_is_nothing():
     csr = sl.CSR.from_dense(torch.zeros(3, 4))
-    indices, none = (csr.crow_indices, csr.col_indices), torch.zeros(0)
+    indices, none = csr.indices(), torch.zeros(0)
     assert torch.equal(gpu.spmm(none, *indices, torch.ones(2, 4)), torch.zeros(2, 3))
     assert gpu.spmm(none, *indices, torch.ones(0, 4)).shape == (0, 3)
     dvalues, dbias = gpu.sddmm(*indices, torch.ones(2, 3), torch.ones(2, 4))

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib.nn import centred_zeros, replicate_right
-from sparselib.ops import conv
-from sparselib.ops.backends import gpu_conv
+from sparselib.ops import conv, dispatch
+from sparselib.ops.backends import Sizes, gpu, gpu_conv, reference, stretches
 
 # channels, filters, taps, time: shorter than a tile, as long, with a tail; one of everything
 SIGNALS = [(3, 9, 4, 30), (2, 17, 3, 66), (3, 10, 5, 150), (1, 1, 1, 1)]
@@ -65,8 +65,8 @@ def whole(*shape):
 
 
 def test_the_kernels_are_chosen_and_interpreted():
-    assert conv._kernels(torch.zeros(1, 1, 1)) is gpu_conv
-    assert conv._kernels(torch.zeros(1, 1, 1).double()) is None
+    assert dispatch.module(torch.zeros(1, 1, 1)) is gpu
+    assert dispatch.module(torch.zeros(1, 1, 1).double()) is reference
 
 
 @pytest.mark.parametrize(("batch", "dilation"), [(1, 1), (3, 2), (2, 3)])
@@ -109,13 +109,14 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     x, dy = torch.randn(2, 3, 76), torch.randn(2, 9, 70)
     # the last stretch of a signal ends in the next channel, and the last channel's in the next x
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = conv._places(csr.col_indices, conv._Sizes(3, 4, 0, 0, 2), 76)
-    y = gpu_conv.convolve(values, csr.crow_indices, places, x, 70)
+    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2), 76)
+    y = gpu_conv.convolve(values, csr.indices()[0], places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0
     assert torch.equal(~y.isfinite(), read)
-    dvalues, dbias = gpu_conv.correlate(csr.crow_indices, places, dy, x)
-    rows, stretches = csr.rows, x.unfold(2, 70, 1)
-    seen = stretches[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
+    dvalues, dbias = gpu_conv.correlate(csr.indices()[0], places, dy, x)
+    rows = csr.rows
+    windows = x.unfold(2, 70, 1)
+    seen = windows[:, csr.indices()[1] // 4, csr.indices()[1] % 4 * 2]
     exact = (dy[:, rows] * seen).sum((0, 2))
     assert torch.equal(dvalues.isfinite(), exact.isfinite())
     assert dbias.isfinite().all()
@@ -123,7 +124,7 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
 
 def test_nothing_is_left_unwritten_where_there_is_nothing():
     csr = sl.CSR.from_dense(torch.zeros(3, 4))
-    indices, none = (csr.crow_indices, csr.col_indices), torch.zeros(0)
+    indices, none = csr.indices(), torch.zeros(0)
     bias = torch.tensor([1.0, 2.0, 3.0])
     y = gpu_conv.convolve(none, *indices, torch.ones(2, 4, 9), 9, bias)
     assert torch.equal(y, bias[:, None].expand(2, 3, 9))
@@ -132,7 +133,7 @@ def test_nothing_is_left_unwritten_where_there_is_nothing():
     assert gpu_conv.convolve(none, *indices, torch.ones(0, 4, 9), 9).shape == (0, 3, 9)
     csr, _ = pattern(3, 9, 4)
     nobody = torch.ones(0, 9, 6), torch.ones(0, 3, 9)
-    for sums in gpu_conv.correlate(csr.crow_indices, csr.col_indices, *nobody):
+    for sums in gpu_conv.correlate(*csr.indices(), *nobody):
         assert not sums.any()
 
 

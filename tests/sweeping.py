@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import pandas as pd
@@ -25,9 +26,13 @@ WORK = """
 import json, os, signal, time
 from pathlib import Path
 
+from ipykernel.connect import get_connection_info
+
+transport = get_connection_info(unpack=True)["transport"]
 here = Path(os.environ["SWEEP_LOG"])
 with here.open("a") as log:
-    log.write(json.dumps({"x": x, "kernel": os.getpid(), "worker": os.getppid()}) + "\\n")
+    start = {"x": x, "kernel": os.getpid(), "worker": os.getppid(), "transport": transport}
+    log.write(json.dumps(start) + "\\n")
 if mode == "raise":
     raise ValueError(f"{x} is no good")
 if mode == "die":
@@ -35,7 +40,10 @@ if mode == "die":
 if mode == "murder":
     os.kill(os.getppid(), signal.SIGKILL)
 time.sleep(pause)
-Path(results).write_text(json.dumps({"x": x, "square": x * x}))
+told = {"x": x, "square": x * x}
+if mode == "lie":
+    told["x"] = x + 1
+Path(results).write_text(json.dumps(told)[: 5 if mode == "half" else None])
 """
 
 
@@ -59,7 +67,7 @@ class Place:
     def start(self, *options, environment=(), command=(), file=None):
         command = [*command, sys.executable, "-m", "sparselib.sweep", str(file or self.file)]
         return subprocess.Popen(
-            [*command, *map(str, options)],
+            [*command, "--allow-dirty", *map(str, options)],
             cwd=self.folder,
             env=environ(self.log) | dict(environment),
             stdout=subprocess.PIPE,
@@ -113,6 +121,13 @@ def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
 
+class Cluster(NamedTuple):
+    """A scheduler that runs."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
 def cluster(folder, log, workers=2):
     """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
@@ -130,7 +145,7 @@ def cluster(folder, log, workers=2):
     for _ in range(workers):
         launch("worker", "--nthreads", "1", "--local-directory", str(folder), "--memory-limit", "0")
     try:
-        yield json.loads(note.read_text(encoding="utf-8"))["address"]
+        yield Cluster(json.loads(note.read_text(encoding="utf-8"))["address"], processes[0].pid)
     finally:
         for process in reversed(processes):
             process.terminate()

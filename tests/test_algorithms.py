@@ -353,6 +353,88 @@ def test_liset_resumes_from_its_state():
     )
 
 
+SCHEDULERS = {
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+    "cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
+    "steps": lambda o: torch.optim.lr_scheduler.StepLR(o, 1),
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: 0.9**k),
+    "chain": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [
+            torch.optim.lr_scheduler.LinearLR(o, total_iters=2),
+            torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+        ],
+        [2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_built_before_liset_goes_on(name):
+    rates = []
+    for is_first in (True, False):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if is_first:
+            scheduler = SCHEDULERS[name](optimizer)
+            liset = sl.LiSET(model, optimizer)
+        else:
+            liset = sl.LiSET(model, optimizer)
+            scheduler = SCHEDULERS[name](optimizer)
+        for _ in range(3):
+            batch(model, optimizer)
+            liset.step()
+            scheduler.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        assert len(optimizer.param_groups) == 1
+        held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+        assert {id(parameter) for parameter in liset.skips.parameters()} <= held
+    assert rates[0] == rates[1]
+
+
+def test_clipping_what_the_optimizer_holds_clips_the_skips_too():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    liset = sl.LiSET(model, optimizer, skip_dropout=0.0)
+    x, y = torch.randn(16, 12), torch.randint(4, (16,))
+    nn.functional.cross_entropy(model(x), y).backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, 1e-3)
+    skips = torch.cat([p.grad.flatten() for p in liset.skips.parameters()])
+    assert 0 < float(skips.norm()) <= 1e-3
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.Rprop])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_liset_joins_every_kind_of_optimizer(make, is_named):
+    model = network()
+    optimizer = make(model.named_parameters() if is_named else model.parameters(), lr=0.01)
+    liset = sl.LiSET(model, optimizer, skip_dropout=0.0)
+    before = [p.detach().clone() for p in liset.skips.parameters()]
+    batch(model, optimizer)
+    assert not any(map(torch.equal, before, liset.skips.parameters()))
+    liset.step()
+    copied = make(list(model.parameters()) + list(liset.skips.parameters()), lr=0.01)
+    copied.load_state_dict(optimizer.state_dict())
+
+
+def test_the_state_of_another_liset_is_refused_whole():
+    def made(**options):
+        model = network()
+        return sl.LiSET(model, torch.optim.SGD(model.parameters(), 0.1), **options)
+
+    ours = made()
+    for key, options in (
+        ("definition", {"definition": "tables"}),
+        ("gamma", {"gamma": 2.0}),
+        ("skip parameters", {"skips": ["layers.1"]}),
+        ("fraction", {"fraction": 0.2}),
+    ):
+        with pytest.raises(ValueError, match=key):
+            ours.load_state_dict(made(**options).state_dict())
+    assert ours.evolution.steps == 0
+
+
 # --- SET's published programs
 
 

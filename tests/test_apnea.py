@@ -1,18 +1,36 @@
 """Apnea-ECG: every labelled minute is there, and no night is in two parts unless asked for."""
 
 import functools
+import hashlib
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from corrupting import corruptions, read_or_refused
 
 from sparselib import datasets
 from sparselib.datasets import apnea, apnea_records, files, synthetic_ecg
 
 pytestmark = pytest.mark.usefixtures("cache")
 WHOLE = {"folds": 0, "valid": 0.0}
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """Compute each synthetic night and its intervals once, for tests that ask for them often."""
+    monkeypatch.setattr(synthetic_ecg, "draw_night", functools.cache(synthetic_ecg.draw_night))
+    known = {}
+
+    def intervals(night, neighbours):
+        key = (night.record, neighbours, night.beats.tobytes())
+        if key not in known:
+            known[key] = apnea_records_intervals(night, neighbours)
+        return known[key]
+
+    apnea_records_intervals = apnea_records.intervals
+    monkeypatch.setattr(apnea_records, "intervals", intervals)
 
 
 @pytest.fixture
@@ -27,9 +45,229 @@ def parts(data):
 
 
 def written(folder, records=("a01", "a02", "c01")):
-    """Write a small database of made-up nights; return its folder's parent."""
-    apnea.write_made_up(folder / "made-up", records)
+    """Write a small database of synthetic nights; return its folder's parent."""
+    apnea.write_synthetic(folder / "made-up", records)
     return {"folder": folder, "database": "made-up", "records": list(records)}
+
+
+def with_test_nights(folder, learning=("a01", "a02", "a03", "b01", "c01"), tests=5):
+    """Write learning nights once more under the names of test nights, their labels as answers.
+
+    The labels are those of the learning nights, in the format of the official `event-2-answers`.
+    """
+    database = folder / "made-up"
+    apnea.write_synthetic(database, learning)
+    lines, labels = [], {}
+    for number, name in enumerate(learning[:tests], 1):
+        night = synthetic_ecg.draw_night(name, 34 - number, minutes=75 + number)
+        night = night._replace(record=f"x{number:02}")
+        synthetic_ecg.write(database, night, seed=number)
+        (database / f"{night.record}.apn").unlink()
+        labels[night.record] = night.labels
+        letters = "".join("NA"[label] for label in night.labels)
+        hours = [letters[start : start + 60] for start in range(0, len(letters), 60)]
+        lines += [night.record, *(f" {hour} {row}" for hour, row in enumerate(hours)), ""]
+    checksummed(database)
+    (database / "event-2-answers").write_text("\n".join(lines) + "\n", encoding="ascii")
+    return {"folder": folder, "database": "made-up"}, labels
+
+
+# --- the database's own split
+
+
+def test_the_official_split_trains_on_abc_and_tests_on_x(tmp_path):
+    where, labels = with_test_nights(tmp_path)
+    records = ["a01", "a02", "a03", "b01", "c01", *labels]
+    data = datasets.apnea_ecg("rr", **where, records=records, by="official", valid=0.2)
+    names = [{data.groups[g] for g in part.groups.tolist()} for part in parts(data)]
+    assert names[2] == set(labels)
+    assert names[0] | names[1] == {"a01", "a02", "a03", "b01", "c01"}
+    assert (len(names[0]), len(names[1])) == (4, 1)
+    assert torch.equal(data.test.y, torch.from_numpy(np.concatenate(list(labels.values()))))
+    assert "the database's own split, 5 to train and 5 to test" in data.note
+    again = datasets.apnea_ecg("rr", **where, records=records, by="official", folds=0)
+    assert again.checksum == data.checksum
+    ecg = datasets.apnea_ecg("ecg", **where, records=records, by="official")
+    assert torch.equal(ecg.test.y, data.test.y)
+    fewer = datasets.apnea_ecg("rr", **where, records=records, by="official", remove=20)
+    assert torch.equal(fewer.test.x, data.test.x)
+    assert len(fewer.train) < len(data.train)
+
+
+def test_test_nights_alone_are_tested_and_nothing_trains(tmp_path):
+    where, labels = with_test_nights(tmp_path)
+    data = datasets.apnea_ecg("rr", **where, records=["x02", "x04"], by="official")
+    assert (len(data.train), len(data.valid)) == (0, 0)
+    assert data.train.x.shape == (0, 720)
+    assert len(data.test) == len(labels["x02"]) + len(labels["x04"])
+    alone = datasets.apnea_ecg("rr", **where, records=["x02", "x04"], **WHOLE)
+    assert torch.equal(alone.train.x, data.test.x)
+
+
+def test_without_any_test_night_there_is_no_official_split(tmp_path, monkeypatch):
+    where, labels = with_test_nights(tmp_path, tests=2)
+    monkeypatch.setitem(files.SOURCES, "made-up", ())
+    answers = tmp_path / "made-up" / "event-2-answers"
+    answers.rename(tmp_path / "made-up" / "event-2-answers.txt")
+    records = ["a01", "c01", *labels]
+    split = datasets.apnea_ecg("rr", **where, records=records, by="official")
+    assert len(split.test) == sum(map(len, labels.values()))
+    with pytest.warns(UserWarning, match=r"left out: x03.*holds no labels of x03, but of x01, x02"):
+        datasets.apnea_ecg("rr", **where, records=[*records, "x03"], by="official")
+    (tmp_path / "made-up" / "event-2-answers.txt").unlink()
+    with pytest.raises(datasets.DataUnavailable, match="made-up/event-2-answers lies in none"):
+        datasets.apnea_ecg("rr", **where, records=records, by="official")
+
+
+@pytest.mark.realdata
+def test_real_test_nights_are_tested_on_the_answers_that_lie_beside_them(tmp_path):
+    """The answers themselves are not at hand: random labels, as many as the night has minutes."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(1, 36):
+        beats = files.locate("apnea-ecg", f"x{number:02}.qrs")
+        minutes = int(apnea_records._marks(beats).sample[-1]) // 6000
+        letters = "".join(rng.choice(["N", "A"], minutes))
+        hours = [letters[start : start + 60] for start in range(0, minutes, 60)]
+        lines += [f"x{number:02}", *(f" {hour} {row}" for hour, row in enumerate(hours)), ""]
+    (tmp_path / "apnea-ecg").mkdir()
+    path = tmp_path / "apnea-ecg" / "event-2-answers"
+    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    data = datasets.apnea_ecg("rr", tmp_path, by="official")
+    assert data.groups == (*apnea_records.LEARNING, *apnea_records.TESTING)
+    groups = [set(part.groups.tolist()) for part in parts(data)]
+    assert groups[2] == set(range(35, 70))
+    assert groups[0] | groups[1] == set(range(35))
+    assert len(data.train) + len(data.valid) == 17_045
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x01\n 0 NNA", "its last line has no end"),
+        ("", "its last line has no end"),
+        ("x01\n 0 NNX\n", "line 2 is neither"),
+        ("a01\n 0 NNA\n", "line 1 is neither"),
+        ("x36\n 0 NNA\n", "line 1 is neither"),
+        (" 0 NNA\n", "line 1 is neither"),
+        ("x01\n 0 NNA\nx01\n", "line 3 is neither"),
+        ("x01\n 0 NNA\n 1 NNA\n", "line 3 is neither"),
+        (f"x01\n 0 {'N' * 60}\n 2 NNA\n", "line 3 is neither"),
+        (f"x01\n 1 {'N' * 60}\n", "line 2 is neither"),
+        (f"x01\n 0 {'N' * 61}\n", "line 2 is neither"),
+    ],
+)
+def test_answers_that_are_damaged_are_refused_by_line(tmp_path, text, sentence):
+    path = tmp_path / "event-2-answers"
+    path.write_text(text, encoding="ascii")
+    with pytest.raises(ValueError, match=f"{path} is refused: {sentence}"):
+        apnea_records.answers(path)
+
+
+def test_more_answers_than_minutes_are_refused(tmp_path):
+    where, _ = with_test_nights(tmp_path, tests=1)
+    letters = "N" * 60
+    path = tmp_path / "made-up" / "event-2-answers"
+    path.write_text(f"X01\r\n 0 {letters}\r\n 1 {letters}\r\n", encoding="ascii")
+    with pytest.raises(ValueError, match=r"x01 is refused: it has labels of 120 minutes, but x01"):
+        datasets.apnea_ecg("rr", **where, records=["x01"], by="official")
+
+
+# --- damage
+
+
+def test_200_damaged_answers_are_refused_by_name_or_hold_whole_hours(tmp_path):
+    path = tmp_path / "event-2-answers"
+    hours = "".join(f"x{n:02}\n 0 {'NNA' * 20}\n 1 {'A' * 60}\n 2 {'AN' * 9}\n\n" for n in (1, 2))
+    path.write_bytes(hours.encode())
+    refused = 0
+    for damaged in corruptions(hours.encode()):
+        path.write_bytes(damaged)
+        found = read_or_refused(lambda: apnea_records.answers(path), path)
+        refused += found is None
+        assert found is None or set(found) <= set(apnea_records.TESTING)
+    assert refused > 100
+
+
+def test_200_damaged_lists_of_checksums_are_refused_by_name_or_equal_for_apnea_ecg(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "apnea-ecg").mkdir()
+    path = tmp_path / "apnea-ecg" / "SHA256SUMS.txt"
+    whole = "".join(f"{number:064x} a{number:02}.qrs\n" for number in range(1, 21))
+    content = "".join(sorted(whole.splitlines(keepends=True), key=lambda line: line.split()[1]))
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    monkeypatch.setattr(apnea_records, "OFFICIAL_LIST", digest)
+    path.write_text(whole, encoding="ascii")
+    good = apnea_records.checksums("apnea-ecg", tmp_path)
+    refused = 0
+    for damaged in corruptions(whole.encode()):
+        path.write_bytes(damaged)
+        found = read_or_refused(lambda: apnea_records.checksums("apnea-ecg", tmp_path), path)
+        refused += found is None
+        assert found is None or found == good
+    assert refused > 100
+
+
+@pytest.mark.realdata
+def test_the_official_list_is_read_in_every_spelling_and_no_other_list(tmp_path):
+    official = files.locate("apnea-ecg", "SHA256SUMS.txt").read_text(encoding="ascii")
+    expected = apnea_records.checksums("apnea-ecg", None)
+    (tmp_path / "apnea-ecg").mkdir()
+    path = tmp_path / "apnea-ecg" / "SHA256SUMS.txt"
+    starred = official.replace(" ", " *")
+    for text in (official.replace("\n", "\r\n"), starred, official.replace(" ", "  ./") + "\n\n"):
+        path.write_bytes(text.encode())
+        assert apnea_records.checksums("apnea-ecg", tmp_path) == expected
+    path.write_text(official.replace("a01.qrs", "a99.qrs"), encoding="ascii")
+    with pytest.raises(ValueError, match="it is not the list of checksums of apnea-ecg"):
+        apnea_records.checksums("apnea-ecg", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qrs", "apn"])
+def test_200_damaged_annotation_files_are_refused_by_name_or_equal(tmp_path, kind):
+    """Also without their checksums, which would refuse them all, whatever is decoded is refused."""
+    night = synthetic_ecg.draw_night("a01", 0, minutes=12)
+    synthetic_ecg.write(tmp_path, night)
+    path = tmp_path / f"a01.{kind}"
+    decode = apnea_records._labels if kind == "apn" else apnea_records._marks
+    whole = path.read_bytes()
+    refused = 0
+    for damaged in corruptions(whole):
+        path.write_bytes(damaged)
+        refused += read_or_refused(lambda: decode(path), path) is None
+    assert refused > (50 if kind == "apn" else 3)
+
+
+@pytest.mark.parametrize("kind", ["dat", "hea", "qrs", "apn"])
+def test_a_damaged_file_of_a_night_is_refused_by_its_checksum(tmp_path, kind):
+    where = written(tmp_path, ["a01"])
+    path = tmp_path / "made-up" / f"a01.{kind}"
+    whole = path.read_bytes()
+    for damaged in corruptions(whole, 12):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path} is refused: its SHA-256 is"):
+            datasets.apnea_ecg("ecg", **where, **WHOLE)
+
+
+def test_computed_arrays_that_are_damaged_or_empty_are_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "sparselib" / "apnea-ecg"
+    good = np.arange(600, dtype=np.int16).reshape(2, 300)
+    made = []
+
+    def make():
+        made.append(1)
+        return good
+
+    assert np.array_equal(apnea_records.cached("x.npy", make), good)
+    whole = (folder / "x.npy").read_bytes()
+    for number, damaged in enumerate(corruptions(whole), 2):
+        (folder / "x.npy").write_bytes(damaged)
+        assert np.array_equal(apnea_records.cached("x.npy", make), good)
+        assert len(made) == number
+    apnea_records.cached("x.npy", make)
+    assert len(made) == 201
 
 
 @pytest.mark.realdata
@@ -110,8 +348,6 @@ def test_a_drawn_heartbeat_looks_like_a_recorded_one():
 
 
 def checksummed(folder):
-    import hashlib
-
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}" for p in folder.iterdir()]
     (folder / "SHA256SUMS.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -211,6 +447,7 @@ def test_nights_are_fetched_once_and_what_is_there_is_kept(tmp_path, monkeypatch
         server.shutdown()
 
 
+@pytest.mark.usefixtures("remembered")
 @pytest.mark.parametrize("folds", [5, 35])
 def test_every_night_is_tested_in_one_fold(folds, monkeypatch):
     drawn = functools.cache(synthetic_ecg.draw_night)
@@ -224,6 +461,7 @@ def test_every_night_is_tested_in_one_fold(folds, monkeypatch):
     assert sorted(tested) == sorted(apnea_records.LEARNING)
 
 
+@pytest.mark.usefixtures("remembered")
 def test_folds_hold_as_large_a_share_of_each_kind_of_patient():
     for fold in range(5):
         data = datasets.apnea_ecg(seed=3, fold=fold)
@@ -231,6 +469,7 @@ def test_folds_hold_as_large_a_share_of_each_kind_of_patient():
         assert kinds == "aaaabcc"
 
 
+@pytest.mark.usefixtures("remembered")
 def test_minutes_are_tested_in_one_fold_each():
     tested = [datasets.apnea_ecg(by="minute", fold=fold, seed=2).test for fold in range(5)]
     assert sum(map(len, tested)) == 1400
@@ -304,7 +543,7 @@ def test_made_up_nights_are_many_patients_and_the_same_for_a_seed():
     assert first.checksum == again.checksum != other.checksum
     assert [len(set(part.groups.tolist())) for part in parts(first)] == [21, 7, 7]
     assert 0.2 < first.train.y.double().mean() < 0.6
-    assert "made-up" in first.note
+    assert "synthetic nights" in first.note
 
 
 def test_a_drawn_part_trains_alone():
@@ -322,11 +561,13 @@ def test_a_drawn_part_trains_alone():
     ("options", "sentence"),
     [
         ({"source": "eeg"}, "source must be one of ecg, rhythm, rr, synthetic, not 'eeg'"),
+        ({"by": "official"}, "synthetic nights have no official split"),
+        ({"by": "official", "source": "rr", "fold": 1}, "fold must be 0, not 1"),
         ({"by": "patient"}, "by must be 'record' or 'minute'"),
         ({"normalise": "all"}, "normalise must be 'none', 'minute' or 'night', not 'all'"),
         ({"folds": 2, "valid": 0.5}, "leave nothing to train on"),
         ({"fold": 5}, "fold counts from 0 below folds"),
-        ({"folds": 36}, "35 nights cannot be dealt into 36 folds"),
+        ({"folds": 36}, "35 nights cannot be split into 36 folds"),
         ({"records": ["a01", "x01"]}, r"not \['x01'\]"),
         ({"remove": 99_999}, "minutes without apnea cannot be left out"),
     ],

@@ -49,7 +49,8 @@ def faults_of_cell(cell: dict, position: int) -> list[str]:
         found.append(f"execution_count is {cell.execution_count}, not {position}")
     if any(output.output_type == "error" for output in cell.outputs):
         found.append("holds an error output")
-    if len(lines) > 25:
+    limit = 120 if "hide-input" in cell.metadata.get("tags", []) else 25
+    if len(lines) > limit:
         found.append(f"{len(lines)} lines of code: does that belong in sparselib?")
     if re.search(r"^\s*class\s|\.backward\(|optimizer\.step\(", cell.source, re.M):
         found.append("a class or a training loop on a page")

@@ -69,6 +69,37 @@ def test_attention_is_counted_as_torch_counts_it():
     assert sl.cost.flops(model, shape) == dense - 4 * 21 * (2048 - 410)
 
 
+def test_a_model_of_tokens_is_counted_by_shape_or_example():
+    """An embedding looks up and multiplies nothing; the layer behind it has 80 connections."""
+    model = nn.Sequential(
+        nn.Embedding(20, 8), nn.Flatten(), sl.CSRLinear(40, 4, sparsity=0.5), nn.Linear(4, 3)
+    )
+    assert sl.cost.flops(model, (6, 5)) == 6 * (80 + 12)
+    assert sl.cost.flops(model, torch.zeros(6, 5, dtype=torch.int64)) == 6 * (80 + 12)
+    assert sl.cost.flops(model.double(), (6, 5), count="dense") == 6 * (160 + 12)
+    assert sl.cost.flops_of_layers(model, (1, 5)) == {"2": 80, "3": 12}
+
+
+class Pair(nn.Module):
+    """Reads tokens and numbers, by position or by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.numeric = nn.Linear(3, 8)
+        self.embed = nn.Embedding(20, 8)
+        self.sparse = sl.CSRLinear(8, 4, sparsity=0.5)
+
+    def forward(self, tokens, numbers):
+        return self.sparse(self.embed(tokens).mean(1) + self.numeric(numbers))
+
+
+def test_a_model_of_several_inputs_is_counted_with_an_example():
+    model, tokens, numbers = Pair(), torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 3)
+    expected = {"numeric": 2 * 24, "sparse": 2 * 16}
+    assert sl.cost.flops_of_layers(model, (tokens, numbers)) == expected
+    assert sl.cost.flops_of_layers(model, {"numbers": numbers, "tokens": tokens}) == expected
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_what_cannot_be_counted_is_said(kind):
     with pytest.raises(ValueError, match="cannot be counted"):

@@ -376,14 +376,16 @@ def test_state_dict_resumes_exactly():
 def test_a_watched_model_can_be_copied_and_pickled_and_is_released():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    evolution = sl.SET(model, optimizer)
+    evolution = sl.RigL(model, optimizer)
     train_step(model, optimizer, 0)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batch(1)[0]), model(batch(1)[0]))
-    assert len(model.layers[0]._forward_hooks) == 1
+        assert list(twin.layers[0].watches) == []
+        assert not twin.layers[0]._forward_hooks
+    assert len(list(model.layers[0].watches)) == 1
     del evolution
     gc.collect()
-    assert len(model.layers[0]._forward_hooks) == 0
+    assert list(model.layers[0].watches) == []
 
 
 def test_every_layer_and_step_draws_from_a_generator_of_its_own():
@@ -395,3 +397,221 @@ def test_every_layer_and_step_draws_from_a_generator_of_its_own():
 def test_the_papers_own_fractions_are_the_defaults(rule, fraction):
     model = network()
     assert rule(model, OPTIMIZERS["sgd"](model.parameters())).fraction == fraction
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("fraction", {"fraction": 0.1}),
+        ("seed", {"seed": 3}),
+        ("rules", {"drop": drop.set_fractions}),
+    ],
+)
+def test_the_state_of_another_evolution_is_refused_whole(key, other):
+    def build(**options):
+        model = network()
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        rules = {"drop": drop.magnitude, "grow": grow.random}
+        return sl.Evolution(model, optimizer, **(rules | options))
+
+    theirs, ours = build(**other), build()
+    theirs.step()
+    with pytest.raises(ValueError, match=f"belongs to an evolution with {key} .*, this one has"):
+        ours.load_state_dict(theirs.state_dict())
+    assert ours.steps == 0
+    same = build()
+    same.fraction = 0.05  # a schedule of the user's
+    same.step()
+    ours.load_state_dict(same.state_dict())
+    assert (ours.steps, ours.fraction) == (1, 0.05)
+
+
+def test_a_state_without_rules_is_loaded_with_a_warning_and_a_damaged_one_refused():
+    model = network()
+    evolution = sl.SET(model, OPTIMIZERS["sgd"](model.parameters()))
+    with pytest.warns(UserWarning, match="does not say of which rules"):
+        evolution.load_state_dict({"steps": 4, "state": {"layers.0": {"threshold": 0.5}}})
+    assert evolution.steps == 4
+    assert evolution.state["layers.0"] == {"threshold": 0.5}
+    whole = evolution.state_dict()
+    for damage in ({"steps": -1}, {"steps": "many"}, {"state": 3}, {"fraction_now": 7}):
+        with pytest.raises(ValueError, match=r"steps|dictionary|fraction"):
+            evolution.load_state_dict(whole | damage)
+    assert evolution.steps == 4
+
+
+def test_what_is_trained_is_read_when_the_topology_changes():
+    model = network()
+    optimizer = torch.optim.SGD([{"params": model.layers[0].parameters(), "lr": 0.1}])
+    model.layers[1].requires_grad_(False)
+    model.layers[2].requires_grad_(False)
+    evolution = sl.SET(model, optimizer)
+    assert list(evolution.step()) == ["layers.0"]
+    model.layers[0].requires_grad_(False)
+    assert list(evolution.step()) == []
+    model.layers[1].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"does not hold the values of layer 'layers.1'"):
+        evolution.step()
+    optimizer.add_param_group({"params": model.layers[1].parameters()})
+    assert list(evolution.step()) == ["layers.1"]
+
+
+def test_the_learning_rate_is_that_of_the_step():
+    seen = []
+
+    def rule(layer, count, context):
+        seen.append(context.lr)
+        return grow.random(layer, count, context)
+
+    model = network(sizes=(20, 5))
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.Evolution(model, optimizer, drop.magnitude, rule)
+    train_step(model, optimizer, 0)
+    evolution.step()
+    optimizer.param_groups[0]["lr"] = 0.01
+    train_step(model, optimizer, 1)
+    evolution.step()
+    assert seen == [0.1, 0.01]
+
+
+@pytest.mark.parametrize("shares_pattern", [True, False])
+def test_layers_that_share_their_values_evolve_once(shares_pattern):
+    torch.manual_seed(0)
+    first = sl.CSRLinear(8, 8, sparsity=0.6, dtype=torch.float64)
+    second = copy.deepcopy(first)
+    if shares_pattern:
+        second.csr = first.csr
+    second.values = first.values
+    model = nn.Sequential(first, nn.Tanh(), second)
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    evolution = sl.RigL(model, optimizer)
+    for _ in range(3):
+        x = torch.randn(16, 8, dtype=torch.float64)
+        optimizer.zero_grad()
+        weight = first.to_dense().weight.detach().requires_grad_()
+        hidden = torch.tanh(x @ weight.t() + first.bias.detach())
+        (hidden @ weight.t() + second.bias.detach()).square().sum().backward()
+        model(x).square().sum().backward()
+        optimizer.step()
+        values, old = first.values.detach().clone(), first.positions.clone()
+        assert list(evolution.step()) == ["0"]
+        leaving = drop.magnitude(values, 0.3)
+        kept = torch.ones(old.numel(), dtype=torch.bool).index_fill(0, leaving, False)
+        score = weight.grad.flatten().abs().index_fill(0, old[kept], -1)
+        chosen = score.topk(len(leaving)).indices
+        assert torch.equal(first.positions, torch.cat([old[kept], chosen]).sort().values)
+        assert torch.equal(first.positions, second.positions)
+    other = sl.CSRLinear(8, 8, sparsity=0.6, dtype=torch.float64)
+    other.values = first.values
+    model.append(other)
+    with pytest.raises(ValueError, match="'0' and '3' share their values but not their conn"):
+        sl.RigL(model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (lambda v, f, s: v[:3], "returned a 1-D tensor of torch.float64"),
+        (lambda v, f, s: torch.tensor([0, 0]), "returned a connection twice"),
+        (lambda v, f, s: torch.tensor([-1]), "returned indices from -1 to -1"),
+        (lambda v, f, s: v.abs() < 9, "returned a 1-D tensor of torch.bool"),
+    ],
+)
+def test_a_wrong_drop_rule_of_the_user_is_caught(rule, sentence):
+    model = network()
+    evolution = sl.Evolution(model, OPTIMIZERS["sgd"](model.parameters()), rule, grow.random)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"layer 'layers.2': the drop rule {sentence}"):
+        evolution.step()
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda p, v: (p.double(), v), "positions of torch.float64"),
+        (lambda p, v: (p - 10_000, v), "positions from -"),
+        (lambda p, v: (p, v.long()), "values of torch.int64"),
+    ],
+)
+def test_nonsense_from_a_grow_rule_is_refused_before_anything_changes(change, sentence):
+    model = network()
+    rule = lambda layer, n, c: change(*grow.random(layer, n, c))  # noqa: E731
+    evolution = sl.Evolution(
+        model, OPTIMIZERS["sgd"](model.parameters()), drop.magnitude, grow.without_gradient(rule)
+    )
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"layer 'layers.2': the grow rule returned {sentence}"):
+        evolution.step()
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_lbfgs_is_refused_in_every_order_of_parameters(is_first):
+    model = network()
+    parameters = list(model.parameters())
+    order = parameters if is_first else parameters[::-1]
+    with pytest.raises(ValueError, match="LBFGS remembers directions over all parameters"):
+        sl.SET(model, torch.optim.LBFGS(order))
+
+
+def test_a_new_connection_begins_where_its_optimizer_begins():
+    for make, key, start in (
+        (lambda p: torch.optim.Rprop(p, lr=0.02), "step_size", 0.02),
+        (lambda p: torch.optim.Adagrad(p, initial_accumulator_value=0.5), "sum", 0.5),
+    ):
+        model = network(sizes=(20, 5))
+        optimizer = make(model.parameters())
+        evolution = sl.SET(model, optimizer, regrow=False)
+        for step in range(3):
+            train_step(model, optimizer, step)
+        layer = model.layers[0]
+        old = layer.positions.clone()
+        evolution.step()
+        is_new = ~torch.isin(layer.positions, old)
+        assert is_new.any()
+        assert (optimizer.state[layer.values][key][is_new] == start).all()
+
+
+def test_rules_or_a_strategy_but_not_both():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    strategy = sl.evolution.strategies.DropThenGrow(drop.magnitude, grow.random)
+    for wrong in (
+        {},
+        {"drop": drop.magnitude},
+        {"drop": drop.magnitude, "grow": grow.random, "strategy": strategy},
+        {"strategy": strategy, "device_resident": True},
+    ):
+        with pytest.raises(ValueError, match="needs drop= and grow=, both of them, or strategy="):
+            sl.Evolution(model, optimizer, **wrong)
+    assert set(sl.Evolution(model, optimizer, strategy=strategy).step()) == {
+        "layers.0",
+        "layers.1",
+        "layers.2",
+    }
+
+
+def test_values_of_which_a_process_holds_a_part_and_copies_are_refused():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(ValueError, match=r"nn.DataParallel computes with copies"):
+        sl.SET(nn.DataParallel(model), optimizer)
+    evolution = sl.SET(model, optimizer)
+    model.layers[0].values = nn.Parameter(model.layers[0].values.detach()[:7])
+    with pytest.raises(ValueError, match=r"layer 'layers.0' has 96 connections, but .* 7 numbers"):
+        evolution.step()
+
+
+def test_a_hook_of_the_users_own_is_no_watch():
+    class Recorder:
+        keep = None
+
+        def __call__(self, layer, args, output):
+            self.keep = output.detach()
+
+    model = network(dtype=torch.float32)
+    recorder = Recorder()
+    model.layers[0].register_forward_hook(recorder)
+    model(torch.randn(4, 20)).sum().backward()
+    assert recorder.keep.shape == (4, 16)

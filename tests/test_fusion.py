@@ -35,7 +35,7 @@ def fused(monkeypatch):
     """List the calls of the ways to carry out layers at once."""
     calls = []
     network, apply = cpu.network, _Sequence.apply
-    monkeypatch.setattr(sl.ops, "network", lambda *a: calls.append("network") or network(*a))
+    monkeypatch.setattr(cpu, "network", lambda *a: calls.append("network") or network(*a))
     monkeypatch.setattr(_Sequence, "apply", lambda *a: calls.append("training") or apply(*a))
     return calls
 
@@ -133,7 +133,8 @@ def test_an_evolution_is_given_what_it_would_have_seen(fused):
         if one_sees:
             twin.layers[1].register_forward_hook(lambda *_: None)
         torch.nn.functional.cross_entropy(twin(x), y).backward()
-        batches = [tensor for watch in evolution._watches.values() for tensor in watch.batch]
+        watches = [watch for layer in twin.layers for watch in layer.watches]
+        batches = [tensor for watch in watches for batch in watch.batches for tensor in batch]
         evolution.step()
         found.append((batches, [layer.positions for layer in twin.layers]))
     assert fused == ["training"]
@@ -145,12 +146,14 @@ def test_an_evolution_is_given_what_it_would_have_seen(fused):
 
 def test_an_evolution_sees_nothing_of_evaluation(fused):
     model = network(20, 30, 10)
-    evolution = sl.SET(model, torch.optim.SGD(model.parameters(), 0.1))
-    model(torch.randn(300, 20)).sum().backward()
+    evolution = sl.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
+    x = torch.randn(300, 20, requires_grad=True)
+    torch.autograd.grad(model(x).sum(), x)  # as a saliency map does: no weight gets a gradient
     with torch.no_grad():
-        model(torch.randn(300, 20))
+        model(x)
     assert fused == ["training", "network"]
-    assert all(watch.batch is None for watch in evolution._watches.values())
+    assert [watch.batches for layer in model.layers for watch in layer.watches] == [[], []]
+    assert len(evolution.layers) == 2
 
 
 def test_a_topology_that_changed_before_the_backward_pass_is_refused():

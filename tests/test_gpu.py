@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import cuda_graphs as graphs
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import resident
 from sparselib.ops import dispatch
 from sparselib.ops.backends import reference
 
@@ -64,7 +64,7 @@ def network(*sizes, sparsity=0.8, seed=0):
 def test_products_equal_the_definition_in_float64(batch, kind, shape, poisoned):
     csr, values = pattern(*shape)
     x, dy = (torch.randn(batch, n, device="cuda").to(kind) for n in reversed(shape))
-    bias, indices = torch.randn(shape[0], device="cuda"), (csr.crow_indices, csr.col_indices)
+    bias, indices = torch.randn(shape[0], device="cuda"), csr.indices()
     module, tolerance = dispatch.module(x), HALVES.get(kind, 1e-4)
     assert module.__name__ == "sparselib.ops.backends.gpu"
     doubles = [tensor.double() for tensor in (values, x, dy, bias)]
@@ -72,7 +72,7 @@ def test_products_equal_the_definition_in_float64(batch, kind, shape, poisoned):
     exact = reference.spmm(doubles[0], *indices, doubles[1], doubles[3])
     assert y.dtype == kind
     close(y, exact, tolerance * exact.abs().max().item())
-    crow, col, permutation = csr.transposed
+    crow, col, permutation = csr.transposed_indices()
     dx = module.spmm(values, crow, col, dy, None, permutation)
     exact = reference.spmm(doubles[0], crow, col, doubles[2], None, permutation)
     close(dx, exact, tolerance * exact.abs().max().item())
@@ -104,7 +104,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad):
     csr, values = pattern(40, 50)
     x, dy = torch.randn(100, 50, device="cuda"), torch.randn(100, 40, device="cuda")
     x[99, 3], dy[2, 5] = bad, bad
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     module = dispatch.module(x)
     close(module.spmm(values, *indices, x), reference.spmm(values, *indices, x), equal_nan=True)
     exact = (dy.t() @ x).flatten()[csr.positions]
@@ -132,10 +132,10 @@ def test_offsets_beyond_two_to_the_thirty_first():
     csr, values = csr.cuda(), torch.tensor([1.0, 2.0, 3.0], device="cuda")
     x = torch.zeros(features, batch, device="cuda", dtype=torch.bfloat16)
     x[0], x[-1] = 1, 4
-    y = dispatch.module(x).spmm(values, csr.crow_indices, csr.col_indices, x.t())
+    y = dispatch.module(x).spmm(values, *csr.indices(), x.t())
     assert torch.equal(y[[0, -1]].float().cpu(), torch.tensor([[9.0, 12.0]] * 2))
     dy = torch.ones(batch, 2, device="cuda", dtype=torch.bfloat16)
-    dvalues, _ = dispatch.module(x).sddmm(csr.crow_indices, csr.col_indices, dy, x.t())
+    dvalues, _ = dispatch.module(x).sddmm(*csr.indices(), dy, x.t())
     assert dvalues.tolist() == [batch, 4 * batch, 4 * batch]
 
 

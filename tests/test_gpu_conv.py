@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import cuda_graphs as graphs
-from sparselib.ops import conv
+from sparselib.ops import conv, dispatch
+from sparselib.ops.backends import Sizes, stretches
 
 pytestmark = pytest.mark.gpu
 
@@ -51,7 +52,7 @@ def test_outputs_and_gradients_equal_the_dense_ones_in_float64(
     csr, values = pattern(channels, filters, taps)
     bias = torch.randn(filters, device="cuda")
     x = torch.randn(batch, channels, time, device="cuda").to(kind)
-    assert conv._kernels(x).__name__ == "sparselib.ops.backends.gpu_conv"
+    assert dispatch.module(x).__name__ == "sparselib.ops.backends.gpu"
     last = (taps - 1) * dilation
     how = (last // 2, last - last // 2), dilation
     dy = torch.randn(batch, filters, time, device="cuda").to(kind)
@@ -66,16 +67,17 @@ def test_outputs_and_gradients_equal_the_dense_ones_in_float64(
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
+    from sparselib.ops.backends import gpu_conv
+
     csr, values = pattern(3, 9, 4)
     x, dy = torch.randn(2, 3, 76, device="cuda"), torch.randn(2, 9, 70, device="cuda")
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = conv._places(csr.col_indices, conv._Sizes(3, 4, 0, 0, 2), 76)
-    module = conv._kernels(x)
-    y = module.convolve(values, csr.crow_indices, places, x, 70)
+    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2), 76)
+    y = gpu_conv.convolve(values, csr.indices()[0], places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0.5
     assert torch.equal(~y.isfinite(), read)
-    dvalues, dbias = module.correlate(csr.crow_indices, places, dy, x)
-    seen = x.unfold(2, 70, 1)[:, csr.col_indices // 4, csr.col_indices % 4 * 2]
+    dvalues, dbias = gpu_conv.correlate(csr.indices()[0], places, dy, x)
+    seen = x.unfold(2, 70, 1)[:, csr.indices()[1] // 4, csr.indices()[1] % 4 * 2]
     exact = (dy[:, csr.rows] * seen).sum((0, 2))
     assert torch.equal(dvalues.isfinite(), exact.isfinite())
     assert dbias.isfinite().all()

@@ -14,11 +14,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparselib"
 FLOORS = {
-    0: ["csr", "ranking", "init", "metrics", "timing", "atomic", "plot", "_version"],
-    1: ["topology", "checkpoint"],
+    0: ["guarded", "ranking", "init", "metrics", "timing", "atomic", "plot", "tables", "_version"],
+    1: ["csr", "topology", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
-    4: ["models", "cost", "evolution"],
+    4: ["models", "cost", "evolution", "optimization"],
     5: ["saliency", "pruning"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -256,6 +256,35 @@ def dead_pointers(pairs: list[tuple[str, str]]) -> list[str]:
         )
         if case not in cases:
             dead.append(f"{function}: {test or 'no test'}")
+    return dead
+
+
+def named(page: Path) -> set[str]:
+    """Dotted names of ours that a page writes as code."""
+    if page.suffix == ".ipynb":
+        cells = nbformat.read(page, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    else:
+        text = page.read_text(encoding="utf-8")
+    return set(re.findall(r"`(sparselib(?:\.\w+)+)`", text))
+
+
+def test_pages_name_what_exists() -> None:
+    pages = sorted(p for end in ("md", "ipynb") for p in (ROOT / "book").rglob(f"[!.]*.{end}"))
+    assert len(pages) > 30
+    dead = {name(page): sorted(dead_names(named(page))) for page in pages}
+    assert {page: names for page, names in dead.items() if names} == {}
+    assert dead_names({"sparselib.nowhere", "sparselib.csr"}) == ["sparselib.nowhere"]
+
+
+def dead_names(names: set[str]) -> list[str]:
+    """Those of some dotted names behind which there is nothing."""
+    dead = []
+    for dotted_name in names:
+        try:
+            resolve(dotted_name)
+        except AttributeError:
+            dead.append(dotted_name)
     return dead
 
 

@@ -27,7 +27,7 @@ def test_grades_are_those_of_section_6_1_2(rate, grade):
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])
 def test_a_rate_that_is_none_is_refused(rate):
-    with pytest.raises(ValueError, match="events an hour are at least 0"):
+    with pytest.raises(ValueError, match="the events per hour must be at least 0, not"):
         metrics.ahi_class(rate)
 
 

@@ -1,13 +1,14 @@
 """Evolution on the device replaces what evolution step by step replaces, and waits for nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib.evolution import grow
-from sparselib.evolution import on_device as resident
+from sparselib.evolution import grow, resident
 
 RULES = ["GradientGrowth", "SET", "RigL"]
 
@@ -153,20 +154,59 @@ def test_no_value_is_looked_at(rule):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for rules in (resident, sl):
         evolution = getattr(rules, rule)(model, optimizer, 0.2)
-        for name, layer in evolution.layers.items():
+        for layer in evolution.layers.values():
             optimizer.state[layer.values]["momentum_buffer"] = torch.empty_like(layer.values)
             sizes = layer.in_features, layer.out_features
-            evolution._watches[name].batch = [torch.empty(8, n, device="meta") for n in sizes]
+            for watch in layer.watches or ():
+                watch.batches = [tuple(torch.empty(8, n, device="meta") for n in sizes)]
+                watch.gradient = torch.empty_like(layer.values)
         if rules is resident:
             counts = evolution.step()
-            assert {count.device.type for count in counts.values()} == {"meta"}
+            assert list(counts) == list(evolution.layers)
+            with pytest.raises(RuntimeError, match="meta"):
+                counts["layers.0"]
         else:
             with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
                 evolution.step()
 
 
+def test_a_rule_without_such_a_form_is_refused_by_name():
+    model = network([12, 9, 4], 0.5, 0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for drops, grows, name in (
+        (sl.drop.magnitude, sl.grow.random_normal, "grow rule random_normal"),
+        (lambda values, fraction, state: None, sl.grow.random, "drop rule .*<lambda>"),
+        (sl.drop.adaptive_threshold, sl.grow.random, "random has no .* adaptive_threshold"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*device-resident|device-resident"):
+            sl.Evolution(model, optimizer, drops, grows, device_resident=True)
+    with pytest.raises(ValueError, match="grow rule random_normal has no device-resident form"):
+        sl.SET(model, optimizer, definition="scipy", device_resident=True)
+
+
+@pytest.mark.parametrize("drops", [sl.drop.magnitude, sl.drop.set_fractions])
+@pytest.mark.parametrize(
+    "grows",
+    [sl.grow.full_gradient, partial(sl.grow.gradient_of_costliest, neurons=3), sl.grow.random],
+)
+def test_any_pair_of_rules_replaces_the_same_connections(drops, grows):
+    found = []
+    for is_resident in (False, True):
+        model = network([20, 30, 6], 0.8, 0)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        options = {"fraction": 0.2, "device_resident": is_resident}
+        evolution = sl.Evolution(model, optimizer, drops, grows, **options)
+        for step in range(4):
+            train_step(model, optimizer, step)
+            evolution.step()
+        values = torch.cat([layer.values.detach() for layer in model.layers])
+        found.append(([layer.positions.tolist() for layer in model.layers], values))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-9)
+
+
 def test_repair_is_refused():
     model = network([12, 9, 4], 0.5, 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(ValueError, match="repair=True needs drop and grow"):
+    with pytest.raises(ValueError, match="repair=True needs a drop rule"):
         resident.RigL(model, optimizer, repair=True)

@@ -80,7 +80,7 @@ for sparsity in (0.6, 0.999):
     values, x, y = (
         torch.randn(shape, requires_grad=True) for shape in (csr.nnz, (3, 7), (3, 5))
     )
-    indices = [csr.crow_indices, csr.col_indices, *csr.transposed]
+    indices = [*csr.indices(), *csr.transposed_indices()]
     for operator, arguments in (
         (torch.ops.sparselib.spmm.default, (values, x, 7, indices)),
         (torch.ops.sparselib.spmm_t.default, (values, y, 7, indices)),

@@ -115,7 +115,7 @@ def test_the_operators_are_registered_as_torch_demands():
 import torch, sparselib as sl
 import sparselib.ops.conv
 layer = sl.SparseConv1d(2, 5, 3, 0.6)
-indices = [layer.csr.crow_indices, layer.csr.col_indices, *layer.csr.transposed]
+indices = [*layer.csr.indices(), *layer.csr.transposed_indices()]
 for kind in (torch.float32, torch.float64):
     values, x, dy = (
         torch.randn(shape, dtype=kind, requires_grad=True)

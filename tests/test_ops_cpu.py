@@ -42,7 +42,7 @@ def test_products_equal_the_definition(batch, threads):
         for rows, columns, sparsity in [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5)]:
             csr, values = layer(rows, columns, sparsity)
             x, dy, bias = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows)
-            indices = csr.crow_indices, csr.col_indices
+            indices = csr.indices()
             poisoned(rows, batch)
             y = cpu.spmm(values, *indices, x, bias)
             exact = reference.spmm(values.double(), *indices, x.double(), bias.double())
@@ -62,7 +62,7 @@ def test_any_pattern_with_empty_and_full_rows(rows, columns, batch, data):
     positions = torch.tensor(sorted(data.draw(cells)), dtype=torch.int64)
     csr = sl.CSR.from_positions(positions, (rows, columns))
     values, x = torch.randn(csr.nnz), torch.randn(batch, columns)
-    y = cpu.spmm(values, csr.crow_indices, csr.col_indices, x)
+    y = cpu.spmm(values, *csr.indices(), x)
     dense = torch.zeros(rows * columns, dtype=torch.float64)
     dense[positions] = values.double()
     exact = x.double() @ dense.view(rows, columns).t()
@@ -85,7 +85,7 @@ def test_what_is_not_finite_passes_as_in_the_definition(bad, batch):
     csr, values = layer(20, 30, 0.8)
     x = torch.randn(batch, 30)
     x[batch // 2, 3] = bad
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     y, exact = cpu.spmm(values, *indices, x), reference.spmm(values, *indices, x)
     torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -129,7 +129,7 @@ def test_a_sum_has_one_order_whatever_the_threads():
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(cpu.sddmm(csr.crow_indices, csr.col_indices, dy, x)[0])
+        results.append(cpu.sddmm(*csr.indices(), dy, x)[0])
     torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
 
@@ -137,11 +137,9 @@ def test_a_sum_has_one_order_whatever_the_threads():
 def test_threads_of_python_may_call_at_once():
     csr, values = layer(100, 100, 0.9)
     x = torch.randn(1000, 100)
-    alone = cpu.spmm(values, csr.crow_indices, csr.col_indices, x)
+    alone = cpu.spmm(values, *csr.indices(), x)
     with ThreadPoolExecutor(4) as pool:
-        calls = [
-            pool.submit(cpu.spmm, values, csr.crow_indices, csr.col_indices, x) for _ in range(40)
-        ]
+        calls = [pool.submit(cpu.spmm, values, *csr.indices(), x) for _ in range(40)]
         assert all(torch.equal(call.result(), alone) for call in calls)
 
 
@@ -183,7 +181,7 @@ def test_a_forked_worker_of_a_dataloader_multiplies():
 
 @pytest.mark.slow
 def test_without_avx512_the_kernels_are_narrower_and_right(tmp_path):
-    code = PRODUCT + "from sparselib.ops import cpu; print(cpu.WIDE, cpu.LANES)"
+    code = PRODUCT + "from sparselib.ops.backends import cpu_kernels as k; print(k.WIDE, k.LANES)"
     plain = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
     import platform
 
@@ -207,7 +205,7 @@ def test_inf_in_a_sample_counts_once_in_the_gradient(batch):
     csr, _ = layer(6, 9, 0.5)
     dy, x = torch.randn(batch, 6), torch.randn(batch, 9)
     x[0, :] = torch.inf
-    indices = csr.crow_indices, csr.col_indices
+    indices = csr.indices()
     ours, exact = cpu.sddmm(*indices, dy, x)[0], reference.sddmm(*indices, dy, x)[0]
     torch.testing.assert_close(ours, exact, equal_nan=True)
     assert ours.isinf().all()

@@ -51,7 +51,7 @@ def test_the_operators_are_registered_as_torch_demands():
 import torch, sparselib as sl
 csr = sl.CSRLinear(7, 5, 0.6).csr
 values, x, y = (torch.randn(shape, requires_grad=True) for shape in (csr.nnz, (3, 7), (3, 5)))
-indices = [csr.crow_indices, csr.col_indices, *csr.transposed]
+indices = [*csr.indices(), *csr.transposed_indices()]
 halves = x.detach().bfloat16(), y.detach().bfloat16()
 for operator, arguments in (
     (torch.ops.sparselib.spmm.default, (values, x, 7, indices)),

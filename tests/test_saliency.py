@@ -77,10 +77,10 @@ def test_an_even_chance_and_random_circles() -> None:
 
 
 def test_divergence_is_that_of_kullback_and_leibler() -> None:
-    said, logits = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3)
-    expected = (said.exp() * (said - logits.log_softmax(1))).sum(1).mean()
-    assert torch.allclose(saliency.divergence(logits, said), expected)
-    assert float(saliency.divergence(said, said)) == pytest.approx(0, abs=1e-6)
+    predicted, logits = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3)
+    expected = (predicted.exp() * (predicted - logits.log_softmax(1))).sum(1).mean()
+    assert torch.allclose(saliency.divergence(logits, predicted), expected)
+    assert float(saliency.divergence(predicted, predicted)) == pytest.approx(0, abs=1e-6)
 
 
 def test_sizes_of_masks() -> None:
@@ -203,15 +203,15 @@ def trained() -> tuple:
 
 
 @pytest.fixture(scope="module")
-def judge(trained: tuple) -> torch.nn.Module:
+def evaluator(trained: tuple) -> torch.nn.Module:
     """A network that learnt from pixels hidden by fair coins, Eq. 8."""
     data, _, classifier, _, _, _ = trained
-    judge = small()
-    judge.load_state_dict(classifier.state_dict())
-    optimizer = torch.optim.Adam(judge.parameters(), 3e-3)
+    evaluator = small()
+    evaluator.load_state_dict(classifier.state_dict())
+    optimizer = torch.optim.Adam(evaluator.parameters(), 3e-3)
     options = {"masks": saliency.coins, "batch_size": 64, "progress": False}
-    saliency.train_predictor(judge, classifier, data, optimizer, 3, **options)
-    return judge.eval()
+    saliency.train_predictor(evaluator, classifier, data, optimizer, 3, **options)
+    return evaluator.eval()
 
 
 @pytest.mark.slow
@@ -219,9 +219,9 @@ def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tupl
     data, _, classifier, predictor, _, history = trained
     x = data.test.x * saliency.random_rbf(data.test.x, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        said = classifier(data.test.x)
-        learnt = metrics.fidelity(predictor(x), said)
-        assert learnt > metrics.fidelity(classifier(x), said) + 0.1
+        predicted = classifier(data.test.x)
+        learnt = metrics.fidelity(predictor(x), predicted)
+        assert learnt > metrics.fidelity(classifier(x), predicted) + 0.1
     assert learnt == pytest.approx(history["accuracy"][-1], abs=0.1)
 
 
@@ -229,9 +229,9 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
     data, boxes, classifier, predictor, selector, _ = trained
     x = data.test.x
     with torch.no_grad():
-        masks, said = selector(x), classifier(x)
-        right = metrics.fidelity(predictor(x * masks), said)
-        elsewhere = metrics.fidelity(predictor(x * masks.roll(1, 0)), said)
+        masks, predicted = selector(x), classifier(x)
+        right = metrics.fidelity(predictor(x * masks), predicted)
+        elsewhere = metrics.fidelity(predictor(x * masks.roll(1, 0)), predicted)
     hit, overlap = metrics.localisation(masks, boxes["test"])
     assert hit > 0.9
     assert overlap > 0.45
@@ -241,34 +241,38 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
 
 @pytest.mark.slow
 def test_a_predictor_by_coins_reads_images_of_which_half_is_hidden(
-    trained: tuple, judge: torch.nn.Module
+    trained: tuple, evaluator: torch.nn.Module
 ) -> None:
     data, _, classifier, _, _, _ = trained
     x = data.test.x * saliency.coins(data.test.x, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        said = classifier(data.test.x)
-        assert metrics.fidelity(judge(x), said) > metrics.fidelity(classifier(x), said) + 0.2
+        predicted = classifier(data.test.x)
+        assert (
+            metrics.fidelity(evaluator(x), predicted)
+            > metrics.fidelity(classifier(x), predicted) + 0.2
+        )
 
 
 def test_a_judge_without_a_stake_prefers_the_selectors_masks(
-    trained: tuple, judge: torch.nn.Module
+    trained: tuple, evaluator: torch.nn.Module
 ) -> None:
     data, _, classifier, _, selector, _ = trained
     with torch.no_grad():
-        masks, said = selector(data.test.x), classifier(data.test.x)
+        masks, predicted = selector(data.test.x), classifier(data.test.x)
     chance = torch.Generator().manual_seed(0)
     own, another = (
-        saliency.evalx(judge, classifier, m, data.test, chance) for m in (masks, masks.roll(1, 0))
+        saliency.evalx(evaluator, classifier, m, data.test, chance)
+        for m in (masks, masks.roll(1, 0))
     )
     assert own.area == another.area
     assert own.fidelity > another.fidelity + 0.15
     assert own.accuracy > another.accuracy + 0.15
     assert own.auroc > another.auroc + 0.05
-    everything = saliency.evalx(judge, classifier, torch.ones_like(masks), data.test)
-    assert everything.accuracy == metrics.accuracy(sl.predict(judge, data.test.x), data.test.y)
-    assert everything.fidelity == metrics.fidelity(sl.predict(judge, data.test.x), said)
+    everything = saliency.evalx(evaluator, classifier, torch.ones_like(masks), data.test)
+    assert everything.accuracy == metrics.accuracy(sl.predict(evaluator, data.test.x), data.test.y)
+    assert everything.fidelity == metrics.fidelity(sl.predict(evaluator, data.test.x), predicted)
     with pytest.raises(ValueError, match="do not fit samples of shape"):
-        saliency.evalx(judge, classifier, masks[:5], data.test)
+        saliency.evalx(evaluator, classifier, masks[:5], data.test)
 
 
 def test_masks_follow_the_image(trained: tuple) -> None:
@@ -284,7 +288,7 @@ def test_masks_follow_the_image(trained: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_collapse_is_told(trained: tuple) -> None:
+def test_collapse_is_reported(trained: tuple) -> None:
     data, _, classifier, predictor, _, _ = trained
     few = sl.datasets.Split(
         *(sl.datasets.Samples(s.x[:160], s.y[:160]) for s in (data.train, data.valid, data.test)),

@@ -13,7 +13,8 @@ DATA = SimpleNamespace(name="digits", checksum="0123456789ab")
 
 
 def row(seed, **measures):
-    return sweep.record({"rule": "set", "seed": seed}, measures, DATA, "paper")
+    parameters = {"rule": "set", "hidden": [8, 4], "seed": seed, "device": "cpu"}
+    return sweep.row(parameters | {"scale": "paper", "results": ""}, measures, DATA)
 
 
 def test_a_row_says_what_where_and_by_which_sources():
@@ -21,6 +22,9 @@ def test_a_row_says_what_where_and_by_which_sources():
     assert columns["data"] == "digits 0123456789ab"
     assert columns["sparselib"].split()[1] == sweep.SOURCE
     assert {"device", "threads", "torch", "date", "scale", "seed", "accuracy"} <= columns.keys()
+    assert columns["hidden"] == "[8, 4]"
+    assert columns["device"] != "cpu"
+    assert "results" not in columns
 
 
 def test_the_checksum_of_the_source_sees_a_changed_and_a_moved_file(tmp_path):
@@ -37,12 +41,12 @@ def test_the_checksum_of_the_source_sees_a_changed_and_a_moved_file(tmp_path):
 @pytest.mark.parametrize("scale", ["", "small", "reduced:"])
 def test_a_scale_that_says_nothing_is_refused(scale):
     with pytest.raises(ValueError, match="scale must be 'paper' or 'reduced: <what>'"):
-        sweep.record({}, {}, DATA, scale)
+        sweep.row({"scale": scale}, {}, DATA)
 
 
 def test_a_name_cannot_be_parameter_and_measure():
     with pytest.raises(ValueError, match=r"\['seed'\] are both"):
-        sweep.record({"seed": 0}, {"seed": 1}, DATA, "paper")
+        sweep.row({"seed": 0, "scale": "paper"}, {"seed": 1}, DATA)
 
 
 def test_gather_sorts_numbers_as_numbers_and_keeps_curves(tmp_path):

@@ -21,8 +21,8 @@ def finished(process):
 @pytest.mark.parametrize("and_nanny", [False, True])
 def test_a_worker_is_killed(tmp_path, and_nanny):
     place = Place(tmp_path, GRID)
-    with cluster(tmp_path, place.log) as address:
-        sweep = place.start("--scheduler", address)
+    with cluster(tmp_path, place.log) as scheduler:
+        sweep = place.start("--scheduler", scheduler.address)
         worker = until(place.starts)[0]["worker"]
         nanny = parent(worker)
         if and_nanny:
@@ -64,8 +64,8 @@ def test_the_client_is_killed(tmp_path):
 
 def test_the_client_of_a_named_scheduler_is_killed(tmp_path):
     place = Place(tmp_path, GRID)
-    with cluster(tmp_path, place.log) as address:
-        interrupt(place, "--scheduler", address)
+    with cluster(tmp_path, place.log) as scheduler:
+        interrupt(place, "--scheduler", scheduler.address)
 
 
 def test_a_kernel_dies(tmp_path):
@@ -79,8 +79,8 @@ def test_a_kernel_dies(tmp_path):
 def test_a_run_always_kills_its_worker(tmp_path):
     grid = [{"points": [{"x": 0, "mode": "murder"}]}, {"product": {"x": [1, 2, 3]}}]
     place = Place(tmp_path, grid)
-    with cluster(tmp_path, place.log) as address:
-        code, told = finished(place.start("--scheduler", address))
+    with cluster(tmp_path, place.log) as scheduler:
+        code, told = finished(place.start("--scheduler", scheduler.address))
     assert code == 1
     assert "lost: x=0 mode=murder\n  KilledWorker" in told
     assert place.rows() == [1, 2, 3]
@@ -127,3 +127,42 @@ def test_two_sweeps_of_one_file_at_once(tmp_path):
     assert [finished(sweep)[0] for sweep in sweeps] == [0, 0]
     assert place.rows() == [1, 2, 3, 4]
     assert sorted(start["x"] for start in place.starts()) == [1, 2, 3, 4]
+
+
+def test_the_scheduler_dies(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}, "fixed": {"pause": 2.0}}])
+    with cluster(tmp_path, place.log, workers=1) as scheduler:
+        sweep = place.start("--scheduler", scheduler.address)
+        until(lambda: recorded(place))
+        kill(scheduler.pid)
+        code, told = finished(sweep)
+    assert code == 1
+    assert "Traceback" not in told
+    assert "the scheduler is gone; what is done is kept, the same command goes on" in told
+    assert 1 in place.rows()
+    code, told, _ = place.run("--workers", 1)
+    assert code == 0, told
+    assert place.rows() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "htp://here:8786", "nonsense"])
+def test_there_is_no_scheduler(tmp_path, address):
+    code, _, err = Place(tmp_path, [{}]).run("--scheduler", address)
+    assert code == 2
+    assert f"the scheduler {address} cannot be used" in err
+    assert err.splitlines()[-1].endswith("nothing was started")
+    assert "Traceback" not in err
+
+
+def test_what_a_page_writes_wrongly_is_told_with_its_run(tmp_path):
+    modes = ["half", "lie", "ok", "hang"]
+    points = [{"x": x, "mode": mode} for x, mode in enumerate(modes)]
+    points[-1]["pause"] = 60.0
+    place = Place(tmp_path, [{"points": points}], timeout=4)
+    code, out, _ = place.run("--workers", 0)
+    assert code == 1
+    assert "failed: x=0 mode=half pause=0.0\n  the row of results that it wrote is no JSON" in out
+    assert "x=1 mode=lie pause=0.0\n  its row has x = 2, but it was run with 1" in out
+    assert "x=3 mode=hang pause=60.0\n  a cell took more than 4 s" in out
+    assert place.rows() == [2]
+    assert {start["transport"] for start in place.starts()} == {"ipc"}

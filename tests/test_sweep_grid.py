@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweeping import PARAMETERS, Place
+from sweeping import PARAMETERS, ROOT, Place
 
 from sparselib.sweep import grid, notebook
 from sparselib.sweep.__main__ import main
@@ -23,12 +23,13 @@ def page(*sources):
 
 
 @given(
-    st.dictionaries(st.sampled_from("abc"), values, max_size=3), st.lists(st.integers(), max_size=5)
+    st.dictionaries(st.sampled_from("abc"), values, max_size=3),
+    st.lists(st.integers(), min_size=1, max_size=5),
 )
 def test_a_block_is_the_product_of_its_parts(product, column):
     block = {"product": product, "zip": {"z": column, "minus": [-x for x in column]}}
     points = grid.expand(block | {"fixed": {"f": 7}})
-    size = max(len(column), 1)
+    size = len(column)
     for choices in product.values():
         size *= len(choices)
     assert len(points) == size
@@ -65,6 +66,7 @@ def test_points_stand_one_by_one_and_overrule_what_is_fixed():
         ({"poduct": {"x": [1]}}, "unknown key 'poduct'; did you mean 'product'"),
         ({"product": {"x": [1, 1]}}, "holds this point twice"),
         ({"product": {"results": ["a"]}}, "no parameter 'results'"),
+        ({"product": {"x": []}}, "x needs a list of values, not []"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_runs(tmp_path, capsys, block, sentence):
@@ -98,7 +100,10 @@ def test_types_of_the_parameters_cell():
     cell = nbformat.v4.new_code_cell("a: float | list = 0.5  # one or several\nb = 'text'")
     cell.metadata["tags"] = ["parameters"]
     found = notebook.parameters({"cells": [cell]})
-    assert found == {"a": ((float, list), 0.5), "b": ((str,), "text")}
+    assert {name: (p.wanted, p.default) for name, p in found.items()} == {
+        "a": ("float or list", 0.5),
+        "b": ("str", "text"),
+    }
 
 
 def test_a_notebook_without_one_parameters_cell_is_refused():
@@ -226,3 +231,84 @@ def test_a_clone_goes_on_from_the_table_it_came_with(tmp_path):
     assert [start["x"] for start in place.starts()] == [1, 2, 3]
     assert place.table.read_text(encoding="utf-8").splitlines()[:3] == first
     assert place.rows() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("grid:\n\t- {}", "s.yml is no YAML"),
+        ("grid: [{product: {x: [1, 2}}]", "s.yml is no YAML"),
+        ("grid: [{}]\ngrid: [{}]", "the key 'grid' stands twice in a block"),
+        ("grid: [{product: {x: [1], x: [2]}}]", "the key 'x' stands twice in a block"),
+        ("grid: []", "the grid is empty"),
+        ("grid: [{}]\ntimeout: soon", "timeout must be the whole seconds that a cell may take"),
+        ("grid: [{}]\ntimeout: .inf", "timeout must be the whole seconds that a cell may take"),
+        ("grid: [{}]\nresources: {GPU: many}", "resources: GPU needs a number above 0"),
+        ("grid: [{}]\ndata: {mnist: [mnist/a.gz]}", "data: no run has dataset = 'mnist'"),
+        ("grid: [{product: {pause: [1e-2]}}]", "YAML takes 1e-2 for text, write 1.0e-2"),
+        ("grid: !!python/object/apply:os.system ['false']", "s.yml is no YAML"),
+        ("[" * 5000, "s.yml is no YAML"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_sentence(tmp_path, capsys, text, sentence):
+    place = Place(tmp_path, [{}])
+    head = "notebook: page.ipynb\nresults: t.csv\nscale: paper\n"
+    (tmp_path / "s.yml").write_text(head + text)
+    assert main([str(tmp_path / "s.yml"), "--dry-run"]) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert len(told.err.splitlines()) == 1
+    assert place.starts() == []
+
+
+@pytest.mark.parametrize("option", [("--workers", "-1"), ("--limit", "-1"), ("--threads", "0")])
+def test_a_number_that_is_too_small_is_refused(tmp_path, option):
+    place = Place(tmp_path, [{}])
+    with pytest.raises(SystemExit) as caught:
+        main([str(place.file), *option])
+    assert caught.value.code == 2
+
+
+def written(tmp_path, rows):
+    """A sweep of two runs whose table holds some rows."""
+    place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
+    place.table.parent.mkdir()
+    keys = [run.key for run in grid.read(place.file).runs]
+    place.table.write_text(rows.format(*keys))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("rows", "status", "told"),
+    [
+        ("", 0, "2 to do"),
+        ("x,square,run\n1,,{0}\n2,4,{1}\n", 0, "1 to do, 1 done"),
+        (
+            "x,square,run\n7,49,older\n",
+            2,
+            "holds 1 rows that are of no run of sweep.yml, such as x",
+        ),
+        ("x,square,run\n1.0,1,older\n", 0, "2 to do"),
+        ('x,run\n1,{0}\n2,"{1}', 2, "is damaged (unexpected end of data)"),
+        ("x,run\n1,{0},3\n", 2, "is damaged (row 2 has 3 cells, its header 2)"),
+        ("run,run\n1,2\n", 2, "is damaged (a column stands twice)"),
+    ],
+)
+def test_a_table_is_read_before_anything_runs(tmp_path, capsys, rows, status, told):
+    place = written(tmp_path, rows)
+    assert main([str(place.file), "--dry-run", "--runs", str(tmp_path / "runs")]) == status
+    assert told in "".join(capsys.readouterr())
+
+
+def test_rows_of_another_grid_go_only_if_that_is_said(tmp_path):
+    place = written(tmp_path, "x,square,run\n7,49,older\n")
+    assert place.run("--workers", 0)[0] == 2
+    assert place.rows() == [7]
+    assert place.run("--workers", 0, "--replace")[0] == 0
+    assert place.rows() == [1, 2]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("book/*/sweeps/*.yml")), ids=lambda p: p.stem)
+def test_every_sweep_of_the_book_has_values_that_its_page_allows(file, monkeypatch):
+    monkeypatch.setattr(grid, "_checksums", lambda names, fetch: dict.fromkeys(names, "sum"))
+    assert grid.read(file).runs

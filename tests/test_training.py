@@ -1,10 +1,14 @@
 """The one training loop: it learns, repeats itself exactly, and says when it breaks."""
 
+import copy
+import functools
+import io
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import sparselib as sl
 
@@ -47,7 +51,44 @@ def test_hooks_run_between_epochs_and_after_every_step():
     epochs, steps = [], []
     run(3, after_epoch=lambda: epochs.append(1), after_step=[lambda: steps.append(1)])
     assert len(epochs) == 2
-    assert len(steps) == 3 * (130 // 32)
+    assert len(steps) == 3 * 5
+
+
+def test_the_last_incomplete_batch_is_trained_on_unless_it_is_dropped():
+    """130 samples are four batches of 32 and one of 2; the mean of the loss is over samples."""
+    sizes, losses = [], []
+
+    def loss(model, batch):
+        error = functional.cross_entropy(model(batch.x), batch.y)
+        sizes.append(len(batch.indices))
+        losses.append(error.item())
+        return error
+
+    history = run(1, loss=loss)
+    assert sizes == [32, 32, 32, 32, 2]
+    mean = sum(size * error for size, error in zip(sizes, losses)) / 130
+    assert history["loss"] == pytest.approx([mean])
+    sizes.clear()
+    losses.clear()
+    history = run(1, loss=loss, drop_last=True)
+    assert sizes == [32, 32, 32, 32]
+    assert history["loss"] == pytest.approx([sum(losses) / 4])
+
+
+def test_a_batch_knows_which_samples_it_holds():
+    """Every sample once per epoch, with its own numbers and label, in another order each time."""
+    data = two_classes()
+    seen = []
+
+    def loss(model, batch):
+        assert torch.equal(batch.x, data.train.x[batch.indices])
+        assert torch.equal(batch.y, data.train.y[batch.indices])
+        seen.extend(batch.indices.tolist())
+        return functional.cross_entropy(model(batch.x), batch.y)
+
+    run(2, loss=loss)
+    assert sorted(seen[:130]) == sorted(seen[130:]) == list(range(130))
+    assert seen[:130] != seen[130:]
 
 
 def test_a_batch_larger_than_the_data_is_one_batch():
@@ -83,17 +124,21 @@ class Line(nn.Module):
         return self.w * x
 
 
+def distance(outputs, x):
+    return (outputs - x).square().mean() / (2 * x.square().mean())
+
+
 def autoencode(epochs, lr=0.25, **options):
     model = Line(0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr)
-    options = {"target": "x", "measure": lambda model, _: {"distance": abs(1 - model.w)}} | options
+    options = {"measure": lambda model, _: {"distance": abs(1 - model.w)}} | options
     history = sl.fit(
         model,
         two_classes(),
         optimizer,
         epochs,
         batch_size=1000,
-        loss=lambda outputs, x: (outputs - x).square().mean() / (2 * x.square().mean()),
+        loss=sl.reconstruction(distance),
         progress=False,
         **options,
     )
@@ -118,7 +163,8 @@ def test_the_lowest_epoch_is_kept_if_asked_for():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"target": "z"}, "the samples, not 'z'"),
+        ({"start_epoch": -1}, "counts epochs from 0, not -1"),
+        ({"history": {"loss": [1.0]}}, r"has entries {'loss': 1}, but 0 epochs were trained"),
         ({"keep": "phi"}, r"called \['distance'\].* keep='phi' has to be"),
         (
             {"measure": lambda *_: {"loss": 1.0}},
@@ -159,3 +205,195 @@ def test_nothing_to_monitor_is_said_before_training():
     with pytest.raises(ValueError, match="no samples to measure on"):
         sl.fit(model, data, optimizer, 1, progress=False)
     assert torch.equal(model.layers[0].values, before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (functional.cross_entropy, r"pass loss=sl\.criterion\(cross_entropy\)"),
+        (nn.MSELoss(), r"loss=sl\.reconstruction\(MSELoss\(\.\.\.\)\)"),
+        (functools.partial(functional.l1_loss, reduction="sum"), r"sl\.criterion\(l1_loss\)"),
+        (sl.sigmoid_squared_error, r"sl\.criterion\(sigmoid_squared_error\)"),
+        (distance, r"unsupported operand .* pass loss=sl\.criterion\(distance\)"),
+        (lambda outputs: outputs, "takes 1 positional argument"),
+        (lambda model, batch: model(batch.x), r"one number, .* not \(130, 2\)"),
+        (lambda model, batch: 0.5, "one number, .* not float"),
+    ],
+)
+def test_a_function_of_outputs_and_targets_is_told_how_to_be_passed(loss, sentence):
+    model, optimizer = start()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError, match=sentence):
+        sl.fit(model, two_classes(), optimizer, 1, loss=loss, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not optimizer.state
+
+
+def test_an_error_inside_of_the_model_is_left_as_it_is():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + "one"
+
+    model = Broken(6, 2)
+    with pytest.raises(TypeError, match=r"unsupported operand|must be Tensor") as caught:
+        sl.fit(model, two_classes(), torch.optim.SGD(model.parameters(), 0.1), 1, progress=False)
+    assert "sl.criterion" not in str(caught.value)
+
+
+class Pair(nn.Module):
+    """Reads tokens and numbers, by position or by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.sparse = sl.CSRLinear(10, 2, sparsity=0.5)
+
+    def forward(self, tokens, numbers):
+        assert tokens.dtype == torch.int64
+        assert numbers.dtype == self.embed.weight.dtype
+        return self.sparse(torch.cat([self.embed(tokens).mean(1), numbers], 1))
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_inputs_may_be_tuples_or_dictionaries_and_integers(kind):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, (70, 5), generator=generator)
+    numbers = torch.randn(70, 2, generator=generator, dtype=torch.float64)
+    y = ((tokens < 10).sum(1) > 2).long()
+    x = (tokens, numbers) if kind is tuple else {"numbers": numbers, "tokens": tokens}
+    part = SimpleNamespace(x=x, y=y)
+    torch.manual_seed(0)
+    model = Pair()
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    data = SimpleNamespace(train=part, valid=part)
+    history = sl.fit(model, data, optimizer, 30, batch_size=32, progress=False)
+    assert history["accuracy"][-1] > 0.9
+    assert sl.predict(model, x, 32).shape == (70, 2)
+    assert sl.evaluate(model, part) == history["accuracy"][-1]
+
+
+def test_tokens_reach_an_embedding_as_integers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), sl.CSRLinear(40, 4, sparsity=0.5))
+    part = SimpleNamespace(x=torch.randint(20, (64, 5)), y=torch.randint(4, (64,)))
+    data = SimpleNamespace(train=part, valid=part)
+    optimizer = torch.optim.Adam(model.parameters())
+    history = sl.fit(model, data, optimizer, 1, batch_size=16, progress=False)
+    assert sl.evaluate(model, part) == history["accuracy"][0]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "fault", "sentence"),
+    [
+        (torch.zeros(3, 6), torch.zeros(4), ValueError, r"differ in their number .* \[3, 4\]"),
+        (torch.zeros(0, 6), torch.zeros(0), ValueError, "no samples to train on"),
+        ({1, 2}, torch.zeros(2), TypeError, "tuple or dictionary of tensors, not set"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(x, y, fault, sentence):
+    model, optimizer = start()
+    data = SimpleNamespace(train=SimpleNamespace(x=x, y=y), valid=two_classes().valid)
+    with pytest.raises(fault, match=sentence):
+        sl.fit(model, data, optimizer, 1, progress=False)
+
+
+def trio(kind):
+    """A model with dropout, an optimizer, an evolution by gradients and a scheduler."""
+    torch.manual_seed(0)
+    sparse = sl.MLP(6, 32, 2, layer=sl.CSRLinear, sparsity=0.8)
+    model = nn.Sequential(nn.Dropout(0.1), sparse)
+    optimizer = kind(model.parameters(), lr=0.01)
+    evolution = sl.GradientGrowth(model, optimizer, 0.2)
+    return model, optimizer, evolution, torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9)
+
+
+def trained(parts, epochs, **options):
+    model, optimizer, evolution, schedule = parts
+    hooks = {"after_epoch": evolution.step, "after_step": schedule.step}
+    options = {"batch_size": 32, "progress": False, "seed": 3} | hooks | options
+    return sl.fit(model, two_classes(), optimizer, epochs, **options)
+
+
+def same(first, second):
+    values = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in values)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_two_calls_are_one_call_bit_for_bit(kind, cut):
+    """Saved by hand after `cut` of 5 epochs and loaded into objects that are new."""
+    whole = trio(kind)
+    expected = trained(whole, 5)
+    first = trio(kind)
+    history = trained(first, cut)
+    file = io.BytesIO()
+    states = [part.state_dict() for part in first]
+    torch.save([*states, torch.get_rng_state()], file)
+    file.seek(0)
+    *states, random = torch.load(file, weights_only=True)
+    second = trio(kind)
+    for part, state in zip(second, states):
+        part.load_state_dict(state)
+    torch.set_rng_state(random)
+    history = trained(second, 5 - cut, history=history)
+    assert same(second[0], whole[0])
+    assert second[2].steps == whole[2].steps == 4
+    assert history["loss"] == expected["loss"]
+    assert len(history["seconds"]) == 5
+
+
+def test_a_run_goes_on_from_a_hook_that_saves_between_epochs():
+    whole = trio(torch.optim.AdamW)
+    saved = []
+
+    def save():
+        states = copy.deepcopy([part.state_dict() for part in whole])
+        saved.append((states, torch.get_rng_state()))
+
+    trained(whole, 4, after_epoch=[whole[2].step, save])
+    states, random = saved[1]
+    resumed = trio(torch.optim.AdamW)
+    for part, state in zip(resumed, states):
+        part.load_state_dict(state)
+    torch.set_rng_state(random)
+    trained(resumed, 2)
+    assert same(resumed[0], whole[0])
+    assert resumed[2].steps == whole[2].steps == 3
+
+
+def test_a_run_can_start_anew_with_an_optimizer_that_was_used():
+    orders = []
+
+    def loss(model, batch):
+        orders.append(batch.indices.tolist())
+        return functional.cross_entropy(model(batch.x), batch.y)
+
+    parts = trio(torch.optim.SGD)
+    for start_epoch in (None, 0, None):
+        trained(parts, 1, loss=loss, start_epoch=start_epoch)
+    assert orders[:5] == orders[5:10]
+    assert orders[:5] != orders[10:]
+    assert parts[2].steps == 1
+
+
+def test_the_bar_and_the_sentence_count_from_the_first_epoch(capsys):
+    parts = trio(torch.optim.SGD)
+    trained(parts, 2)
+    trained(parts, 2, progress=True)
+    assert "4/4" in capsys.readouterr().err
+    parts[0][1].layers[0].values.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="in epoch 5 of 6"):
+        trained(parts, 2, after_epoch=())
+
+
+def test_the_lowest_epoch_of_both_calls_is_kept():
+    """With a rate of 2.5 the first epoch of the first call is the best of all."""
+    model = Line(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), 2.5)
+    measure = {"measure": lambda model, _: {"distance": abs(1 - model.w)}, "keep": "distance"}
+    options = {"batch_size": 1000, "loss": sl.reconstruction(distance), "progress": False}
+    history = sl.fit(model, two_classes(), optimizer, 2, **measure, **options)
+    history = sl.fit(model, two_classes(), optimizer, 2, history=history, **measure, **options)
+    assert len(history["distance"]) == 4
+    assert model.w.item() == pytest.approx(2.5)

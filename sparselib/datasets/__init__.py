@@ -2,8 +2,9 @@
 
 from . import synthetic
 from .apnea import apnea_ecg
-from .cifar import cifar10, photographs
+from .cifar import cifar10
 from .files import DataUnavailable
+from .image_folder import photographs
 from .images import digits, fashion_mnist, mnist
 from .localisation import placed_digits, placed_spells
 from .physionet_records import RECORDS, apnea_excerpt, physionet

@@ -1,4 +1,4 @@
-"""Minutes of sleep with and without apnea: the Apnea-ECG database, and made-up nights."""
+"""Minutes of sleep with and without apnea: the Apnea-ECG database, and synthetic nights."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,11 +9,17 @@ import torch
 from jaxtyping import Bool, Int64
 
 from . import apnea_records, synthetic_ecg
-from .apnea_records import LEARNING, Night
+from .apnea_records import LEARNING, TESTING, Night
 from .files import DataUnavailable, Folder
 from .split import Samples, Split
 
 SOURCES = ("ecg", "rhythm", "rr", "synthetic")
+CONTENT = {
+    "ecg": "nights, ECG",
+    "rhythm": "nights, ECG drawn over real beats",
+    "rr": "nights, RR intervals",
+    "synthetic": "synthetic nights, RR intervals",
+}
 Minutes = Callable[[Night], np.ndarray]
 
 
@@ -28,14 +34,14 @@ def apnea_ecg(
     remove: int = 0,
     neighbours: int = 1,
     normalise: str = "none",
-    records: Sequence[str] = LEARNING,
+    records: Sequence[str] | None = None,
     database: str = "apnea-ecg",
     seed: int = 0,
 ) -> Split:
     """Return minutes of sleep; class 1 is apnea.
 
     The Apnea-ECG database (Penzel and others, 2000) holds 35 labelled nights of 17,045 minutes.
-    Vanwinsen and others (2023) read its ECG, 6000 points a minute, divide the minutes at random
+    Vanwinsen and others (2023) read its ECG, 6000 points per minute, split the minutes at random
     (``by="minute", remove=4000, valid=0.0``) and say nothing of normalisation.
 
     Parameters
@@ -48,29 +54,34 @@ def apnea_ecg(
     folder
         Where `<database>/` lies or is fetched to; see `files.folders` for the default.
     by
-        ``"record"`` keeps each night in one part, so that no patient is in two, and deals the
-        apnea patients (a), borderline ones (b) and controls (c) evenly. ``"minute"`` divides the
-        minutes at random: then minutes of one night are in all parts.
+        ``"record"`` keeps each night in one part, so that no patient is in two, and distributes
+        the apnea patients (a), borderline ones (b) and controls (c) evenly. ``"minute"`` splits
+        the minutes at random: then minutes of one night are in all parts. ``"official"`` is the
+        database's own split: the learning set a, b, c trains and the test set x01 to x35 tests.
     fold, folds
-        The nights or minutes are dealt, by seed, into so many hands, and hand `fold` is the test.
-        As many folds as nights leave one record out; 0 folds keep no test part.
+        The nights or minutes are split, by seed, into so many folds, and number `fold` is the test.
+        As many folds as nights leave one record out; 0 folds keep no test part. With
+        ``by="official"`` the test part is fixed, and `fold` must be 0.
     valid
-        Share of all nights or minutes that is held out of what is left, in [0, 1).
+        Share of all nights or minutes, with ``by="official"`` of the learning nights, that is held
+        out for validation, in [0, 1).
     remove
-        How many minutes without apnea are left out, at random, to balance the classes. Divided by
-        record, whole nights are chosen and tested on, and only training nights lose minutes.
+        How many minutes without apnea are left out, at random, to balance the classes. Where nights
+        are whole, those of validation and test are, and only training nights lose minutes.
     neighbours
         Minutes before and after the labelled one that belong to a sample of intervals.
     normalise
         ``"none"``, or mean 0 and standard deviation 1 of each ``"minute"`` (with its neighbours)
         or each ``"night"``, which needs no labels.
     records
-        The nights to read. x01 to x35 need the file `event-2-answers`.
+        The nights to read: by default the 35 of the learning set, with ``by="official"`` all 70.
+        x01 to x35 need the file `event-2-answers` in the folder of the database. With
+        ``by="official"`` and none but these, nothing trains and all are tested.
     database
         Name of the folder. Another one than the default, such as one that `synthetic_ecg.write`
         filled, is checked by its own list alone.
     seed
-        Of the parts, of what is removed, and of what is made up.
+        Of the parts, of what is removed, and of what is synthetic.
 
     Returns
     -------
@@ -82,42 +93,49 @@ def apnea_ecg(
     ValueError
         If an argument is impossible, or every night damaged.
     DataUnavailable
-        If every night is missing.
+        If every night is missing; with ``by="official"``, every night of one of its two sets.
 
     Warns
     -----
     UserWarning
         Names the nights that are missing or damaged, which are left out; so does ``split.note``.
     """
+    if records is None:
+        records = (*LEARNING, *TESTING) if by == "official" else LEARNING
     _check(source, by, fold, folds, valid, neighbours, normalise, records)
-    found, left = _nights(source, folder, neighbours, records, database, seed)
+    sets = (LEARNING, TESTING) if by == "official" else ((*LEARNING, *TESTING),)
+    found, left = _nights(source, folder, neighbours, records, database, seed, sets)
     scaled = [_normalised(minutes, normalise) for _, minutes in found]
     labels = np.concatenate([night.labels[: len(x)] for (night, _), x in zip(found, scaled)])
     group = np.repeat(np.arange(len(found)), [len(x) for x in scaled])
     # two sources, so that what is removed does not change the parts
-    rng, removing = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 0])
+    removing = np.random.default_rng([seed, 1])
     kept = np.ones(len(labels), dtype=bool)
     kept[removing.choice(_removable(labels, remove), remove, replace=False)] = False
     names = tuple(night.record for night, _ in found)
-    if by == "record":
-        part = _by_record(names, fold, folds, valid, rng)[group]
-        kept |= part > 0
-    else:
+    if by == "minute":
         part = _by_minute(kept, fold, folds, valid, rng)
+    else:
+        choose = _by_set if by == "official" else _by_record
+        part = choose(names, fold, folds, valid, rng)[group]
+        kept |= part > 0
     train, chosen, tested = (
         _part(scaled, labels, group, kept & (part == number)) for number in range(3)
     )
-    what = {"rr": "nights, RR intervals", "synthetic": "made-up nights, RR intervals"}
-    what |= {"ecg": "nights, ECG", "rhythm": "nights, ECG drawn over real beats"}
+    split = f"split by {by}, fold {fold} of {folds} with seed {seed}"
+    if by == "official":
+        tests = len(set(names) & set(TESTING))
+        split = f"the database's own split, {len(names) - tests} to train and {tests} to test"
     note = (
-        f"{len(names)} {what[source]}, divided by {by}, fold {fold} of {folds} with seed {seed}; "
+        f"{len(names)} {CONTENT[source]}, {split}; "
         f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
     )
     return Split(train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names)
 
 
-def write_made_up(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:
-    """Write made-up nights as a WFDB database with its list of checksums, to be read as one."""
+def write_synthetic(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:
+    """Write synthetic nights as a WFDB database with its list of checksums, to be read as one."""
     import hashlib
 
     for record in records:
@@ -143,11 +161,15 @@ def _check(
 ) -> None:
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}")
-    if by not in ("record", "minute"):
-        raise ValueError(f"by must be 'record' or 'minute', not {by!r}")
+    if by not in ("record", "minute", "official"):
+        raise ValueError(f"by must be 'record' or 'minute' or 'official', not {by!r}")
+    if by == "official" and source == "synthetic":
+        raise ValueError("synthetic nights have no official split: pass source='ecg' or 'rr'")
+    if by == "official" and fold:
+        raise ValueError(f"the official split has one test part, so fold must be 0, not {fold}")
     if normalise not in ("none", "minute", "night"):
         raise ValueError(f"normalise must be 'none', 'minute' or 'night', not {normalise!r}")
-    tested = 1 / folds if folds else 0.0
+    tested = 1 / folds if folds and by != "official" else 0.0
     if folds < 0 or not 0 <= fold < max(folds, 1) or neighbours < 0:
         raise ValueError(
             f"fold counts from 0 below folds, and neighbours from 0, not fold={fold}, "
@@ -155,11 +177,11 @@ def _check(
         )
     if not 0 <= valid < 1 - tested:
         raise ValueError(
-            f"valid={valid} and a test part of 1/{folds} leave nothing to train on"
+            f"valid={valid} and a test part of {tested:.3g} leave nothing to train on"
             if valid >= 0
             else f"valid is a share, not {valid}"
         )
-    known = LEARNING if source == "synthetic" else (*LEARNING, *apnea_records.TESTING)
+    known = LEARNING if source == "synthetic" else (*LEARNING, *TESTING)
     unknown = [record for record in records if record not in known]
     if unknown or not records or len(set(records)) < len(records):
         raise ValueError(
@@ -175,8 +197,12 @@ def _nights(
     records: Sequence[str],
     database: str,
     seed: int,
+    sets: Sequence[Sequence[str]],
 ) -> tuple[list[tuple[Night, np.ndarray]], str]:
-    """Return every night that can be read with its minutes, and a sentence about the others."""
+    """Return every night that can be read with its minutes, and a sentence about the others.
+
+    Of each of the sets, at least one of the nights asked for must be found.
+    """
     if source == "synthetic":
         drawn = [
             synthetic_ecg.draw_night(record, LEARNING.index(record), seed=seed)
@@ -189,15 +215,18 @@ def _nights(
         "rhythm": lambda night: synthetic_ecg.rhythm(night, sums, seed),
         "ecg": lambda night: apnea_records.ecg(night, database, folder, sums),
     }
-    found, failures = [], {}
+    found = []
+    failures: dict[str, Exception] = {}
     for record in records:
         try:
             night = apnea_records.read(record, database, folder, sums)
             found.append((night, makers[source](night)))
-        except (DataUnavailable, ValueError, KeyError) as error:
+        except (DataUnavailable, ValueError) as error:
             failures[record] = error
-    if not found:
-        raise next(iter(failures.values()))
+    for names in sets:
+        wanted = [record for record in records if record in names]
+        if wanted and set(wanted) <= set(failures):
+            raise failures[wanted[0]]
     if not failures:
         return found, ""
     left = f"{len(failures)} nights left out: {', '.join(failures)}"
@@ -228,8 +257,8 @@ def _part(
         scale = apnea_records.UNITS if minutes.dtype == np.int16 else 1
         rows.append((taken / scale).round(4).astype(np.float32))
         start += len(minutes)
-    tensors = (np.concatenate(rows), labels[which], group[which])
-    return Samples(*(torch.from_numpy(array) for array in tensors))
+    x = torch.from_numpy(np.concatenate(rows))
+    return Samples(x, torch.from_numpy(labels[which]), torch.from_numpy(group[which]))
 
 
 def _removable(labels: np.ndarray, remove: int) -> np.ndarray:
@@ -244,7 +273,7 @@ def _by_record(
 ) -> Int64[np.ndarray, "records"]:
     """Return the part of each record: 0 to train, 1 to choose, 2 to test."""
     if folds > len(records):
-        raise ValueError(f"{len(records)} nights cannot be dealt into {folds} folds")
+        raise ValueError(f"{len(records)} nights cannot be split into {folds} folds")
     kinds = sorted({record[0] for record in records})
     order = np.concatenate(
         [rng.permutation([i for i, r in enumerate(records) if r[0] == kind]) for kind in kinds]
@@ -259,6 +288,17 @@ def _by_record(
     return part
 
 
+def _by_set(
+    records: Sequence[str], fold: int, folds: int, valid: float, rng: np.random.Generator
+) -> Int64[np.ndarray, "records"]:
+    """Return the part of each record by the set that it belongs to; folds have no meaning here."""
+    learning = [index for index, record in enumerate(records) if record in LEARNING]
+    part = np.full(len(records), 2, dtype=np.int64)
+    if learning:
+        part[learning] = _by_record([records[index] for index in learning], 0, 0, valid, rng)
+    return part
+
+
 def _by_minute(
     kept: np.ndarray, fold: int, folds: int, valid: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "minutes"]:
@@ -266,8 +306,7 @@ def _by_minute(
     order = order[kept[order]]
     part = np.zeros(len(kept), dtype=np.int64)
     if folds:
-        hand = np.array_split(order, folds)[fold]
-        part[hand] = 2
+        part[np.array_split(order, folds)[fold]] = 2
     rest = order[part[order] == 0]
     part[rest[: round(valid * len(order))]] = 1
     return part

@@ -1,7 +1,9 @@
 """The nights of the Apnea-ECG database (Penzel and others, 2000): beats, labels, waveforms."""
 
+import hashlib
 import re
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from jaxtyping import Bool, Float64, Int16, Int64
 
 from sparselib import atomic
 
-from .files import Folder, derived, find
+from .files import Folder, derived, find, locate, read_checksums
 
 LEARNING = (
     *(f"a{number:02}" for number in range(1, 21)),
@@ -20,6 +22,9 @@ LEARNING = (
 )
 TESTING = tuple(f"x{number:02}" for number in range(1, 36))
 ANSWERS = "event-2-answers"
+LIST = "SHA256SUMS.txt"
+# SHA-256 of the sorted lines of the list of apnea-ecg
+OFFICIAL_LIST = "4d27cefb320b0891c3d348ae3cd7eb94319166c5f57ba81fcbaa188b5a768cbd"
 SAMPLES = 100  # per second of a recording
 RATE = 4  # points per second at which RR intervals are read
 UNITS = 200  # steps of the converter per millivolt
@@ -35,9 +40,27 @@ class Night(NamedTuple):
 
 
 def checksums(database: str, folder: Folder) -> dict[str, str]:
-    """Read the database's own list, by file."""
-    lines = find(database, "SHA256SUMS.txt", folder).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
+    """Read the database's own list, by file, in any spelling that `sha256sum` reads.
+
+    Raises
+    ------
+    ValueError
+        If a line is no checksum, or the list of apnea-ecg is not the official one.
+    DataUnavailable
+        If the list lies nowhere and cannot be fetched.
+    """
+    path = locate(database, LIST, folder) or find(database, LIST, folder)
+    sums = read_checksums(path)
+    if database == "apnea-ecg":
+        content = "".join(f"{digest} {name}\n" for name, digest in sorted(sums.items()))
+        found = hashlib.sha256(content.encode()).hexdigest()
+        if found != OFFICIAL_LIST:
+            raise ValueError(
+                f"{path} is refused: it is not the list of checksums of apnea-ecg 1.0.0, so it is "
+                f"damaged, cut short or another version. Move it away to have it fetched again, or "
+                f"pass database= the name of a folder with a list of its own."
+            )
+    return sums
 
 
 def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Night:
@@ -53,9 +76,8 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
     DataUnavailable
         If a file lies nowhere and cannot be fetched.
     """
-    if record in TESTING:
-        labels = answers(find(database, ANSWERS, folder))[record]
-    else:
+    labels = _answer(record, database, folder) if record in TESTING else None
+    if labels is None:
         labels = _labels(_file(record, "apn", database, folder, sums))
     beats = _file(record, "qrs", database, folder, sums)
 
@@ -67,31 +89,52 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
     if (np.diff(samples) <= 0).any():
         late = int((np.diff(samples) <= 0).argmax()) + 1
         raise ValueError(f"{beats} is refused: beat {late} does not follow the one before.")
+    minutes = int(samples[-1]) // POINTS + 1 if len(samples) else 0
+    # the last label may be of a minute that has no beat any more
+    if len(labels) > minutes + 2:
+        raise ValueError(
+            f"{record} is refused: it has labels of {len(labels)} minutes, but {beats.name} has "
+            f"beats in {minutes}, so one of them is of another night."
+        )
     return Night(record, samples, labels)
 
 
+def _answer(record: str, database: str, folder: Folder) -> Int64[np.ndarray, "minutes"]:
+    present = (locate(database, name, folder) for name in (ANSWERS, f"{ANSWERS}.txt"))
+    path = next(filter(None, present), None) or find(database, ANSWERS, folder)
+    known = answers(path)
+    if record not in known:
+        raise ValueError(f"{path} holds no labels of {record}, but of {', '.join(known)}.")
+    return known[record]
+
+
 def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
-    """Read the labels of the test nights: a name, then a line of up to 60 letters for every hour.
+    """Read the labels of the test nights: a name, then a line of 60 letters for each hour.
+
+    The last hour of a night has as many letters as it has minutes.
 
     Raises
     ------
     ValueError
-        If a line is neither.
+        If a line is neither, comes twice or out of order, or the last one has no end.
     """
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if not text.endswith("\n"):
+        raise ValueError(f"{path} is refused: its last line has no end, so it is cut short.")
     found: dict[str, list[int]] = {}
     record = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name = re.match(r"\s*(x\d\d)\b", line)
-        hour = re.fullmatch(r"\s*\d+\s+([AN]+)\s*", line)
-        if name:
-            record = name[1]
+    for number, line in enumerate(text.splitlines(), 1):
+        hour = re.fullmatch(r"(\d+)\s+([AN]{1,60})", line.strip().upper())
+        if line.strip().lower() in TESTING and line.strip().lower() not in found:
+            record = line.strip().lower()
             found[record] = []
-        elif hour and record:
-            found[record] += [letter == "A" for letter in hour[1]]
+        elif hour and record and int(hour[1]) * 60 == len(found[record]):
+            found[record] += [letter == "A" for letter in hour[2]]
         elif line.strip():
             raise ValueError(
-                f"{path} is refused: line {number} is neither a record from x01 to x35 nor an "
-                f"hour with its letters A and N, but {line.strip()[:40]!r}."
+                f"{path} is refused: line {number} is neither a record from x01 to x35 nor its "
+                f"next hour with 60 letters A and N, fewer in the last, but "
+                f"{line.strip()[:40]!r}."
             )
     return {name: np.array(labels, dtype=np.int64) for name, labels in found.items()}
 
@@ -99,7 +142,7 @@ def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
 def ecg(
     night: Night, database: str, folder: Folder, sums: dict[str, str]
 ) -> Int16[np.ndarray, "minutes points"]:
-    """Return the whole minutes of the recorded ECG, 200 steps a millivolt, mapped into memory."""
+    """Return the whole minutes of the recorded ECG, 200 steps per millivolt, mapped into memory."""
     header = _file(night.record, "hea", database, folder, sums)
     signal = _file(night.record, "dat", database, folder, sums)
 
@@ -114,8 +157,8 @@ def ecg(
             raise ValueError(f"{signal} is refused: it cannot be read ({error}).") from error
         if found.fs != SAMPLES or found.adc_gain[0] != UNITS:
             raise ValueError(
-                f"{header} is refused: it tells of {found.fs} samples a second and "
-                f"{found.adc_gain[0]} steps a millivolt, not {SAMPLES} and {UNITS}."
+                f"{header} is refused: it tells of {found.fs} samples per second and "
+                f"{found.adc_gain[0]} steps per millivolt, not {SAMPLES} and {UNITS}."
             )
         return whole_minutes(found.d_signal[:, 0] - found.baseline[0], len(night.labels))
 
@@ -151,7 +194,7 @@ def resampled(
     Parameters
     ----------
     beats
-        Sample numbers, at 100 a second.
+        Sample numbers, at 100 per second.
     times
         Where to read; before the first and after the last interval the nearest holds.
 
@@ -163,13 +206,13 @@ def resampled(
     between = np.diff(beats) / SAMPLES
     if (between <= 0).any():
         raise ValueError(f"beat {int((between <= 0).argmax()) + 1} does not follow the one before")
-    sound = _is_sound(between)
+    sound = _is_of_a_heart(between)
     if not sound.any():
         raise ValueError(f"none of {len(between)} intervals between beats is that of a heart")
     return np.interp(times, beats[1:][sound] / SAMPLES, between[sound])
 
 
-def _is_sound(between: np.ndarray) -> Bool[np.ndarray, "intervals"]:
+def _is_of_a_heart(between: np.ndarray) -> Bool[np.ndarray, "intervals"]:
     around = np.pad(between, 4, mode="edge") if len(between) else np.zeros(8)
     median = np.median(np.lib.stride_tricks.sliding_window_view(around, 9), axis=1)
     median = median[: len(between)]
@@ -185,11 +228,11 @@ def _file(record: str, kind: str, database: str, folder: Folder, sums: dict[str,
 
 
 def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
-    """Read one mark a minute: A if apnea is in progress at its beginning, N if not."""
+    """Read one mark per minute: A if apnea is in progress at its beginning, N if not."""
     marks = _marks(path)
     samples, symbols = np.asarray(marks.sample), np.array(marks.symbol)
     if not np.array_equal(samples, np.arange(len(samples)) * POINTS):
-        raise ValueError(f"{path} is refused: its marks are not one a minute from the start.")
+        raise ValueError(f"{path} is refused: its marks are not one per minute from the start.")
     if not np.isin(symbols, ["A", "N"]).all():
         raise ValueError(
             f"{path} is refused: it holds the labels {sorted(set(symbols))}, not A, N."
@@ -203,7 +246,12 @@ def _marks(path: Path) -> Any:
         warnings.simplefilter("ignore")
         import wfdb
 
-        return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
+        try:
+            return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
+        except Exception as error:
+            raise ValueError(
+                f"{path} is refused: its marks cannot be read ({error or type(error).__name__})."
+            ) from error
 
 
 def whole_minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:
@@ -214,9 +262,27 @@ def whole_minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minute
 
 
 def cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Map an array into memory that was computed once from files of known checksums."""
+    """Map an array into memory that was computed once from files of known checksums.
+
+    A file that is damaged or empty is made anew.
+    """
     path = derived() / "apnea-ecg" / name
-    if not path.is_file():
+    if not _is_sound(path):
         array = make()
-        atomic.write(path, lambda part: np.save(part, array))
+        atomic.write(path, lambda part: _save(part, array))
     return np.load(path, mmap_mode="r")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array and, behind it, where no reader looks, the checksum of the file."""
+    np.save(path, array)
+    checksum = zlib.crc32(path.read_bytes())
+    with path.open("ab") as file:
+        file.write(checksum.to_bytes(4, "big"))
+
+
+def _is_sound(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return len(content) > 4 and zlib.crc32(content[:-4]) == int.from_bytes(content[-4:], "big")

@@ -1,28 +1,59 @@
-"""CIFAR-10 in its official files, and folders of pictures in the manner of ImageNet."""
+"""CIFAR-10 in both of its official formats."""
 
-import pickle
-import pickletools
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
-from torch import Tensor
+from jaxtyping import Int64, UInt8
 
+from . import plain_pickle
 from .files import DataUnavailable, Folder, folders
+from .image_folder import standardized
 from .split import Samples, Split, hold_out
 
-OWNERS = ("numpy", "numpy ndarray", "numpy dtype", "_codecs encode")
-ARRAYS = ("_reconstruct", "ndarray", "dtype", "_frombuffer", "encode")
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
 RECORD = 1 + 3 * 32 * 32
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGES = 10_000  # of a whole batch
+TRAINING = tuple(f"data_batch_{number}" for number in range(1, 6))
+TESTING = ("test_batch",)
+# the first 1,000 test images, where no more are at hand
+PART_OF_TESTING = "test_batch_first1000"
+# SHA-1 of label and pixels, image by image, which is how the binary version stores a batch
+OFFICIAL = {
+    "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+    "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+    "data_batch_3": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+    "data_batch_4": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+    "data_batch_5": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+    "test_batch": "67eb016db431130d61cd03c7ad570b013799c88c",
+}
+
+
+class Batch(NamedTuple):
+    """Images of one file, bytes in channels of red, green and blue, and their classes."""
+
+    pixels: UInt8[np.ndarray, "images 3 32 32"]
+    labels: Int64[np.ndarray, "images"]
+
+
+class _Version(NamedTuple):
+    """One of the two official formats: its folder, the ending of its files, and its reader."""
+
+    folder: str
+    ending: str
+    read: Callable[[Path], Batch]
 
 
 def cifar10(folder: Folder = None, valid: int | float = 0.1, seed: int = 0) -> Split:
-    """Return CIFAR-10 (Krizhevsky, 2009), colours standardised by the usual mean and deviation.
+    """Return CIFAR-10 (Krizhevsky, 2009), each color standardized by its usual mean and spread.
+
+    Exactly the five training batches and the test batch are read. Where the test batch is missing,
+    `test_batch_first1000.bin` is read, its first 1,000 images.
 
     Parameters
     ----------
@@ -37,33 +68,44 @@ def cifar10(folder: Folder = None, valid: int | float = 0.1, seed: int = 0) -> S
     Returns
     -------
     Split
-        Images of shape (samples, 3, 32, 32). Where batches are missing it warns, and `note` says
-        how many images there are.
+        Images of shape (samples, 3, 32, 32). Where batches are missing, `note` says how many images
+        there are.
 
     Raises
     ------
     ValueError
-        If a file is damaged.
+        If a file is damaged, or two batches hold the same images.
     DataUnavailable
         If no training batch or no test batch is there.
+
+    Warns
+    -----
+    UserWarning
+        If images are missing, if a whole batch differs from the official one, or if a file is left
+        out because its name is that of no batch, such as ``data_batch_1 (1).bin``.
     """
-    train, test = _batches("data_batch", folder), _batches("test_batch", folder)
-    whole = Samples(standardised(train[0], MEAN, STD), train[1])
-    rest, held = hold_out(whole, valid, seed)
-    tested = Samples(standardised(test[0], MEAN, STD), test[1])
-    note = f"{len(whole):,} training images, {len(held):,} of them held out with seed {seed}"
-    if len(whole) < 50_000 or len(tested) < 10_000:
+    train = _samples(_batches(TRAINING, folder))
+    tested = _samples(_batches(TESTING, folder))
+    rest, held = hold_out(train, valid, seed)
+    note = f"{len(train):,} training images, {len(held):,} of them held out with seed {seed}"
+    if len(train) < 50_000 or len(tested) < 10_000:
         note = f"reduced: {note}; {len(tested):,} test images"
         warnings.warn(
             f"CIFAR-10 has 50,000 training and 10,000 test images, but the folder holds "
-            f"{len(whole):,} and {len(tested):,}",
+            f"{len(train):,} and {len(tested):,}",
             stacklevel=2,
         )
     return Split(rest, held, tested, classes=10, name="cifar10", note=note)
 
 
-def read_binary(path: Path) -> tuple[UInt8[np.ndarray, "images 3 32 32"], np.ndarray]:
-    """Read a batch of the binary version: a byte for the class, then 3 x 32 x 32 for the image."""
+def read_binary(path: Path) -> Batch:
+    """Read a batch of the binary version: a byte for the class, then 3 x 32 x 32 for the image.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no whole number of images, more than 10,000, or an unknown class.
+    """
     data = np.fromfile(path, np.uint8)
     if not len(data) or len(data) % RECORD:
         raise ValueError(
@@ -71,127 +113,137 @@ def read_binary(path: Path) -> tuple[UInt8[np.ndarray, "images 3 32 32"], np.nda
             f"{RECORD:,}"
         )
     rows = data.reshape(-1, RECORD)
-    return rows[:, 1:].reshape(-1, 3, 32, 32), _classes(path, rows[:, 0])
+    return _batch(path, rows[:, 1:], rows[:, 0])
 
 
-def read_python(path: Path) -> tuple[UInt8[np.ndarray, "images 3 32 32"], np.ndarray]:
-    """Read a batch of the Python version, a pickle; which may hold arrays only."""
-    data = path.read_bytes()
-    _check_pickle(path, data)
-    batch = pickle.loads(data, encoding="bytes")
-    try:
-        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is refused: it holds no 'data' and 'labels'") from error
-    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), RECORD - 1):
-        raise ValueError(
-            f"{path} is refused: its data are {pixels.dtype} of shape {pixels.shape} for "
-            f"{len(labels)} labels, not bytes of shape (images, {RECORD - 1})"
-        )
-    return pixels.reshape(-1, 3, 32, 32), _classes(path, labels)
-
-
-def photographs(
-    folder: str | Path, classes: Sequence[str] | None = None, side: int = 224
-) -> Samples:
-    """Read an ImageNet-style folder of pictures with Pillow, one folder a class.
-
-    The shorter side is scaled to 8/7 of `side`, the middle is cut out, and colours are
-    standardised by ImageNet's mean and deviation, as torchvision's weights expect.
-
-    Parameters
-    ----------
-    folder : path
-        Holds ``<class>/<name>.jpeg``; or pictures ``<class>_<words>.jpeg`` without folders.
-    classes : sequence of str, optional
-        Names in the order of their numbers; by default those found, sorted.
-    side : int
-        Pixels of the square that is cut out.
-
-    Returns
-    -------
-    Samples
-        Images of shape (samples, 3, side, side), in order of their paths.
+def read_python(path: Path) -> Batch:
+    """Read a batch of the Python version, a pickle, of which nothing is carried out.
 
     Raises
     ------
     ValueError
-        If there is no picture, one is damaged, or its class is not among `classes`.
+        If the file is damaged, asks for more than arrays of numbers, or is no batch.
     """
-    paths = sorted(
-        p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
-    if not paths:
-        raise ValueError(f"{folder} holds no .jpg, .jpeg or .png: name a folder of pictures")
-    flat = Path(folder)
-    names = [p.stem.split("_")[0] if p.parent == flat else p.parent.name for p in paths]
-    known = sorted(set(names)) if classes is None else list(classes)
-    if strange := sorted(set(names) - set(known)):
-        raise ValueError(f"{folder} holds the class {strange[0]!r}, which is not among `classes`")
-    pixels = np.stack([_picture(path, side) for path in paths])
-    x = standardised(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    return Samples(x, torch.tensor([known.index(name) for name in names]))
-
-
-def standardised(
-    pixels: UInt8[np.ndarray, "images colours height width"],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Float32[Tensor, "images colours height width"]:
-    """Divide bytes by 255 and give each colour the mean and deviation that the data have."""
-    x = torch.from_numpy(pixels.astype(np.float32)).div_(255)
-    shape = (1, -1, 1, 1)
-    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
-
-
-def _picture(path: Path, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    from PIL import Image, UnidentifiedImageError
-
+    data = path.read_bytes()
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is refused: Pillow cannot read it ({error})") from error
-    scale = side * 8 / 7 / min(image.size)
-    width, height = (max(side, round(size * scale)) for size in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square).transpose(2, 0, 1).copy()
+        batch = plain_pickle.read(data)
+    except plain_pickle.Refused as error:
+        raise ValueError(
+            f"{path} is refused: a batch of CIFAR-10 is a pickle that holds arrays only, "
+            f"but this one is not: {error}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is refused: it is no pickle, or is cut short or damaged ({error})"
+        ) from error
+    pixels, labels = (_entry(path, batch, key) for key in ("data", "labels"))
+    if pixels.dtype != np.uint8 or pixels.shape != (labels.size, RECORD - 1):
+        raise ValueError(
+            f"{path} is refused: its data are {pixels.dtype} of shape {pixels.shape} for "
+            f"{labels.size} labels, not bytes of shape (images, {RECORD - 1})"
+        )
+    return _batch(path, pixels, labels)
 
 
-def _batches(name: str, folder: Folder) -> tuple[np.ndarray, Tensor]:
-    kinds = {
-        "cifar-10-batches-bin": ("*.bin", read_binary),
-        "cifar-10-batches-py": ("*", read_python),
-    }
+def _entry(path: Path, batch: object, key: str) -> np.ndarray:
+    """Return an entry of a batch; the keys are texts of Python 2, which are bytes, or of 3."""
+    found = None
+    if isinstance(batch, dict):
+        found = batch.get(key.encode(), batch.get(key))
+    if not isinstance(found, list | tuple | np.ndarray):
+        raise ValueError(f"{path} is refused: it holds no 'data' and 'labels'")
+    try:
+        return np.asarray(found)
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: its {key!r} is no array ({error})") from error
+
+
+def _batch(path: Path, pixels: np.ndarray, labels: np.ndarray) -> Batch:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path} is refused: its labels are {labels.dtype} of shape {labels.shape}, "
+            f"not one whole number per image"
+        )
+    if not 0 < len(labels) <= IMAGES:
+        raise ValueError(
+            f"{path} is refused: it holds {len(labels):,} images, but a batch has 1 to {IMAGES:,}"
+        )
+    unknown = labels[(labels < 0) | (labels > 9)]
+    if len(unknown):
+        raise ValueError(f"{path} is refused: it holds class {unknown[0]}, but there are 0 to 9")
+    return Batch(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
+
+
+VERSIONS = (
+    _Version("cifar-10-batches-bin", ".bin", read_binary),
+    _Version("cifar-10-batches-py", "", read_python),
+)
+
+
+def _batches(names: tuple[str, ...], folder: Folder) -> dict[Path, Batch]:
+    """Read the named batches from the first folder that has one of them."""
     for place in folders(folder):
-        for inner, (ending, read) in kinds.items():
-            paths = sorted((place / "cifar-10" / inner).glob(name + ending))
-            if paths:
-                images, labels = zip(*(read(path) for path in paths))
-                return np.concatenate(images), torch.from_numpy(np.concatenate(labels))
+        for version in VERSIONS:
+            inner = place / "cifar-10" / version.folder
+            paths = [inner / f"{name}{version.ending}" for name in names]
+            if names == TESTING and not paths[0].is_file():
+                paths = [inner / f"{PART_OF_TESTING}{version.ending}"]
+            present = [path for path in paths if path.is_file()]
+            if present:
+                _warn_of_strangers(inner, names, version.ending)
+                return _read(present, version.read)
     searched = ", ".join(str(place) for place in folders(folder))
+    inner_folders = " or ".join(f"cifar-10/{version.folder}" for version in VERSIONS)
     raise DataUnavailable(
-        f"no {name} of CIFAR-10 lies in cifar-10/{' or cifar-10/'.join(kinds)} below {searched}. "
+        f"no {' and no '.join(names)} of CIFAR-10 lies in {inner_folders} below {searched}. "
         f"Unpack the official archive there, or use the embedded datasets.placed_digits() instead."
     )
 
 
-def _classes(path: Path, labels: np.ndarray) -> np.ndarray:
-    if labels.max(initial=0) > 9:
-        raise ValueError(f"{path} is refused: it holds class {labels.max()}, but there are 0 to 9")
-    return labels.astype(np.int64)
-
-
-def _check_pickle(path: Path, data: bytes) -> None:
-    """Refuse a pickle that would call anything but what numpy's arrays are made with."""
-    for operation, name, _ in pickletools.genops(data):
-        strange = operation.name == "STACK_GLOBAL"
-        if operation.name == "GLOBAL":
-            strange = str(name).split()[-1] not in ARRAYS or str(name).split(".")[0] not in OWNERS
-        if strange:
+def _read(paths: list[Path], read: Callable[[Path], Batch]) -> dict[Path, Batch]:
+    found: dict[Path, Batch] = {}
+    digests: dict[str, Path] = {}
+    for path in paths:
+        batch = read(path)
+        digest = _digest(batch)
+        if digest in digests:
             raise ValueError(
-                f"{path} is refused: a batch of CIFAR-10 is a pickle of protocol 2 that holds "
-                f"arrays only, but this one asks for {name or 'something else'}"
+                f"{path} is refused: it holds the same images as {digests[digest].name}, so images "
+                f"of the training part would be in the validation part too"
             )
+        name = path.name.removesuffix(".bin")
+        if len(batch.labels) == IMAGES and digest != OFFICIAL.get(name):
+            warnings.warn(
+                f"{path} holds {IMAGES:,} images, but not those of the official {name}: it is "
+                f"damaged or of another origin",
+                stacklevel=4,
+            )
+        digests[digest] = path
+        found[path] = batch
+    return found
+
+
+def _digest(batch: Batch) -> str:
+    labels = batch.labels.astype(np.uint8)[:, None]
+    rows = np.concatenate([labels, batch.pixels.reshape(len(labels), -1)], axis=1)
+    return hashlib.sha1(rows.data, usedforsecurity=False).hexdigest()
+
+
+def _warn_of_strangers(folder: Path, names: tuple[str, ...], ending: str) -> None:
+    """Name the files that look like a batch but are none of the official ones."""
+    known = {f"{name}{ending}" for name in (*names, PART_OF_TESTING)}
+    start = names[0].removesuffix("_1")
+    alike = (path.name for path in folder.iterdir() if path.name.lower().startswith(start))
+    strangers = sorted(set(alike) - known)
+    if strangers:
+        warnings.warn(
+            f"{folder}: {', '.join(strangers)} left out, for CIFAR-10 has "
+            f"{', '.join(sorted(known - {PART_OF_TESTING + ending}))} only",
+            stacklevel=4,
+        )
+
+
+def _samples(batches: dict[Path, Batch]) -> Samples:
+    pixels = np.concatenate([batch.pixels for batch in batches.values()])
+    labels = np.concatenate([batch.labels for batch in batches.values()])
+    return Samples(standardized(pixels, MEAN, STD), torch.from_numpy(labels))

@@ -1,9 +1,13 @@
 """Where data lies: the search order, the checksums and the download."""
 
+import gzip
 import hashlib
 import os
+import re
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +52,50 @@ SHA256 = {
     "higgs/HIGGS_subset35298.csv.gz": (
         "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"
     ),
-    "uci-epilepsy/data.csv": "4b3f6024ea24a864c0de51b2ba477bf8b9e4974e8cc01a00dcf45bfc59d48deb",
 }
+
+# SHA-256 of what the files hold once they are unpacked, which other ways of packing do not change
+CONTENT = {
+    "mnist/train-images-idx3-ubyte.gz": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    ),
+    "mnist/train-labels-idx1-ubyte.gz": (
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+    ),
+    "mnist/t10k-images-idx3-ubyte.gz": (
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+    ),
+    "mnist/t10k-labels-idx1-ubyte.gz": (
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
+    "fashion-mnist/train-images-idx3-ubyte.gz": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "fashion-mnist/train-labels-idx1-ubyte.gz": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "fashion-mnist/t10k-images-idx3-ubyte.gz": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "fashion-mnist/t10k-labels-idx1-ubyte.gz": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+    "higgs/HIGGS_subset35298.csv.gz": (
+        "1dad0a86a0c613c9e5b917da90950c06e8431feaf5aa85b5b5a9796e175f9433"
+    ),
+}
+
+# data sets whose files may be packed or not and named in capitals, for their content is checked
+CHECKED_BY_CONTENT = ("isolet", "uci-epilepsy")
+
+# where torchvision puts the same files
+ELSEWHERE = {
+    "mnist": ("mnist", "MNIST", "MNIST/raw"),
+    "fashion-mnist": ("fashion-mnist", "FashionMNIST", "FashionMNIST/raw"),
+}
+
+# files that the source of their data set does not have
+NOT_FETCHED = ("higgs/HIGGS_subset35298.csv.gz",)
 
 EMBEDDED = {
     "mnist": "datasets.digits() or datasets.synthetic.images()",
@@ -82,9 +128,20 @@ def folders(folder: Folder = None) -> list[Path]:
 
 
 def locate(dataset: str, filename: str, folder: Folder = None) -> Path | None:
-    """Return the first `<folder>/<dataset>/<filename>` that exists, unchecked, or None."""
-    paths = (place / dataset / filename for place in folders(folder))
-    return next((path for path in paths if path.is_file()), None)
+    """Return the first `<folder>/<dataset>/<filename>` that exists, unchecked, or None.
+
+    Nothing is fetched. A file whose content is checked is found unpacked or packed as well, in
+    capitals, and MNIST and Fashion-MNIST where torchvision puts them, `MNIST/raw`.
+    """
+    for place in folders(folder):
+        exact = place / dataset / filename
+        if exact.is_file():
+            return exact
+        if f"{dataset}/{filename}" in CONTENT or dataset in CHECKED_BY_CONTENT:
+            path = next(_spelled_otherwise(place, dataset, filename), None)
+            if path:
+                return path
+    return None
 
 
 def find(
@@ -117,14 +174,70 @@ def find(
     DataUnavailable
         If the file lies nowhere and cannot be fetched.
     """
-    sha256 = sha256 or SHA256.get(f"{dataset}/{filename}")
+    key = f"{dataset}/{filename}"
+    known = sha256 or SHA256.get(key)
+    addresses = SOURCES.get(dataset, ()) if sources is None else sources
+    if key in NOT_FETCHED:
+        addresses = ()
     path = locate(dataset, filename, folder)
     if path is None:
-        addresses = SOURCES.get(dataset, ()) if sources is None else sources
-        path = _fetch(dataset, filename, folder, addresses, sha256)
-    if sha256:
-        _verify(path, sha256)
+        path = _fetch(dataset, filename, folder, addresses, known)
+    if known:
+        _verify(path, known, None if sha256 else CONTENT.get(key), again=bool(addresses))
     return path
+
+
+def open_content(path: Path) -> BufferedIOBase:
+    """Open a file to read what it holds, unpacked if it is gzip, whatever its name says."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def read_content(path: Path) -> bytes:
+    """Read what a file holds, unpacked if it is gzip.
+
+    Raises
+    ------
+    ValueError
+        If it is gzip, but cut short or damaged.
+    """
+    try:
+        with open_content(path) as file:
+            return file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is refused: it is no complete gzip file ({error}).") from error
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """Read a list of SHA-256 checksums by file name, as `sha256sum` writes and reads it.
+
+    A line is ``<digest> <name>``, ``<digest> *<name>`` or ``SHA256 (<name>) = <digest>``; `./`
+    before a name, capitals in a digest and empty lines mean nothing.
+
+    Raises
+    ------
+    ValueError
+        If a line is none of these, or a file has two checksums.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"(?P<digest>[0-9a-fA-F]{64})\s+\*?(?P<name>\S.*)", line.strip())
+        match = match or re.fullmatch(
+            r"SHA256 \((?P<name>.+)\) = (?P<digest>[0-9a-fA-F]{64})", line.strip()
+        )
+        name = match["name"].removeprefix("./") if match else ""
+        digest = match["digest"].lower() if match else ""
+        if not name or found.get(name, digest) != digest:
+            raise ValueError(
+                f"{path} is refused: line {number} is no SHA-256 with a file name of its own, but "
+                f"{line.strip()[:80]!r}."
+            )
+        found[name] = digest
+    return found
 
 
 def _home() -> Path:
@@ -134,18 +247,46 @@ def _home() -> Path:
     return derived()
 
 
-def _verify(path: Path, sha256: str) -> None:
+def _spelled_otherwise(place: Path, dataset: str, filename: str) -> Iterator[Path]:
+    """Yield the files of other names that may hold the same, those closest to it first."""
+    plain = filename.removesuffix(".gz")
+    dotted = plain.replace("-idx", ".idx")
+    names = [filename, plain, f"{plain}.gz", dotted, f"{dotted}.gz"]
+    for inner in ELSEWHERE.get(dataset, (dataset,)):
+        folder = place / inner
+        for name in names:
+            if (folder / name).is_file():
+                yield folder / name
+        present = sorted(folder.iterdir()) if folder.is_dir() else []
+        lower = [name.lower() for name in names]
+        yield from (path for path in present if path.name.lower() in lower and path.is_file())
+
+
+def _content_digest(path: Path) -> str:
+    """Return the SHA-256 of what a file holds; in texts, all ends of lines count as one."""
+    try:
+        content = read_content(path)
+    except ValueError as error:
+        return str(error)
+    if ".csv" in path.name.lower():
+        content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        content = content.rstrip(b"\n") + b"\n"
+    return hashlib.sha256(content).hexdigest()
+
+
+def _verify(path: Path, sha256: str, content: str | None, again: bool) -> None:
     status = path.stat()
     key = (path.resolve(), status.st_size, status.st_mtime_ns, sha256)
     if key in _verified:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if found != sha256 and (content is None or _content_digest(path) != content):
+        advice = "Delete it to have it fetched again, or pass" if again else "Pass"
         raise ValueError(
             f"{path} is refused: its SHA-256 is {found} ({status.st_size:,} bytes), but {sha256} "
             f"was expected, so the file is damaged, cut short or another version. "
-            f"Delete it to have it fetched again, or pass folder= with a good copy."
+            f"{advice} folder= with a good copy."
         )
     _verified.add(key)
 

@@ -1,15 +1,13 @@
 """Images as vectors: the embedded digits, MNIST and Fashion-MNIST in their official idx files."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from .files import Folder, find
+from .files import Folder, find, read_content
 from .split import Samples, Split, hold_out
 
 
@@ -40,7 +38,8 @@ def mnist(folder: Folder = None, valid: int | float = 10_000, seed: int = 0) -> 
     Parameters
     ----------
     folder
-        Where `mnist/*.gz` lies or is fetched to; see `files.folders` for the default.
+        Where `mnist/*.gz` lies or is fetched to; see `files.folders` for the default. Unpacked
+        files, and torchvision's `MNIST/raw`, are read as well.
     valid
         How many of the 60,000 training images are held out, as a count or a fraction below 1.
         With 0 all of them train, and `valid` is empty, of shape (0, 784).
@@ -67,7 +66,7 @@ def fashion_mnist(folder: Folder = None, valid: int | float = 10_000, seed: int 
 
 
 def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
-    """Read a gzipped idx file of unsigned bytes.
+    """Read an idx file of unsigned bytes, gzipped or not.
 
     An idx file is two zero bytes, the type of the values (8 for unsigned bytes), the number of
     dimensions, each size as a big-endian 32-bit integer, and then the values.
@@ -84,11 +83,7 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     ValueError
         If anything in the file, or its length, is not as it should be.
     """
-    try:
-        with gzip.open(path) as file:
-            data = file.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is refused: it is no complete gzip file ({error}).") from error
+    data = read_content(path)
     start = 4 + 4 * dimensions
     if len(data) < start:
         raise ValueError(

@@ -1,5 +1,7 @@
 """Signals of PhysioNet, read with `wfdb` and cut into windows."""
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ RECORDS = {
     "mitdb": "mitdb/100",
 }
 
+# bytes per sample of WFDB's formats; those compressed by FLAC have no smallest number
+SMALLEST = {
+    **{"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4},
+    **{"212": 1.5, "310": 4 / 3, "311": 4 / 3},
+}
+COMPRESSED = ("508", "516", "524")
+
 
 def physionet(
     record: str = "mitdb/100",
@@ -31,7 +40,8 @@ def physionet(
 
     Bizopoulos and Koutsouris (Section IV-A) cut 12,000 samples into 12 windows of 1,000: 6 to
     train, 2 to choose on and 4 to test, in order of time. Each window has its mean subtracted and
-    is divided by its standard deviation. There are no labels: every `y` is 0.
+    is divided by its standard deviation. There are no labels: every `y` is 0. A signal with several
+    samples per frame, as in drivedb, is read at its own rate.
 
     Parameters
     ----------
@@ -45,18 +55,19 @@ def physionet(
     windows
         How many windows train, choose and test.
     length
-        Samples of a window.
+        Samples per window.
 
     Raises
     ------
     ValueError
         If a file is damaged or cut short, the channel is none of the record's, the record is too
-        short, or a window holds gaps or never changes.
+        short, or a window holds gaps or never changes; if the record consists of segments, each of
+        which is a record of its own, or its header holds a name that WFDB does not allow.
     DataUnavailable
         If a file lies nowhere.
     """
     path = find("physionet", f"{record}.hea", folder)
-    signal, name = _signal(path, channel)
+    signal, name, rate = _signal(path, channel)
     needed = sum(windows) * length
     if len(signal) < needed:
         raise ValueError(
@@ -70,6 +81,8 @@ def physionet(
             f"Choose another channel or record."
         )
     note = f"signal {name} of PhysioNet's {record}, windows of {length:,} samples from the start"
+    if rate:
+        note = f"{note}, {rate:g} samples per second"
     return _split(signal[:needed], path, name, f"physionet/{record}", note, windows, length)
 
 
@@ -93,7 +106,7 @@ def apnea_excerpt(
     windows
         How many windows train, choose and test.
     length
-        Samples of a window.
+        Samples per window.
 
     Raises
     ------
@@ -103,16 +116,34 @@ def apnea_excerpt(
         If the file lies nowhere.
     """
     path = find("apnea-ecg-minutes", "ecg_excerpts.npz", folder)
-    with np.load(path) as arrays:
-        if part not in arrays or arrays[part].size < sum(windows) * length:
-            long = [key for key in arrays if arrays[key].size >= sum(windows) * length]
-            raise ValueError(
-                f"{path} has no {part!r} of {sum(windows) * length:,} samples; long enough are "
-                f"{', '.join(long) or 'none'}."
-            )
-        signal = arrays[part][: sum(windows) * length]
+    arrays = _arrays(path)
+    needed = sum(windows) * length
+    if part not in arrays or arrays[part].size < needed:
+        long = [key for key, array in arrays.items() if array.size >= needed]
+        raise ValueError(
+            f"{path} has no {part!r} of {needed:,} samples; long enough are "
+            f"{', '.join(long) or 'none'}."
+        )
+    signal = arrays[part][:needed]
     note = f"ECG of apnea-ecg, {part}, windows of {length:,} samples"
     return _split(signal, path, "ECG", f"apnea-ecg/{part}", note, windows, length)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of an npz file, whose parts have checksums of their own."""
+
+    def read_all() -> dict[str, np.ndarray]:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays}
+
+    arrays = _read(path, read_all)
+    for key, array in arrays.items():
+        if array.ndim != 1 or array.dtype != np.int16:
+            raise ValueError(
+                f"{path} is refused: its array {key} is {array.dtype} of shape {array.shape}, not "
+                f"one int16 per sample."
+            )
+    return arrays
 
 
 def _split(
@@ -146,12 +177,15 @@ def standardised_windows(
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
 
 
-def _signal(path: Path, channel: int) -> tuple[np.ndarray, str]:
-    """Read a whole signal in physical units, NaN in gaps, and check it against its header."""
+def _signal(path: Path, channel: int) -> tuple[np.ndarray, str, float | None]:
+    """Read a whole signal in physical units, NaN in gaps, and check it against its header.
+
+    The rate is returned where it is not that of the record.
+    """
     import wfdb
 
     stem = str(path.with_suffix(""))
-    header = _read(path, wfdb.rdheader, stem)
+    header = _header(path, stem)
     if not 0 <= channel < len(header.file_name or ()):
         known = ", ".join(map(str, header.sig_name or ()))
         raise ValueError(
@@ -160,22 +194,103 @@ def _signal(path: Path, channel: int) -> tuple[np.ndarray, str]:
     data = path.with_name(header.file_name[channel])
     if not data.is_file():
         raise DataUnavailable(f"{data} is missing, which {path.name} names. Place it beside that.")
-    read = _read(data, wfdb.rdrecord, stem, channels=[channel], physical=False)
-    name, announced = read.sig_name[0] or str(channel), (read.checksum or [None])[0]
-    found = int(read.d_signal.sum()) % 2**16
+    _check_format(path, header, channel)
+    _check_size(data, header, channel)
+    single = (header.samps_per_frame[channel] or 1) == 1
+    options = {"channels": [channel], "physical": False, "smooth_frames": single}
+    read = _read(data, wfdb.rdrecord, stem, **options)
+    digital = read.d_signal[:, 0] if single else read.e_d_signal[0]
+    name = read.sig_name[0] or str(channel)
+    announced = (read.checksum or [None])[0]
+    # every sample of every frame counts
+    found = int(digital.sum(dtype=np.int64)) % 2**16
     if announced is not None and found != announced % 2**16:
         raise ValueError(
             f"{data} is refused: its signal {name} has the checksum {found}, but "
             f"{path.name} announces {announced % 2**16}, so one of them is damaged or another "
             f"version. Fetch the record again."
         )
-    return read.dac()[:, 0], name
+    physical = _read(data, read.dac, expanded=not single)
+    if single:
+        return physical[:, 0], name, None
+    return physical[0], name, read.samps_per_frame[0] * read.fs
+
+
+def _header(path: Path, stem: str) -> Any:
+    """Read a header; one that WFDB cannot parse, or of segments, is refused with the reason."""
+    import wfdb
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"{path} is refused: it holds no line. Fetch the record again.")
+    record = lines[0].split()[0]
+    name, _, segments = record.partition("/")
+    if segments:
+        parts = ", ".join(line.split()[0] for line in lines[1:])
+        raise ValueError(
+            f"{path} is refused: the record consists of {segments} segments ({parts}). Read one of "
+            f"them, which is a record of its own."
+        )
+    wrong = _unparsable(name, lines[1:])
+    if wrong:
+        raise ValueError(
+            f"{path} is refused: it holds the name {wrong!r}, and WFDB allows letters, digits, "
+            f"hyphens and underscores only, in names of files also one dot. Rename it there and "
+            f"on the disk."
+        )
+    return _read(path, wfdb.rdheader, stem)
+
+
+def _unparsable(record: str, lines: list[str]) -> str:
+    """Return the first name in a header that WFDB does not allow, or nothing."""
+    if not re.fullmatch(r"[-\w]+", record):
+        return record
+    for line in lines:
+        name = re.match(r"(.*?)\s+\d+(x\d+)?(:\d+)?(\+\d+)?(\s|$)", line)
+        if name and not re.fullmatch(r"~|[-\w]+\.?\w*", name[1]):
+            return name[1]
+    return ""
+
+
+def _check_format(path: Path, header: Any, channel: int) -> None:
+    fmt = str(header.fmt[channel])
+    if fmt not in (*SMALLEST, *COMPRESSED):
+        raise ValueError(
+            f"{path} is refused: its format {fmt} is none of WFDB's, which are "
+            f"{', '.join((*SMALLEST, *COMPRESSED))}."
+        )
+    if fmt == "61" and (header.samps_per_frame[channel] or 1) > 1:
+        raise ValueError(
+            f"{path} cannot be read: wfdb does not read format 61 with several samples per frame. "
+            f"Convert the record to format 16."
+        )
+
+
+def _check_size(data: Path, header: Any, channel: int) -> None:
+    """Refuse a file that is too small for its header before room is made for what it announces."""
+    beside = [i for i, name in enumerate(header.file_name) if name == data.name]
+    per_frame = sum(header.samps_per_frame[i] or 1 for i in beside)
+    bytes_each = SMALLEST.get(str(header.fmt[channel]), 0)
+    needed = (header.sig_len or 0) * per_frame * bytes_each
+    size = data.stat().st_size
+    # the last samples of a packed format may share bytes
+    if size + 4 < needed:
+        raise ValueError(
+            f"{data} is refused: it holds {size:,} bytes, but its header announces "
+            f"{header.sig_len:,} frames, which take {int(needed):,}, so it is cut short. Fetch the "
+            f"record again."
+        )
 
 
 def _read(path: Path, reader: Any, *names: str, **options: Any) -> Any:
-    """Read with `wfdb`, whose readers fail in many ways on a damaged file."""
+    """Read with `wfdb` or numpy, whose readers fail in many ways on a damaged file."""
     try:
-        return reader(*names, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return reader(*names, **options)
+    except ImportError as error:
+        raise ValueError(f"{path} cannot be read without another package: {error}.") from error
     except Exception as error:
         raise ValueError(
             f"{path} is refused: it is damaged or cut short ({error or type(error).__name__}). "

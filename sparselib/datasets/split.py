@@ -21,6 +21,8 @@ class Samples:
         int64 of shape (samples,), the class of each sample, counted from 0.
     groups
         int64 of shape (samples,), the patient or recording that each sample is of; often unknown.
+    class_names
+        Names of the classes in the order of their numbers, if they have names.
 
     Raises
     ------
@@ -31,6 +33,7 @@ class Samples:
     x: Tensor
     y: Tensor
     groups: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_shapes(self.x, self.y)
@@ -104,8 +107,9 @@ class Split:
         if not 0 < count <= len(self.train):
             raise ValueError(f"{count} samples cannot be drawn from {len(self.train):,}")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        chosen = order[:count].sort().values
         note = f"{self.note}; {count:,} of {len(self.train):,} drawn to train on"
-        return replace(self, train=_only(self.train, order[:count].sort().values), note=note)
+        return replace(self, train=_only(self.train, chosen), note=note)
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test"
@@ -116,12 +120,12 @@ class Split:
 def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, Samples]:
     """Take a random part away from the samples.
 
-    Both parts keep the order of the samples; shuffling is the affair of the training loop.
+    Both parts keep the order of the samples; the training loop shuffles.
 
     Parameters
     ----------
     samples
-        What is divided.
+        What is split.
     size
         How many samples to take: a count, or a float in [0, 1) for a fraction.
     seed
@@ -145,13 +149,14 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
             f"pass a count from 0 to {total - 1:,}, or a fraction below 1."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    taken, rest = order[: int(count)].sort().values, order[int(count) :].sort().values
+    taken = order[: int(count)].sort().values
+    rest = order[int(count) :].sort().values
     return _only(samples, rest), _only(samples, taken)
 
 
 def _only(samples: Samples, which: Tensor) -> Samples:
     groups = None if samples.groups is None else samples.groups[which]
-    return Samples(samples.x[which], samples.y[which], groups)
+    return Samples(samples.x[which], samples.y[which], groups, samples.class_names)
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:
@@ -170,8 +175,8 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
 def _check_groups(y: Tensor, groups: Tensor | None) -> None:
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != y.shape):
         raise ValueError(
-            f"groups are int64, one a sample of {len(y)}, but came as {groups.dtype} of shape "
-            f"{tuple(groups.shape)}."
+            f"groups are int64, one for each of {len(y)} samples, but came as {groups.dtype} of "
+            f"shape {tuple(groups.shape)}."
         )
 
 
@@ -179,7 +184,8 @@ def _check_values(x: Tensor, y: Tensor) -> None:
     # the extremes are NaN or infinite if any value is, and take no second array of this size
     if x.numel() and not torch.isfinite(torch.stack(x.aminmax())).all():
         flat = x.flatten(1)
-        row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
+        broken = (~torch.isfinite(flat)).nonzero()
+        row, column = broken[0].tolist()
         raise ValueError(f"x holds {flat[row, column].item()} at row {row}, column {column}.")
     if len(y) and y.min() < 0:
         raise ValueError(f"Labels count from 0, but y holds {y.min().item()}.")
@@ -187,7 +193,8 @@ def _check_values(x: Tensor, y: Tensor) -> None:
 
 def _check_part(name: str, part: str, samples: Samples, train: Samples, classes: int) -> None:
     if samples.x.shape[1:] != train.x.shape[1:]:
-        found, wanted = (" x ".join(map(str, s.x.shape[1:])) for s in (samples, train))
+        found = " x ".join(map(str, samples.x.shape[1:]))
+        wanted = " x ".join(map(str, train.x.shape[1:]))
         raise ValueError(
             f"The {part} part of {name} has {found} features where the train part has {wanted}."
         )
@@ -200,7 +207,9 @@ def _check_part(name: str, part: str, samples: Samples, train: Samples, classes:
 
 def _checksum(*parts: Samples) -> str:
     digest = hashlib.sha256()
-    for tensor in (t for part in parts for t in (part.x, part.y)):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    for part in parts:
+        for tensor in (part.x, part.y):
+            digest.update(str(tuple(tensor.shape)).encode())
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(array.data)
     return digest.hexdigest()[:12]

@@ -5,6 +5,7 @@ ascending. `state` is a dictionary that belongs to the layer and outlives the st
 ignore it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from sparselib.ranking import largest
 
 State = dict[str, Any]
+Drop = Callable[[Tensor, float, State], Tensor]
 
 
 def magnitude(

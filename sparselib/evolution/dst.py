@@ -1,14 +1,17 @@
 """Dynamic sparse training of kernels in groups, each with a region and a budget of its own."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
-from sparselib.evolution.engine import Drop, Evolution, Grow, Plan, plan
+from sparselib.evolution.engine import Evolution, Replaced
+from sparselib.evolution.plans import Plan, check_dropped, lay_out
+from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
 
 
@@ -63,8 +66,8 @@ class DST:
         *,
         last: float = 0.001,
         every: int = 5,
-        drop: Drop = drops.magnitude,
-        grow: Grow = grows.random,
+        drop: drops.Drop = drops.magnitude,
+        grow: grows.Grow = grows.random,
         **options: Any,
     ) -> None:
         if epochs < 1 or every < 1 or not 0 <= last <= fraction <= 1:
@@ -72,11 +75,13 @@ class DST:
                 f"DST needs epochs and every from 1 and 0 <= last <= fraction <= 1, not "
                 f"epochs={epochs}, every={every}, last={last}, fraction={fraction}"
             )
-        self.epochs, self.fraction, self.last, self.every = epochs, fraction, last, every
+        self.epochs = epochs
+        self.fraction = fraction
+        self.last = last
+        self.every = every
         self.epoch = 0
-        self._drop, self._grow = drop, grow
         self.evolution = Evolution(
-            model, optimizer, drop, grow, fraction, whole=self._by_group, **options
+            model, optimizer, fraction=fraction, strategy=ByGroup(drop, grow), **options
         )
 
     def rate(self, epoch: int) -> float:
@@ -84,34 +89,80 @@ class DST:
         turn = math.cos(math.pi * min(epoch / (0.8 * self.epochs), 1.0))
         return self.last + (self.fraction - self.last) * (1 + turn) / 2
 
-    def step(self) -> dict[str, int]:
+    def step(self) -> Replaced:
         """Count an epoch; return how many connections each layer replaced, nothing in between."""
         self.epoch += 1
         if self.epoch % self.every:
-            return {}
+            return Replaced({})
         self.evolution.fraction = self.rate(self.epoch)
-        return {name: int(count) for name, count in self.evolution.step().items()}
+        return self.evolution.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
-        return {"epoch": self.epoch, "evolution": self.evolution.state_dict()}
+        return {
+            "epoch": self.epoch,
+            "schedule": self._schedule(),
+            "evolution": self.evolution.state_dict(),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self.epoch = state_dict["epoch"]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another schedule, and as `Evolution`; nothing is changed then.
+        """
+        schedule = state_dict.get("schedule", self._schedule())
+        if schedule != self._schedule():
+            raise ValueError(
+                f"the state belongs to a DST with {schedule}, this one has {self._schedule()}"
+            )
         self.evolution.load_state_dict(state_dict["evolution"])
+        self.epoch = state_dict["epoch"]
 
-    def _by_group(
-        self, layer: SparseLayer, fraction: float, state: Any, context: grows.Context, regrow: bool
+    def _schedule(self) -> dict[str, float]:
+        return {"epochs": self.epochs, "last": self.last, "every": self.every}
+
+
+@final
+class ByGroup(Strategy):
+    """A drop rule and a grow rule for each group of filters with the same reach.
+
+    Parameters
+    ----------
+    drop, grow : callable
+        Rules as for `Evolution`.
+    """
+
+    def __init__(self, drop: drops.Drop, grow: grows.Grow) -> None:
+        self._drop = drop
+        self._grow = grow
+        self.needs_gradient = grows.needs_gradient(grow)
+        self.rules = {"drop": rule_name(drop), "grow": rule_name(grow), "by": "group"}
+
+    def plan(
+        self,
+        layer: SparseLayer,
+        fraction: float,
+        state: drops.State,
+        context: grows.Context,
+        regrow: bool,
     ) -> Plan:
-        values, positions = layer.values.detach(), layer.positions
-        row, groups = positions // layer.shape[1], layer.region.groups()
-        leaving, counts = torch.zeros_like(values, dtype=torch.bool), []
+        """Drop and grow in each group as many connections."""
+        values = layer.values.detach()
+        positions = layer.positions
+        row = positions // layer.shape[1]
+        groups = layer.region.groups()
+        leaving = torch.zeros_like(values, dtype=torch.bool)
+        counts: list[int] = []
         for number, rows in enumerate(groups):
             own = torch.isin(row, rows).nonzero().flatten()
             share = math.ceil(fraction * own.numel()) / max(own.numel(), 1)
-            state[f"group {number}"] = memory = dict(state.get(f"group {number}", {}))
+            memory = dict(state.get(f"group {number}", {}))
+            state[f"group {number}"] = memory
             dropped = self._drop(values[own], share, memory)
+            check_dropped(dropped, own.numel())
             leaving[own[dropped]] = True
             counts.append(dropped.numel())
 
@@ -124,4 +175,4 @@ class DST:
 
         if regrow:
             context = context._replace(occupied=positions[~leaving])
-        return plan(layer, leaving, grow, context)
+        return lay_out(layer, leaving, grow, context)

@@ -1,71 +1,81 @@
 """Evolving topologies: an evolution is to the topology what a scheduler is to the learning rate."""
 
 import hashlib
-import weakref
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from sparselib.evolution import _gathering as gathering
+from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
-from sparselib.nn.linear import CSRLinear
+from sparselib.evolution._ranks import Group, Ranks
+from sparselib.evolution.on_device import OnDevice
+from sparselib.evolution.plans import (
+    Optimizer,
+    Plan,
+    evolve,
+    follow,
+    group_of,
+    refuse_joint_curvature,
+    unchanged,
+)
+from sparselib.evolution.strategies import DropThenGrow, Strategy
+from sparselib.nn._watch import Watch
 from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
 
-Drop = Callable[[Tensor, float, dict[str, Any]], Tensor]
-Grow = Callable[[SparseLayer, int, grows.Context], grows.Grown]
+# the parts of a saved state that must be those of the evolution that loads it
+IDENTITY = ("rules", "fraction", "seed")
 
 
-class Plan(NamedTuple):
-    """The next topology of a layer.
+if TYPE_CHECKING:
+    Counts = Mapping[str, int]
+else:
+    Counts = Mapping  # a checker at runtime would read an item, and so wait for the device
 
-    Entry i comes from old entry ``source[i]``, or is new where that is -1. If `trusted`, no check.
+
+class Replaced(Counts):
+    """How many connections each layer replaced in a step.
+
+    A mapping from names of layers to numbers. Where the evolution stays on the device, the number
+    does too until it is read.
     """
 
-    positions: Tensor
-    values: Tensor
-    source: Tensor
-    trusted: bool = False
+    def __init__(self, counts: dict[str, Tensor]) -> None:
+        self._counts = counts
 
+    def __getitem__(self, name: str) -> int:
+        return int(self._counts[name])
 
-Whole = Callable[[SparseLayer, float, dict[str, Any], grows.Context, bool], Plan]
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
 
+    def __len__(self) -> int:
+        return len(self._counts)
 
-def plan(layer: SparseLayer, leaving: Tensor, grow: Grow, context: grows.Context) -> Plan:
-    """Lay out the topology without the connections marked `leaving` and with as many new ones."""
-    old, count = layer.values.detach(), int(leaving.sum())
-    kept = (~leaving).nonzero().flatten()
-    positions, values = grow(layer, count, context)
-    _check_grown(positions, values, count, context.occupied)
-    order = torch.sort(torch.cat([layer.positions[kept], positions]))
-    source = torch.cat([kept, torch.full_like(positions, -1)])[order.indices]
-    return Plan(order.values, torch.cat([old[kept], values])[order.indices], source)
-
-
-def evolve(
-    layer: SparseLayer, planned: Plan, optimizer: torch.optim.Optimizer | None = None
-) -> None:
-    """Carry out a plan, in place, and let the optimizer's state follow the connections.
-
-    Every state tensor of the shape of `values` moves with the survivors bit for bit and is zero
-    for the new; so is the gradient. Scalars such as Adam's step count stay.
-    """
-    tensors = [] if optimizer is None else _state_tensors(layer.values, optimizer)
-    unseen = {"check": False} if planned.trusted else {}
-    layer.rewire(planned.positions, planned.values, **unseen)
-    new = planned.source < 0
-    for tensor in tensors:
-        tensor.copy_(tensor[planned.source].masked_fill(new, 0))
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class Evolution:
     """Replaces connections of every sparse layer of a model; their number is invariant.
 
     Used like a scheduler: build it from model and optimizer, then call `step` whenever the
-    topology shall change, ordinarily after an epoch. Growth looks at the last batch that ran
-    forward and backward in training mode. If the step of any layer is impossible, an error is
-    raised before any layer has changed.
+    topology shall change, ordinarily after an epoch. If the step of any layer is impossible, an
+    error is raised before any layer has changed.
+
+    Growth sees the gradient that the optimizer uses: summed over all uses of a layer and all
+    backward passes since the last `zero_grad`, averaged over the processes that train together,
+    in the scale that unscaling, clipping or averaging has left in `values.grad`. For that, inputs
+    and output gradients are kept by reference until the gradient is cleared; rules that need none
+    keep nothing. Where not every step is followed by an evolution, ``is_watching = False`` in
+    the others saves the memory.
+
+    What is trained, its learning rate and its optimizer state are read in `step`, so parameters
+    may be frozen and groups added at any time. Layers that share their values evolve once.
 
     Parameters
     ----------
@@ -73,7 +83,7 @@ class Evolution:
         Has at least one sparse layer. A layer that lacks no connection, or whose values need no
         gradient, is left as it is.
     optimizer : torch.optim.Optimizer
-        Must hold the layers' `values`.
+        Must hold the `values` of the layers that are trained.
     drop : callable
         ``(values, fraction, state) -> indices``, see `sparselib.evolution.drop`.
     grow : callable
@@ -88,201 +98,387 @@ class Evolution:
         Release the "lost weights" of Ertl's Figure 11: connections into a neuron without a
         connection onward leave too, and none grow into it. Onward means the next sparse layer,
         if it reads as many features as this one writes.
-    whole : callable, optional
-        ``(layer, fraction, state, context, regrow) -> Plan`` in place of both, see `resident`.
+    device_resident : bool
+        Run the same rules without a value that the processor waits for, see
+        `sparselib.evolution.on_device`.
+    strategy : Strategy, optional
+        In place of `drop` and `grow`, what is no drop rule followed by a grow rule.
+    process_group : ProcessGroup, "alone" or None
+        The processes that train this model together, which evolve alike: they average the
+        gradient, and the topology of the first is everybody's. None is all processes, if
+        ``torch.distributed`` is initialized; ``"alone"`` is none but this one.
     after : callable, optional
         Called without arguments at the end of every step.
+
+    Attributes
+    ----------
+    steps : int
+        Number of steps so far.
+    state : dict of str to dict
+        What the rules remember of each layer.
 
     Raises
     ------
     ValueError
-        If the model has no sparse layer, the optimizer lacks one, or `fraction` is impossible.
+        If the model has no sparse layer that is trained, the optimizer lacks one or cannot let its
+        state follow, `fraction` is impossible, or the rules do not go together.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        drop: Drop,
-        grow: Grow,
+        optimizer: Optimizer,
+        drop: drops.Drop | None = None,
+        grow: grows.Grow | None = None,
         fraction: float = 0.3,
         *,
         seed: int = 0,
         regrow: bool = True,
         repair: bool = False,
-        whole: Whole | None = None,
+        device_resident: bool = False,
+        strategy: Strategy | None = None,
+        process_group: Group = None,
         after: Callable[[], Any] | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
-        if repair and whole is not None:
-            raise ValueError("repair=True needs drop and grow one after the other, not whole=")
-        self.layers = {
-            name: layer
-            for name, layer in sparse_layers(model).items()
-            if layer.values.requires_grad and layer.values.numel() < layer.cells
-        }
+        self.strategy = _strategy(drop, grow, device_resident, strategy)
+        if repair and not self.strategy.can_repair:
+            raise ValueError(
+                f"repair=True needs a drop rule that is followed by a grow rule on the processor; "
+                f"{type(self.strategy).__name__} cannot keep to the rows that repair leaves open"
+            )
+        refuse_joint_curvature(optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.fraction = fraction
+        self.seed = seed
+        self.regrow = regrow
+        self.repair = repair
+        self.process_group = process_group
+        self.after = after
+        self.steps = 0
+        self._first_fraction = fraction
+        self._sparse = sparse_layers(unwrapped(model))
         if not self.layers:
             raise ValueError(
                 f"{type(model).__name__} has no sparse layer, such as CSRLinear, that is "
                 f"trained and has room to grow"
             )
-        self.optimizer, self.drop, self.grow, self.fraction = optimizer, drop, grow, fraction
-        self.seed, self.regrow, self.repair, self.whole = seed, regrow, repair, whole
-        self.after = after
-        self.steps = 0
-        self.state: dict[str, dict[str, Any]] = {name: {} for name in self.layers}
-        self._watches: dict[str, _Watch] = {}
         for name, layer in self.layers.items():
-            _lr(layer.values, optimizer, name)
-            self._watches[name] = _Watch(as_it_was=not isinstance(layer, CSRLinear))
-            handle = layer.register_forward_hook(self._watches[name])
-            weakref.finalize(self, handle.remove)
+            group_of(layer.values, optimizer, name)
+        self.state: dict[str, drops.State] = {name: {} for name in self._sparse}
+        self._watches: dict[str, Watch] = {}
+        if self.strategy.needs_gradient:
+            self._watches = {name: Watch(layer) for name, layer in self._sparse.items()}
+
+    @property
+    def layers(self) -> dict[str, SparseLayer]:
+        """The layers that evolve, by name: trained now, with room, and one of those that are tied.
+
+        Raises
+        ------
+        ValueError
+            If layers share values but not their connections, or values are sharded.
+        """
+        found: dict[str, SparseLayer] = {}
+        for name, layer in self._sparse.items():
+            _check_whole(name, layer)
+            heads = [head for head in found if found[head].values is layer.values]
+            for head in heads:
+                _check_tied(head, found[head], name, layer)
+            is_trained = layer.values.requires_grad and layer.values.numel() < layer.cells
+            if is_trained and not heads:
+                found[name] = layer
+        return found
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether batches are kept for a growth by gradient; set it to False where none follows."""
+        return any(watch.is_open for watch in self._watches.values())
+
+    @is_watching.setter
+    def is_watching(self, value: bool) -> None:
+        for watch in self._watches.values():
+            watch.is_open = value
+            if not value:
+                watch.forget()
 
     @torch.no_grad()
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Replaced:
         """Evolve every layer once; return how many connections each replaced."""
-        plans: dict[str, Plan] = {}
+        layers = self.layers
+        ranks = Ranks(self.process_group)
+        self._check(layers)
         states = {name: dict(state) for name, state in self.state.items()}
-        onward: dict[str, Plan] = {}
-        for name in reversed(self.layers):
-            rows = self._open_rows(name, onward)
-            plans[name] = onward[name] = self._plan(name, states[name], rows)
-        for layer in self.layers.values():
-            _state_tensors(layer.values, self.optimizer)
+        plans: dict[str, Plan] = {}
+        contexts = self._contexts(layers, ranks)
+        for name in reversed(layers):
+            layer = layers[name]
+            if contexts is None:
+                plans[name] = unchanged(layer)
+                continue
+            context = contexts[name]._replace(rows=self._open_rows(name, plans))
+            plans[name] = self._plan(name, layer, states[name], context, ranks)
         for name, planned in plans.items():
-            evolve(self.layers[name], planned, self.optimizer)
-            if not self._watches[name].in_graph:
-                self._watches[name].batch = None
-        self.state, self.steps = states, self.steps + 1
+            evolve(layers[name], planned, self.optimizer)
+            self._rewire_twins(layers[name], planned)
+        for watch in self._watches.values():
+            watch.forget()
+        self.state = states
+        self.steps += 1
         if self.after is not None:
             self.after()
-        counts = {name: (plans[name].source < 0).sum() for name in self.layers}
-        return counts if self.whole else {name: int(n) for name, n in counts.items()}
+        return Replaced({name: (plans[name].source < 0).sum() for name in layers})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
-        return {"steps": self.steps, "state": {name: dict(s) for name, s in self.state.items()}}
+        return {
+            "steps": self.steps,
+            "state": {name: dict(state) for name, state in self.state.items()},
+            "rules": dict(self.strategy.rules),
+            "fraction": self._first_fraction,
+            "fraction_now": self.fraction,
+            "seed": self.seed,
+            "gathered": {name: watch.state() for name, watch in self._watches.items()},
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        if state_dict["state"].keys() != self.layers.keys():
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state that is not one of an evolution like this; nothing is changed.
+
+        Raises
+        ------
+        ValueError
+            With a sentence that names what the state has and what this evolution has.
+        """
+        if not isinstance(state_dict.get("steps"), int) or state_dict["steps"] < 0:
             raise ValueError(
-                f"the state belongs to the layers {sorted(state_dict['state'])}, this evolution "
-                f"to {sorted(self.layers)}"
+                f"the state of an evolution has a number of steps, not {state_dict.get('steps')!r}"
             )
+        state = state_dict.get("state")
+        if not isinstance(state, Mapping) or not all(
+            isinstance(s, Mapping) for s in state.values()
+        ):
+            raise ValueError("the state of an evolution has a dictionary for each layer")
+        is_old = not set(IDENTITY) & state_dict.keys()
+        names = set(self._sparse)
+        if not (set(state) <= names if is_old else set(state) == names):
+            raise ValueError(
+                f"the state belongs to the layers {sorted(state)}, this evolution to "
+                f"{sorted(names)}"
+            )
+        if is_old:
+            warnings.warn(
+                "this state of an evolution does not say of which rules, fraction and seed it is; "
+                "it is taken for one of this evolution's",
+                stacklevel=3,
+            )
+            return
+        own = self.state_dict()
+        for key in IDENTITY:
+            if state_dict.get(key) != own[key]:
+                raise ValueError(
+                    f"the state belongs to an evolution with {key} {state_dict.get(key)!r}, this "
+                    f"one has {own[key]!r}; build it as the other was built"
+                )
+        now = state_dict.get("fraction_now", own["fraction"])
+        if not isinstance(now, float | int) or not 0 <= now <= 1:
+            raise ValueError(f"fraction must lie in [0, 1], not {now!r}")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            As `check_state_dict`; nothing is changed then.
+        """
+        self.check_state_dict(state_dict)
+        saved = state_dict["state"]
         self.steps = state_dict["steps"]
-        self.state = {name: dict(state) for name, state in state_dict["state"].items()}
+        self.state = {name: dict(saved.get(name, {})) for name in self._sparse}
+        self.fraction = state_dict.get("fraction_now", self.fraction)
+        for name, watch in self._watches.items():
+            watch.restore(state_dict.get("gathered", {}).get(name, {}), self._sparse[name].values)
 
-    def _plan(self, name: str, state: dict[str, Any], rows: Tensor) -> Plan:
-        layer = self.layers[name]
-        values, positions = layer.values.detach(), layer.positions
-        inputs, costs = self._watches[name].batch or (None, None)
-        context = grows.Context(
-            occupied=positions,
-            rows=rows,
-            inputs=inputs,
-            costs=costs,
-            lr=_lr(layer.values, self.optimizer, name),
-            generator=_generator(self.seed, name, self.steps),
-        )
-        if self.whole is not None:
-            return self.whole(layer, self.fraction, state, context, self.regrow)
-        broken = int((~torch.isfinite(values)).sum())
-        if broken:
-            raise ValueError(
-                f"layer {name!r}: {broken} of {values.numel()} weights are not finite; the "
-                f"topology was kept"
+    def _check(self, layers: dict[str, SparseLayer]) -> None:
+        """Raise before anything is planned if a layer cannot evolve."""
+        for name, layer in layers.items():
+            group_of(layer.values, self.optimizer, name)
+            follow(layer.values, self.optimizer)
+            if self.strategy.is_device_resident:
+                continue
+            broken = int((~torch.isfinite(layer.values)).sum())
+            if broken:
+                raise ValueError(
+                    f"layer {name!r}: {broken} of {layer.values.numel()} weights are not finite; "
+                    f"the topology was kept"
+                )
+
+    def _contexts(
+        self, layers: dict[str, SparseLayer], ranks: Ranks
+    ) -> dict[str, grows.Context] | None:
+        """Return what the rules may know, or None if the gradient of a layer is not finite."""
+        contexts: dict[str, grows.Context] = {}
+        factor: Any = 1.0
+        for name, layer in layers.items():
+            rate = group_of(layer.values, self.optimizer, name)["lr"]
+            context = grows.Context(
+                occupied=layer.positions,
+                rows=torch.arange(layer.shape[0], device=layer.values.device),
+                lr=rate if self.strategy.is_device_resident else float(rate),
+                generator=_generator(self.seed, name, self.steps),
+                average=ranks.average,
             )
-        leaving = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-        leaving[self.drop(values, self.fraction, state)] = True
-        leaving |= ~torch.isin(positions // layer.shape[1], rows)
-        if self.regrow:
-            context = context._replace(occupied=positions[~leaving])
+            if self.strategy.needs_gradient:
+                context, gradient = self._gathered(name, layer, context, ranks)
+                if gradient is not None and not self._is_sound(context, gradient, ranks):
+                    warnings.warn(
+                        f"layer {name!r}: the gradient is not finite, as where GradScaler skips a "
+                        f"step; no connection was replaced",
+                        stacklevel=4,
+                    )
+                    return None
+                if gradient is not None:
+                    factor = self._factor(name, layer, context, gradient, factor)
+                    context = gathering.rescaled(context, factor)
+            contexts[name] = context
+        return contexts
+
+    def _gathered(
+        self, name: str, layer: SparseLayer, context: grows.Context, ranks: Ranks
+    ) -> tuple[grows.Context, Tensor | None]:
+        """Return the context with batches, and the gradient that the optimizer saw."""
+        values = layer.values
+        own = [self._watches[n] for n, twin in self._sparse.items() if twin.values is values]
+        found = [batch for watch in own for batch in watch.batches_of(values)]
+        gradients = [values.grad, *(watch.gradient for watch in own)]
+        gradient = next((one for one in gradients if one is not None), None)
+        if not ranks.is_true_everywhere(bool(found) and gradient is not None, values):
+            return context, None
+        return gathering.with_batches(context, gathering.joined(layer, found)), gradient
+
+    def _is_sound(self, context: grows.Context, gradient: Tensor, ranks: Ranks) -> bool:
+        if self.strategy.is_device_resident:
+            return True
+        tensors = [gradient, *(tensor for batch in grows.batches(context) for tensor in batch)]
+        is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        return ranks.is_true_everywhere(is_finite, gradient)
+
+    def _factor(
+        self, name: str, layer: SparseLayer, context: grows.Context, gradient: Tensor, before: Any
+    ) -> Any:
+        scale = gathering.scale_of(layer, context, gradient)
+        precision = torch.finfo(layer.values.dtype).eps ** 0.75
+        if self.strategy.is_device_resident:
+            return gathering.factor_on_device(scale, before, precision)
         try:
-            return plan(layer, leaving, self.grow, context)
+            return gathering.factor_checked(scale, before, precision)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
 
+    def _plan(
+        self,
+        name: str,
+        layer: SparseLayer,
+        state: drops.State,
+        context: grows.Context,
+        ranks: Ranks,
+    ) -> Plan:
+        try:
+            planned = self.strategy.plan(layer, self.fraction, state, context, self.regrow)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        if ranks.count == 1:
+            return planned
+        positions = ranks.share(planned.positions)
+        values = ranks.share(planned.values)
+        return Plan(positions, values, ranks.share(planned.source), planned.trusted)
+
     def _open_rows(self, name: str, planned: dict[str, Plan]) -> Tensor:
-        layer, names = self.layers[name], list(self.layers)
+        layer = self._sparse[name]
         rows = torch.arange(layer.shape[0], device=layer.values.device)
+        names = list(self._sparse)
         following = names[names.index(name) + 1 :][:1]
         if not (self.repair and following):
             return rows
-        columns = self.layers[following[0]].shape[1]
+        onward = self._sparse[following[0]]
+        columns = onward.shape[1]
         if columns != layer.shape[0]:
             return rows
-        fan_out = torch.bincount(planned[following[0]].positions % columns, minlength=columns)
+        next_plan = planned.get(following[0])
+        positions = onward.positions if next_plan is None else next_plan.positions
+        fan_out = torch.bincount(positions % columns, minlength=columns)
         return rows[fan_out > 0]
 
+    def _rewire_twins(self, layer: SparseLayer, planned: Plan) -> None:
+        for twin in self._sparse.values():
+            if twin.values is layer.values and twin.csr is not layer.csr:
+                twin.rewire(planned.positions, planned.values)
 
-class _Watch:
-    """A forward hook that keeps the last batch to pass forward and backward through a layer.
 
-    Where layers are fused it is not called, but given the batch to `keep`. A layer with a gradient
-    of its own, such as a convolution, gets the batch as it was, and one signal as a batch of one;
-    others get rows of features.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that a wrapper for several processes or for compilation holds.
+
+    Raises
+    ------
+    ValueError
+        If it is an ``nn.DataParallel``, which computes with copies that nobody can watch.
     """
-
-    def __init__(self, as_it_was: bool = False) -> None:
-        self.as_it_was = as_it_was
-        self.batch: tuple[Tensor, Tensor] | None = None
-        self.in_graph = False
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if layer.training and output.requires_grad:
-            output.register_hook(partial(self.keep, args[0].detach()))
-
-    def keep(self, inputs: Tensor, costs: Tensor) -> None:
-        costs = costs.detach()
-        if not self.as_it_was:
-            inputs = inputs.reshape(-1, inputs.shape[-1])
-            costs = costs.reshape(-1, costs.shape[-1])
-        elif inputs.ndim == 2:
-            inputs, costs = inputs[None], costs[None]
-        self.batch = inputs, costs
-        self.in_graph = costs.is_cuda and torch.cuda.is_current_stream_capturing()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"as_it_was": self.as_it_was, "batch": None, "in_graph": False}
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "nn.DataParallel computes with copies of the layers, whose gradients growth cannot "
+            "gather; use DistributedDataParallel, one process per device"
+        )
+    if isinstance(model, DistributedDataParallel):
+        return unwrapped(model.module)
+    compiled = model._modules.get("_orig_mod")
+    return model if compiled is None else unwrapped(compiled)
 
 
-def _lr(values: Tensor, optimizer: torch.optim.Optimizer, name: str) -> float:
-    for group in optimizer.param_groups:
-        if any(parameter is values for parameter in group["params"]):
-            return float(group["lr"])
-    raise ValueError(
-        f"the optimizer does not hold the values of layer {name!r}; build it from the "
-        f"parameters of this model"
-    )
+def _strategy(
+    drop: drops.Drop | None,
+    grow: grows.Grow | None,
+    device_resident: bool,
+    strategy: Strategy | None,
+) -> Strategy:
+    is_pair = drop is not None and grow is not None
+    if strategy is not None and drop is None and grow is None and not device_resident:
+        return strategy
+    if strategy is not None or not is_pair:
+        raise ValueError(
+            "an evolution needs drop= and grow=, both of them, or strategy= in place of both and "
+            "of device_resident="
+        )
+    assert drop is not None
+    assert grow is not None
+    return OnDevice(drop, grow) if device_resident else DropThenGrow(drop, grow)
 
 
-def _state_tensors(values: Tensor, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    tensors = [] if values.grad is None else [values.grad]
-    for key, tensor in optimizer.state.get(values, {}).items():
-        if isinstance(tensor, Tensor) and tensor.shape == values.shape:
-            tensors.append(tensor)
-        elif isinstance(tensor, Tensor) and tensor.numel() > 1:
-            raise ValueError(
-                f"the optimizer state {key!r} of shape {tuple(tensor.shape)} cannot follow "
-                f"{values.numel()} connections"
-            )
-    return tensors
+def _check_whole(name: str, layer: SparseLayer) -> None:
+    """Refuse values of which this process holds a part only."""
+    values = layer.values
+    is_plain = type(values) is nn.Parameter and type(values.data) is Tensor
+    if not is_plain or values.numel() != layer.csr.nnz:
+        raise ValueError(
+            f"layer {name!r} has {layer.csr.nnz} connections, but its values are a "
+            f"{type(values).__name__} of {values.numel()} numbers; values that are sharded "
+            f"(FSDP) or parametrized cannot evolve: leave sparse layers out of the sharding, as "
+            f"with ignored_params"
+        )
+
+
+def _check_tied(head: str, first: SparseLayer, name: str, layer: SparseLayer) -> None:
+    """Refuse layers that share their values, but not the connections these belong to."""
+    if first.csr is layer.csr:
+        return
+    if first.shape != layer.shape or not torch.equal(first.positions, layer.positions):
+        raise ValueError(
+            f"layers {head!r} and {name!r} share their values but not their connections; a value "
+            f"cannot follow both: let them share `csr` too, or untie them"
+        )
 
 
 def _generator(seed: int, name: str, step: int) -> torch.Generator:
     digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def _check_grown(positions: Tensor, values: Tensor, count: int, occupied: Tensor) -> None:
-    if positions.shape != (count,) or values.shape != (count,):
-        raise ValueError(
-            f"the grow rule returned {tuple(positions.shape)} positions and "
-            f"{tuple(values.shape)} values where {count} connections were dropped"
-        )
-    if positions.unique().numel() != count or torch.isin(positions, occupied).any():
-        raise ValueError("the grow rule returned a position twice or one that is taken")
-    if not torch.isfinite(values).all():
-        raise ValueError("the grow rule returned weights that are not finite")

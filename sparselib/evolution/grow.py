@@ -3,9 +3,14 @@
 A grow rule is a function ``(layer, count, context) -> (positions, values)`` that returns `count`
 distinct free positions of the layer and the values they start with. It reads what it needs of the
 `Context`; no rule allocates out x in. A layer may have a `region` outside which nothing grows.
+
+A rule may need the gradient, and then an evolution gathers batches for it. One that does not is
+decorated with `without_gradient`, and costs a training loop nothing.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +20,30 @@ from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
+
+Batch = tuple[Tensor, Tensor]
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    """Return the tensor: the average over the only process."""
+    return tensor
+
+
+def without_gradient(rule: Rule) -> Rule:
+    """Declare that a grow rule reads neither inputs nor costs, so that nobody has to gather them.
+
+    A decorator. A rule without it may need them.
+    """
+    vars(rule)["needs_gradient"] = False
+    return rule
+
+
+def needs_gradient(rule: Callable[..., Any]) -> bool:
+    """Whether a rule may read inputs and costs; a ``functools.partial`` asks what it completes."""
+    while isinstance(rule, partial):
+        rule = rule.func
+    return bool(getattr(rule, "needs_gradient", True))
 
 
 class Context(NamedTuple):
@@ -27,13 +56,19 @@ class Context(NamedTuple):
     rows : Tensor, int64, sorted
         Neurons open to new connections, ordinarily all.
     inputs : Tensor, shape (batch, in), or None
-        What the layer read in the last batch; a convolution's has the time as third dimension.
+        What the layer read in all passes since the last `zero_grad`, in the type of the values; a
+        convolution's has the time as third dimension.
     costs : Tensor, shape (batch, out), or None
-        Gradient of the loss with respect to what the layer wrote, likewise.
+        Gradient of the loss with respect to what the layer wrote, likewise, in the scale of the
+        gradient that the optimizer uses.
     lr : float
-        Learning rate of the layer's values.
+        Learning rate of the layer's values. On the device it may be a tensor.
     generator : torch.Generator or None
         Seeded by layer and step.
+    further : tuple of (Tensor, Tensor)
+        More inputs and costs, where signals of several lengths cannot be one batch.
+    average : callable
+        ``tensor -> tensor``, the mean over all processes that train this model together.
     """
 
     occupied: Tensor
@@ -42,11 +77,62 @@ class Context(NamedTuple):
     costs: Tensor | None = None
     lr: float = 0.0
     generator: torch.Generator | None = None
+    further: tuple[Batch, ...] = ()
+    average: Callable[[Tensor], Tensor] = as_it_is
 
 
 Grown = tuple[Tensor, Tensor]
+Grow = Callable[[SparseLayer, int, Context], Grown]
 
 
+def gradient(
+    layer: SparseLayer, context: Context, rows: Int[Tensor, "some"]
+) -> Float[Tensor, "some columns"]:
+    """Dense gradient of some neurons: of all batches, averaged over all processes.
+
+    Raises
+    ------
+    ValueError
+        If the context holds no batch.
+    """
+    total = torch.zeros((), dtype=layer.values.dtype, device=layer.values.device)
+    for inputs, costs in batches(context):
+        total = total + layer.gradient(inputs, costs[:, rows])
+    return context.average(total)
+
+
+def neuron_costs(context: Context) -> Float[Tensor, "rows"]:
+    r"""Cost :math:`\sum_b |c_{bi}|` of each neuron over all batches, averaged over all processes.
+
+    Raises
+    ------
+    ValueError
+        If the context holds no batch.
+    """
+    sums = [
+        costs.abs().sum([dimension for dimension in range(costs.ndim) if dimension != 1])
+        for _, costs in batches(context)
+    ]
+    return context.average(torch.stack(sums).sum(0))
+
+
+def batches(context: Context) -> list[Batch]:
+    """Return inputs and costs of every batch, or say that there was none.
+
+    Raises
+    ------
+    ValueError
+        If the context holds no batch.
+    """
+    if context.inputs is None or context.costs is None:
+        raise ValueError(
+            "growing by gradient needs one forward and one backward pass through the layer, whose "
+            "gradient reaches its values, before the step"
+        )
+    return [(context.inputs, context.costs), *context.further]
+
+
+@without_gradient
 def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
     region, rows = layer.region, context.rows
@@ -58,6 +144,7 @@ def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     return region.position(cell, rows), torch.zeros_like(layer.values[:count])
 
 
+@without_gradient
 def random_normal(layer: SparseLayer, count: int, context: Context, std: float = 0.1) -> Grown:
     r"""Grow anywhere with equal probability, at :math:`N(0, std^2)` (SET's program for SciPy)."""
     positions, values = random(layer, count, context)
@@ -65,6 +152,7 @@ def random_normal(layer: SparseLayer, count: int, context: Context, std: float =
     return positions, (std * normal).to(values)
 
 
+@without_gradient
 def random_uniform(layer: SparseLayer, count: int, context: Context) -> Grown:
     r"""Grow anywhere with equal probability, uniformly in :math:`\pm 1 / \sqrt{N_{out}}`.
 
@@ -96,7 +184,8 @@ def gradient_of_costliest(
     ValueError
         If the context holds no batch, the batch is not finite, or there is too little room.
     """
-    costs = _neuron_costs(context)[context.rows]
+    _check_finite(context)
+    costs = neuron_costs(context)[context.rows]
     k = round(count**0.5) if neurons is None else neurons
     columns = layer.shape[1]
     taken = torch.bincount(context.occupied // columns, minlength=layer.shape[0])[context.rows]
@@ -125,6 +214,7 @@ def full_gradient_at_zero(layer: SparseLayer, count: int, context: Context) -> G
     return positions, torch.zeros_like(values)
 
 
+@without_gradient
 def linear_features(
     layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
 ) -> Grown:
@@ -151,6 +241,7 @@ def linear_features(
     return positions, uniform_values(layer, count, context)
 
 
+@without_gradient
 def likeliest_features(
     layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
 ) -> Grown:
@@ -182,29 +273,24 @@ def uniform_values(layer: SparseLayer, count: int, context: Context) -> Tensor:
 def recall(layer: SparseLayer, count: int, context: Context, neurons: int) -> float:
     """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
     best, _ = full_gradient(layer, count, context)
-    costs = _neuron_costs(context)
+    costs = neuron_costs(context)
     costliest = largest(costs, neurons)
     return float(torch.isin(best // layer.shape[1], costliest).float().mean())
 
 
 def _largest_gradients(layer: SparseLayer, count: int, context: Context, rows: Tensor) -> Grown:
-    inputs, costs = _batch(context)
+    _check_finite(context)
     columns = layer.shape[1]
-    positions = torch.empty(0, dtype=torch.int64, device=inputs.device)
-    values = inputs.new_empty(0)
+    positions = torch.empty(0, dtype=torch.int64, device=layer.values.device)
+    values = layer.values.detach()[:0]
     for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
         cells = _free_cells(layer, context._replace(rows=block))
-        gradients = layer.gradient(inputs, costs[:, block]).flatten()[cells]
+        gradients = gradient(layer, context, block).flatten()[cells]
         candidates = block[cells // columns] * columns + cells % columns
         positions, values = torch.cat([positions, candidates]), torch.cat([values, gradients])
         best = largest(values.abs(), min(count, values.numel()))
         positions, values = positions[best], values[best]
     return positions, (-context.lr * values).to(layer.values.dtype)
-
-
-def _neuron_costs(context: Context) -> Tensor:
-    costs = _batch(context)[1].abs()
-    return costs.sum([dimension for dimension in range(costs.ndim) if dimension != 1])
 
 
 def _free_cells(layer: SparseLayer, context: Context) -> Int[Tensor, "free"]:
@@ -238,22 +324,13 @@ def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:
     return (place * columns + context.occupied % columns)[inside]
 
 
-def last_batch(context: Context) -> tuple[Tensor, Tensor]:
-    """Return inputs and costs, or say that there was no batch."""
-    if context.inputs is None or context.costs is None:
-        raise ValueError(
-            "growing by gradient needs one forward and one backward pass through the layer, in "
-            "training mode, before the step"
-        )
-    return context.inputs, context.costs
-
-
-def _batch(context: Context) -> tuple[Tensor, Tensor]:
-    inputs, costs = last_batch(context)
-    for name, tensor in (("inputs", inputs), ("costs", costs)):
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the {name} of the last batch are not finite; the topology was kept")
-    return inputs, costs
+def _check_finite(context: Context) -> None:
+    for inputs, costs in batches(context):
+        for name, tensor in (("inputs", inputs), ("costs", costs)):
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"the {name} of the last batch are not finite; the topology was kept"
+                )
 
 
 def _check_room(count: int, free: int) -> None:

@@ -1,7 +1,8 @@
 """LiSET: sparse evolutionary training that grows where linear skip layers find features (Radu)."""
 
 import weakref
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution.algorithms import check_definition
-from sparselib.evolution.engine import Evolution, Plan
+from sparselib.evolution.engine import Evolution, Replaced, unwrapped
+from sparselib.evolution.plans import Plan, check_grown, group_of
 from sparselib.evolution.skips import LinearSkips
+from sparselib.evolution.strategies import DropThenGrow, Strategy
 from sparselib.nn.sparse_layer import SparseLayer
 
 
@@ -29,7 +32,9 @@ class LiSET:
         Returns scores of shape (batch, classes). Every sparse layer that lacks a connection
         takes part.
     optimizer : torch.optim.Optimizer
-        Receives a parameter group with the skip layers, of the same defaults.
+        Receives the skip layers, in the group of the first sparse layer's values: a scheduler that
+        was built before goes on as it was, and the skip layers follow its learning rate. So does
+        clipping of all that the optimizer holds. They are no parameters of the model.
     fraction : float
         Share of the connections to replace in each step (the paper's zeta).
     gamma : float
@@ -79,28 +84,29 @@ class LiSET:
         **options: Any,
     ) -> None:
         check_definition(definition, "text", "tables", "code", "code-as-run")
-        self.gamma, self.definition = gamma, definition
+        self.gamma = gamma
+        self.definition = definition
         self._is_program = definition in ("code", "code-as-run")
-        whole = self._in_the_first_mask if definition == "code-as-run" else None
+        if definition == "code-as-run":
+            strategy: Strategy = FirstMask(self._grow)
+        else:
+            strategy = DropThenGrow(drops.set_fractions, self._grow)
+        model = unwrapped(model)
         self.evolution = Evolution(
-            model,
-            optimizer,
-            drops.set_fractions,
-            self._grow,
-            fraction,
-            seed=seed,
-            whole=whole,
-            **options,
+            model, optimizer, fraction=fraction, seed=seed, strategy=strategy, **options
         )
         layers = _chosen(self.evolution.layers, skips)
         self._names = {layer: name for name, layer in layers.items()}
         self.skips = LinearSkips(model, layers, outputs or _out_features(model), skip_dropout, seed)
-        optimizer.add_param_group({"params": list(self.skips.parameters())})
+        self.skips.process_group = self.evolution.process_group
+        name, first = next(iter(self.evolution.layers.items()))
+        group = group_of(first.values, optimizer, name)
+        _join(list(self.skips.named_parameters()), optimizer, group)
         weakref.finalize(self, self.skips.remove)
         if not self._is_program:
             self._reset()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Replaced:
         """Evolve every layer once; return how many connections each replaced."""
         counts = self.evolution.step()
         self._reset()
@@ -113,18 +119,38 @@ class LiSET:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
-        return {"evolution": self.evolution.state_dict(), "skips": self.skips.state_dict()}
+        return {
+            "evolution": self.evolution.state_dict(),
+            "skips": self.skips.state_dict(),
+            "definition": self.definition,
+            "gamma": self.gamma,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another definition, gamma or skip layers, and as `Evolution`; nothing
+            is changed then.
+        """
+        for key in ("definition", "gamma"):
+            own = getattr(self, key)
+            if state_dict.get(key, own) != own:
+                raise ValueError(
+                    f"the state belongs to a LiSET with {key} {state_dict[key]!r}, this one has "
+                    f"{own!r}; build it as the other was built"
+                )
+        self.skips.check_state_dict(state_dict["skips"])
         self.evolution.load_state_dict(state_dict["evolution"])
         self.skips.load_state_dict(state_dict["skips"])
 
     def _reset(self) -> None:
-        layers = [self.evolution.layers[name] for name in self.skips.names]
-        bounds = [0.01 * layer.shape[0] ** -0.5 for layer in layers]
+        bounds = [0.01 * layer.shape[0] ** -0.5 for layer in self._names]
         self.skips.reset(bounds, biases=not self._is_program)
 
+    @grows.without_gradient
     def _grow(self, layer: SparseLayer, count: int, context: grows.Context) -> grows.Grown:
         if layer not in self._names:
             return grows.random_uniform(layer, count, context)
@@ -132,15 +158,39 @@ class LiSET:
         rule = grows.linear_features if self.definition == "text" else grows.likeliest_features
         return rule(layer, count, context, weights)
 
-    def _in_the_first_mask(
-        self, layer: SparseLayer, fraction: float, state: Any, context: grows.Context, regrow: bool
+
+@final
+class FirstMask(Strategy):
+    """What the author's program does when run: a new weight survives where one was at first.
+
+    Parameters
+    ----------
+    grow : callable
+        The grow rule.
+    """
+
+    def __init__(self, grow: grows.Grow) -> None:
+        self._grow = grow
+        self.needs_gradient = grows.needs_gradient(grow)
+        self.rules = {"drop": "set_fractions", "grow": "likeliest_features", "within": "first mask"}
+
+    def plan(
+        self,
+        layer: SparseLayer,
+        fraction: float,
+        state: drops.State,
+        context: grows.Context,
+        regrow: bool,
     ) -> Plan:
-        positions, values = layer.positions, layer.values.detach().clone()
+        """Drop as SET does, and let come back what is chosen among the connections."""
+        positions = layer.positions
+        values = layer.values.detach().clone()
         leaving = drops.set_fractions(values, fraction)
         stays = torch.ones_like(values, dtype=torch.bool)
         stays[leaving] = False
         free = context._replace(occupied=positions[stays])
         grown, new = self._grow(layer, leaving.numel(), free)
+        check_grown(layer, grown, new, leaving.numel(), free)
         survives = torch.isin(grown, positions)
         values[leaving] = 0
         values[torch.searchsorted(positions, grown[survives])] = new[survives]
@@ -164,6 +214,24 @@ def _chosen(layers: dict[str, Any], names: list[str] | tuple[str, ...] | None) -
     if unknown:
         raise ValueError(f"no sparse layer is called {sorted(unknown)}; there are {sorted(layers)}")
     return {name: layer for name, layer in layers.items() if names is None or name in names}
+
+
+def _join(
+    named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, group: dict[str, Any]
+) -> None:
+    """Put parameters into a group that is there, so that schedulers find as many groups as before.
+
+    Adagrad makes its memory when it is built, so it is made here.
+    """
+    group["params"].extend(parameter for _, parameter in named)
+    if "param_names" in group:
+        group["param_names"].extend(f"skips.{name}" for name, _ in named)
+    if "initial_accumulator_value" in group:
+        for _, parameter in named:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device if group.get("fused") else "cpu"),
+                "sum": torch.full_like(parameter.detach(), group["initial_accumulator_value"]),
+            }
 
 
 def _out_features(model: nn.Module) -> int:

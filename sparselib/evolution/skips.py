@@ -1,11 +1,15 @@
 """The skip layers of LiSET: linear shortcuts from the sparse layers' inputs to the output."""
 
-from collections.abc import Sequence
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparselib.evolution._ranks import Group, Ranks
 
 
 class LinearSkips(nn.Module):
@@ -13,7 +17,9 @@ class LinearSkips(nn.Module):
 
     Nothing in the model changes: hooks read what each of the layers reads, and add what the skip
     layers make of it to what the model returns, while it is in training mode. In evaluation mode
-    and in the model's ``state_dict`` there is the main network alone.
+    and in the model's ``state_dict`` there is the main network alone. Where several processes train
+    the model, the gradients of the skip layers are averaged as soon as they are there, because no
+    wrapper of the model knows them; clipping and unscaling see the average.
 
     Parameters
     ----------
@@ -59,6 +65,9 @@ class LinearSkips(nn.Module):
         )
         self._generator = torch.Generator().manual_seed(seed)
         self.reset([layer.in_features**-0.5 for layer in layers.values()])
+        self.process_group: Group = None
+        for parameter in self.parameters():
+            parameter.register_post_accumulate_grad_hook(_averaging(weakref.ref(self)))
         self._sum: Tensor | None = None
         pairs = zip(self.layers, layers.values())
         self._handles = [
@@ -66,6 +75,7 @@ class LinearSkips(nn.Module):
             *(layer.register_forward_pre_hook(partial(self._read, skip)) for skip, layer in pairs),
             model.register_forward_hook(self._end),
         ]
+        _forget_compiled_code()
 
     def importance(self, name: str) -> Tensor:
         r"""Return :math:`w_j = \|\hat W_j\|_1` for each input of the layer `name` (Algorithm 1)."""
@@ -87,6 +97,26 @@ class LinearSkips(nn.Module):
         """Take the coins' state over."""
         self._generator.set_state(state)
 
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state of other skip layers; nothing is changed.
+
+        Raises
+        ------
+        ValueError
+            With a sentence that names the first difference.
+        """
+        own = self.state_dict()
+        if own.keys() != state_dict.keys():
+            raise ValueError(
+                f"the state has the skip parameters {sorted(state_dict)}, this LiSET {sorted(own)}"
+            )
+        for name, tensor in own.items():
+            if state_dict[name].shape != tensor.shape:
+                raise ValueError(
+                    f"the state's skip parameter {name!r} has shape "
+                    f"{tuple(state_dict[name].shape)}, this LiSET's {tuple(tensor.shape)}"
+                )
+
     def remove(self) -> None:
         """Take the hooks away from the model."""
         for handle in self._handles:
@@ -103,3 +133,26 @@ class LinearSkips(nn.Module):
     def _end(self, model: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         total, self._sum = self._sum, None
         return output if total is None else output + total
+
+
+def _averaging(skips: "weakref.ref[LinearSkips]") -> Callable[[Tensor], None]:
+    """Return a hook that averages a gradient over the processes before anybody reads it.
+
+    A gradient that was averaged before is the same everywhere, so that averaging what several
+    backward passes have summed is right too.
+    """
+
+    def average(parameter: Tensor) -> None:
+        own = skips()
+        if own is not None and parameter.grad is not None:
+            ranks = Ranks(own.process_group)
+            if ranks.count > 1:
+                parameter.grad.copy_(ranks.average(parameter.grad))
+
+    return average
+
+
+def _forget_compiled_code() -> None:
+    """Have `torch.compile` trace anew: code compiled before does not look for later hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -33,7 +33,7 @@ class MLP(nn.Module):
     Raises
     ------
     ValueError
-        If there are fewer than two sizes, or not one sparsity a layer.
+        If there are fewer than two sizes, or not one sparsity per layer.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class SparseCode(NamedTuple):
 
 
 class SAN(nn.Module):
-    r"""An autoencoder that says which kernel occurs where and how strongly (Bizopoulos, Eq. 9-14).
+    r"""An autoencoder that finds which kernel occurs where and how strongly (Bizopoulos, Eq. 9-14).
 
     .. math:: s^{(i)} = x * w^{(i)}, \quad \alpha^{(i)} = \phi(s^{(i)}, d^{(i)}), \quad
        \hat x = \sum_{i=1}^q \alpha^{(i)} * w^{(i)}
@@ -76,8 +76,8 @@ class SAN(nn.Module):
         Give the activation the maps of all kernels at once, with the largest size, so that they
         can compete: ``partial(extrema, across=True)``. By default each map is on its own.
     mean, std : float
-        Of the kernels at birth. The released code begins with ``mean=0.1, std=0.0``, and then
-        kernels of one size stay equal for ever.
+        Of the kernels at initialization. The released code begins with ``mean=0.1, std=0.0``, so
+        that kernels of one size stay equal for ever.
     definition : str
         Where a decoded kernel lies. ``"text"``: both convolutions are cross-correlations, as
         footnote 3 allows, and what is written lies where it was read. ``"code"``: the padding of
@@ -115,10 +115,10 @@ class SAN(nn.Module):
             )
         self.kernel_sizes, self.dimensions = sizes, dimensions
         self.activation, self.together, self.definition = activation, together, definition
-        births = (torch.empty([size] * dimensions, dtype=dtype) for size in sizes)
+        kernels = (torch.empty([size] * dimensions, dtype=dtype) for size in sizes)
         self.kernels = nn.ParameterList(
-            nn.Parameter(birth.normal_(mean, std, generator=generator).to(device))
-            for birth in births
+            nn.Parameter(kernel.normal_(mean, std, generator=generator).to(device))
+            for kernel in kernels
         )
 
     def similarities(self, x: Float[Tensor, "samples *size"]) -> Float[Tensor, "samples q *size"]:

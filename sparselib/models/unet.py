@@ -1,4 +1,4 @@
-"""The decoder that reads a classifier's scales and says where it looked (Ganjdanesh, 2.1)."""
+"""The decoder that reads a classifier's feature scales and predicts masks (Ganjdanesh, 2.1)."""
 
 import math
 from collections.abc import Callable, Sequence

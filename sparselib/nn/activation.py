@@ -7,15 +7,13 @@ the lowest index wins, so that maps do not depend on the device.
 """
 
 import math
-from collections.abc import Callable
-from functools import reduce
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.ops import dispatch
+from sparselib.ops.dispatch import module_of_extrema
 from sparselib.ranking import first_at_least
 
 
@@ -138,96 +136,7 @@ def extrema(
             f"not {tolerance} and {definition!r}"
         )
     distance, signed = max(size - tolerance, 1), definition == "code"
-    return _keep(s, _marks(s)(s.detach(), distance, signed, across))
-
-
-def _marks(s: Tensor) -> Callable[[Tensor, int, bool, bool], Tensor]:
-    if (
-        s.device.type == "cpu"
-        and s.dtype in (torch.float32, torch.float64)
-        and dispatch.CHOSEN in ("auto", "cpu")
-    ):
-        from sparselib.ops.backends import cpu_extrema
-
-        return cpu_extrema.greedy
-    return _at_a_distance
-
-
-def _at_a_distance(
-    s: Tensor, distance: int, signed: bool, across: bool
-) -> Bool[Tensor, "samples kernels *size"]:
-    """Mark the extrema that are kept, for all maps at once and on any device."""
-    reach = dict.fromkeys(range(2, s.ndim), distance) | ({1: s.shape[1]} if across else {})
-    heights = torch.where(_candidates(s, signed), s.abs(), -1)
-    kept = torch.zeros_like(s, dtype=torch.bool)
-    while s.numel() and heights.max() >= 0:
-        # of equal heights the first comes first
-        before, after = _maxima(heights, reach)
-        winners = (heights > before) & (heights >= after)
-        heights = torch.where(_around(winners, reach), -1, heights)
-        kept |= winners
-    return kept
-
-
-def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"]:
-    """Mark cells that are a peak, or a valley, along every axis."""
-    turns, is_peak = [], s > 0 if signed else None
-    for axis in range(2, s.ndim):
-        step = s.diff(dim=axis)
-        # as printed the two names are exchanged, which changes plateaus only
-        slope = _padded(step > 0 if signed else step < 0, axis, 1, 0)
-        before, after = (slope.narrow(axis, start, s.shape[axis]) for start in (0, 1))
-        is_peak = before if is_peak is None else is_peak
-        turns.append((before ^ after) & ~(before ^ is_peak))
-    return reduce(torch.bitwise_and, turns)
-
-
-def _maxima(x: Tensor, reach: dict[int, int]) -> tuple[Tensor, Tensor]:
-    """Largest value of the cells before each cell in its window, in memory's order, and after it.
-
-    The window of a cell reaches so far in every direction along each of the axes.
-    """
-    whole, befores, afters = x, [], []
-    for axis in sorted(reach, reverse=True):
-        size, distance = x.shape[axis], min(reach[axis], x.shape[axis])
-        sides = _windows(whole, axis, distance, distance)
-        befores.append(sides.narrow(axis, 0, size))
-        afters.append(sides.narrow(axis, distance + 1, size))
-        if len(befores) < len(reach):
-            whole = torch.maximum(whole, torch.maximum(befores[-1], afters[-1]))
-    return reduce(torch.maximum, befores), reduce(torch.maximum, afters)
-
-
-def _around(x: Tensor, reach: dict[int, int]) -> Tensor:
-    """Largest value in the window of each cell."""
-    for axis, far in reach.items():
-        distance = min(far, x.shape[axis])
-        x = _windows(x, axis, 2 * distance + 1, distance)
-    return x
-
-
-def _windows(x: Tensor, axis: int, width: int, margin: int) -> Tensor:
-    """Largest of each `width` cells side by side along an axis, the margins at both ends included.
-
-    Windows are joined in pairs, so that a wide one takes a few maxima more than a narrow one;
-    along the last axis torch's pooling is the faster way to the first few cells.
-    """
-    numbers = x.is_floating_point()
-    x, joined = _padded(x, axis, margin, -1 if numbers else 0), 1
-    if numbers and axis == x.ndim - 1:
-        joined = min(width, 32)
-        x = torch.max_pool1d(x.flatten(0, 1), joined, 1).view(*x.shape[:-1], -1)
-    while joined < width:
-        step = min(joined, width - joined)
-        rest = x.shape[axis] - step
-        x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
-        joined += step
-    return x
-
-
-def _padded(x: Tensor, axis: int, margin: int, value: int) -> Tensor:
-    behind = x.ndim - 1 - axis
-    return torch.constant_pad_nd(x, (0, 0) * behind + (margin, margin), value)
+    return _keep(s, module_of_extrema(s).extrema(s.detach(), distance, signed, across))
 
 
 def _keep(s: Tensor, kept: Tensor) -> Float[Tensor, "samples kernels *size"]:

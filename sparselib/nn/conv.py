@@ -11,6 +11,7 @@ from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
 from sparselib.csr import CSR
+from sparselib.guarded import ReadOnly, plain, refuse_assignment, view
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ops.conv import conv1d, extent
 from sparselib.topology import Region
@@ -82,7 +83,8 @@ class SparseConv1d(SparseLayer):
         If the sparsity, a size or a reach is impossible, or an input does not fit.
     """
 
-    reach: Tensor
+    extras = ("reach",)
+    sample_dimensions = 2
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class SparseConv1d(SparseLayer):
             values = torch.empty(csr.nnz, dtype=dtype)
             init(values, shape, generator)
         self.csr = csr.to(device)
-        self.register_buffer("reach", region.reach.to(torch.int32).to(device))
+        self._reach = region.reach.to(torch.int32).to(device)
         self.values = nn.Parameter(values.to(device))
         zeros = torch.zeros(out_channels, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
@@ -150,9 +152,18 @@ class SparseConv1d(SparseLayer):
         }
 
     @property
+    def reach(self) -> Int[Tensor, "filters"]:
+        """How many of the first taps each filter may use, int32, read-only."""
+        return view(self._reach, ReadOnly)
+
+    @reach.setter
+    def reach(self, array: Any) -> None:
+        refuse_assignment("reach", self._reach, array)
+
+    @property
     def region(self) -> Region:
         """The cells that may hold a connection."""
-        return Region(self.reach.to(torch.int64), self.kernel_size, self.shape[1])
+        return Region(self._reach.to(torch.int64), self.kernel_size, self.shape[1])
 
     @property
     def cells(self) -> int:
@@ -211,13 +222,40 @@ class SparseConv1d(SparseLayer):
                 f"{tuple(x.shape)}"
             )
         signals = self._padded(x)
-        return conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
+        y = conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
+        return self.observed(x, y)
 
     def extra_repr(self) -> str:
         """Sizes, a dilation if there is one, and whether there is a bias."""
         sizes = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
         apart = f", dilation={self.dilation}" if self.dilation > 1 else ""
         return f"{sizes}{apart}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseConv1d":
+        super()._apply(fn, recurse)
+        device = self.csr.device
+        if self._reach.is_meta:  # what it would have held is lost, and loading brings it
+            self._reach = torch.zeros_like(self._reach, device=device)
+        else:
+            self._reach = self._reach.to(device)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "reach"] = self.reach
+
+    def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
+        if "reach" not in entries:
+            return None
+        reach = entries["reach"]
+        if not isinstance(reach, Tensor) or reach.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"reach must be a tensor of int32 or int64, not {reach}")
+        return _checked(plain(reach).to(torch.int64), self)
+
+    def _adopt_region(self, region: Region) -> None:
+        self._reach = region.reach.to(self.csr.device, torch.int32)
 
     def _padded(self, x: Tensor) -> Tensor:
         return self.padding(x, extent(self.kernel_size, self.dilation))
@@ -229,6 +267,8 @@ def _checked(reach: Tensor, layer: SparseConv1d) -> Region:
         raise ValueError(
             f"channels, kernel size and dilation must be at least 1, not {(*sizes, layer.dilation)}"
         )
+    if reach.is_meta:
+        raise ValueError("reach must hold its numbers in memory, not on meta")
     if reach.shape != (sizes[1],) or int(reach.min()) < 1 or int(reach.max()) > sizes[2]:
         raise ValueError(
             f"reach needs a number from 1 to {sizes[2]} for each of {sizes[1]} filters, not "

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from sparselib import ops
+from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.fused import sequence
 
@@ -21,19 +23,15 @@ def chain(
 
     Fused means that biases and ReLU are part of the products and, without a gradient, that a few
     samples at a time walk through all layers without leaving the cache. It needs `CSRLinear`
-    layers and ``nn.ReLU``, a backend with kernels of its own, and no hook that has to see what a
-    layer returns; those of an evolution are served.
+    layers and ``nn.ReLU``, a backend with kernels of its own, and no hook on a layer. The watches
+    of an evolution are served; `torch.compile` sees the layers one by one then.
     """
     if not _is_plain(layers, activation, x):
         return _one_by_one(layers, activation, x)
     tensors = [tensor for layer in layers for tensor in (layer.values, layer.bias)]
     if ops.fast(x, *(tensor for tensor in tensors if tensor is not None)) is None:
         return _one_by_one(layers, activation, x)
-    watches = [
-        [hook.keep for hook in layer._forward_hooks.values()] if layer.training else []
-        for layer in layers
-    ]
-    return sequence([layer.csr for layer in layers], tensors, x, watches)
+    return sequence([layer.csr for layer in layers], tensors, x, [keepers(one) for one in layers])
 
 
 def _one_by_one(layers: Sequence[nn.Module], activation: Activation, x: Tensor) -> Tensor:
@@ -66,6 +64,7 @@ def _is_unobserved(layer: nn.Module) -> bool:
     return (
         type(layer) is CSRLinear
         and layer.product is ops.spmm
-        and all(hasattr(hook, "keep") for hook in layer._forward_hooks.values())
-        and not (layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and not (layer.watches is not None and torch.compiler.is_compiling())
     )

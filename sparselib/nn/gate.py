@@ -1,4 +1,4 @@
-"""Gates that close channels, and the relaxed coins that open them (Ganjdanesh)."""
+"""Gates that close channels, sampled by a relaxed Bernoulli distribution (Ganjdanesh)."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ def gumbel_sigmoid(
     noise: str = "gumbel",
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*size"]:
-    r"""Relaxed coins: near 0 or 1 when the temperature is low (Ganjdanesh, Eq. 14 and 15).
+    r"""Relaxed Bernoulli samples, near 0 or 1 at low temperature (Ganjdanesh, Eq. 14, 15).
 
     .. math:: \sigma\left(\frac{s + g}{\tau}\right), \quad g = -\log(-\log u), \quad u \sim U(0, 1)
 
@@ -46,7 +46,7 @@ def gumbel_sigmoid(
     temperature : float
         :math:`\tau`, above 0.
     noise : {"gumbel", "logistic", "none"}
-        The law of g.
+        The distribution of g.
     generator : torch.Generator, optional
         Source of the noise, on the processor; torch's default otherwise.
 
@@ -57,7 +57,7 @@ def gumbel_sigmoid(
     """
     if not temperature > 0 or noise not in NOISES:
         raise ValueError(
-            f"a relaxed coin needs a temperature above 0 and a noise of {NOISES}, "
+            f"a relaxed Bernoulli sample needs a temperature above 0 and a noise of {NOISES}, "
             f"not {temperature} and {noise!r}"
         )
     if noise == "none":
@@ -69,27 +69,28 @@ def gumbel_sigmoid(
 
 
 class ChannelGate(nn.Module):
-    r"""One gate a channel, which multiplies what the channel says (Ganjdanesh, Eq. 15 and 16).
+    r"""One gate per channel, which multiplies its activations (Ganjdanesh, Eq. 15 and 16).
 
     .. math:: v = \sigma\left(\frac{\theta + g + b}{\tau}\right), \quad F \leftarrow v \odot F
 
     Parameters
     ----------
     channels : int
-        How many.
+        Number of channels.
     bias : float
         b, which opens all gates at first.
     temperature : float
         :math:`\tau`.
     noise : {"gumbel", "logistic", "none"}
-        The law of g; see `gumbel_sigmoid`.
+        The distribution of g; see `gumbel_sigmoid`.
     std : float
-        Of :math:`\theta` at birth. The paper is silent and the released code has 1.
+        Standard deviation of :math:`\theta` at initialization. The paper gives none; the released
+        code has 1.
 
     Attributes
     ----------
     open : tensor or None
-        The gates as last drawn or set; None leaves all channels as they are.
+        The gates as last sampled or set; None leaves all channels as they are.
     """
 
     open: Tensor | None
@@ -107,13 +108,15 @@ class ChannelGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        born = std * torch.randn(channels, generator=generator, dtype=dtype)
-        self.theta = nn.Parameter(born.to(device))
-        self.bias, self.temperature, self.noise = bias, temperature, noise
+        theta = std * torch.randn(channels, generator=generator, dtype=dtype)
+        self.theta = nn.Parameter(theta.to(device))
+        self.bias = bias
+        self.temperature = temperature
+        self.noise = noise
         self.open = None
 
     def draw(self, generator: torch.Generator | None = None) -> Float[Tensor, "channels"]:
-        """Draw new gates, soft and differentiable, keep them in `open` and return them."""
+        """Sample new gates, soft and differentiable, keep them in `open` and return them."""
         scores = self.theta + self.bias
         self.open = gumbel_sigmoid(scores, self.temperature, self.noise, generator)
         return self.open

@@ -126,7 +126,7 @@ class CSRLinear(SparseLayer):
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""
-        return self.product(self.csr, self.values, x, self.bias)
+        return self.observed(x, self.product(self.csr, self.values, x, self.bias))
 
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""

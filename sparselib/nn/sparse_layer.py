@@ -1,14 +1,16 @@
 """What a sparse layer is: a pattern, its values, and one way to change both together."""
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
+from collections import OrderedDict
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselib import topology
-from sparselib.csr import CSR
+from sparselib.csr import ARRAYS, CSR, LOADED, check_positions, rows_of
+from sparselib.nn._watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 
@@ -31,11 +33,20 @@ class SparseLayer(nn.Module, ABC):
         The weights at these positions, in their order.
     bias : nn.Parameter or None
         One number per row.
+    extras : tuple of str
+        What a state dict holds besides pattern, values and bias.
+    watches : Watches or None
+        Who gathers what the layer reads and the gradients of what it writes.
+    sample_dimensions : int
+        Number of dimensions of one sample; those before it are batches.
     """
 
+    extras: ClassVar[tuple[str, ...]] = ()
     csr: CSR
     values: nn.Parameter
     bias: nn.Parameter | None
+    watches: Watches | None = None
+    sample_dimensions: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -105,6 +116,16 @@ class SparseLayer(nn.Module, ABC):
             layer.bias.data.copy_(dense.bias.detach())
         return layer.train(dense.training)
 
+    def batched(self, tensor: Tensor) -> Tensor:
+        """Return inputs or outputs with one dimension for the batch, whatever they came with."""
+        return tensor.reshape(-1, *tensor.shape[-self.sample_dimensions :])
+
+    def observed(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of a pass, seen by the watches; every forward method ends in it."""
+        if self.watches is not None:
+            observe(self, inputs, outputs)
+        return outputs
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(rows, columns)`` of the matrix."""
@@ -121,34 +142,183 @@ class SparseLayer(nn.Module, ABC):
         return self.csr.sparsity
 
     @torch.no_grad()
-    def rewire(
-        self, positions: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], check: bool = True
-    ) -> None:
-        """Replace connections and values in place; their number never changes.
+    def rewire(self, positions: Int[Tensor, "count"], values: Float[Tensor, "count"]) -> None:
+        """Replace connections and values together.
+
+        As many connections as before are replaced in place, so that optimizers, graphs and
+        views stay valid. Another number is put in new memory: `values` remains the same
+        ``nn.Parameter``, with other data and without a gradient. What else has one number
+        per connection, such as an optimizer's state, is then the caller's to bring along.
 
         Parameters
         ----------
-        positions : Tensor, int64, shape (nnz,)
+        positions : Tensor of integers, shape (count,)
             Flat positions, ascending.
-        values : Tensor, shape (nnz,)
-            The weights at these positions.
-        check : bool
-            See that the positions are valid, for which the processor has to wait for the device.
+        values : Tensor, shape (count,)
+            The weights at these positions, of the layer's dtype and on its device.
 
         Raises
         ------
         ValueError
-            If the numbers differ, or positions do not ascend strictly within the region. The layer
-            is then unchanged.
+            If values are not one per position, of this dtype and device; positions do not
+            ascend strictly within the region; or another number is asked for while a CUDA graph
+            is recorded. The layer is then unchanged.
         """
-        if values.shape != self.values.shape:
+        check_positions(positions, self.shape, self.csr.device)
+        self._check_values(positions, values)
+        self.region.check(positions)
+        self.csr._compare(again=True)
+        if positions.numel() == self.csr.nnz:
+            self._rewire_trusted(positions, values)
+        else:
+            self._recount(positions, values)
+
+    def _rewire_trusted(self, positions: Tensor, values: Tensor) -> None:
+        """As `rewire`, for as many valid positions as there are: the device is not waited for."""
+        with torch.no_grad():
+            self.csr._rewire_trusted(positions)
+            self.values.copy_(values)
+
+    def _recount(self, positions: Tensor, values: Tensor) -> None:
+        if values.is_cuda and torch.cuda.is_current_stream_capturing():
             raise ValueError(
-                f"{self.values.numel()} connections need as many values, not {tuple(values.shape)}"
+                f"a CUDA graph is being recorded, in which a layer of {self.csr.nnz} connections "
+                f"cannot get {positions.numel()}; rewire before it"
             )
-        if check:
-            self.region.check(positions)
-        self.csr.rewire(positions, check)
-        self.values.copy_(values)
+        fresh = values.detach().clone(memory_format=torch.contiguous_format)
+        self.csr._replace(positions)
+        self.values.grad = None
+        self.values.data = fresh
+
+    def _check_values(self, positions: Tensor, values: Any) -> None:
+        if not isinstance(values, Tensor) or values.shape != positions.shape:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"{positions.numel()} connections need as many values, not {found}")
+        if values.dtype != self.values.dtype or values.device != self.values.device:
+            raise ValueError(
+                f"the values are {values.dtype} on {values.device}, those of the layer "
+                f"{self.values.dtype} on {self.values.device}; convert them"
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load pattern, values and bias, or nothing of this layer if they do not fit together."""
+        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, *rest)
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        arrays = {prefix + f"csr.{name}": name for name in ARRAYS}
+        extras = {prefix + name: name for name in self.extras}
+        missing = [name for name in (*arrays, *extras) if name not in state_dict]
+        missing_keys += missing if strict else []
+        try:
+            pattern = self.csr._proposed(state_dict, prefix + "csr.")
+            entries = {name: state_dict[key] for key, name in extras.items() if key in state_dict}
+            region = self._proposed_region(entries)
+            _check_fit(self, pattern, region)
+            numbers = _proposed_numbers(self, state_dict, prefix, pattern, assign)
+        except ValueError as error:
+            error_msgs.append(f"{_named(self, prefix)}: {error}")
+            state_dict.update(dict.fromkeys(arrays, LOADED))
+            return
+        if pattern is not None:
+            self.csr._load(*pattern, assign)
+        if region is not None:
+            self._adopt_region(region)
+        state_dict.update(dict.fromkeys(arrays, LOADED))
+        others = {key: entry for key, entry in state_dict.items() if key not in extras} | numbers
+        hooks = self._load_state_dict_pre_hooks
+        self._load_state_dict_pre_hooks = OrderedDict()  # they have run
+        try:
+            super()._load_from_state_dict(others, prefix, *rest)
+        finally:
+            self._load_state_dict_pre_hooks = hooks
+
+    def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
+        """Return the region that a state dict's entries named in `extras` say, checked."""
+        return None
+
+    def _adopt_region(self, region: Region) -> None:
+        """Take what `_proposed_region` returned, on the device of the pattern."""
+
+
+def _named(layer: nn.Module, prefix: str) -> str:
+    return f"layer {prefix[:-1]!r}" if prefix else f"this {type(layer).__name__}"
+
+
+def _check_fit(
+    layer: SparseLayer, pattern: tuple[Tensor, Tensor] | None, region: Region | None
+) -> None:
+    """See that the connections to be lie in the region to be, where one of both is loaded."""
+    if not layer.extras or (pattern is None and (region is None or layer.values.is_meta)):
+        return
+    crow_indices, col_indices = pattern or layer.csr.indices()
+    region = region or layer.region
+    if region.reach.is_meta:
+        raise ValueError(f"the state dict has no {layer.extras[0]}, and this layer is on meta")
+    rows = rows_of(crow_indices, col_indices.numel())
+    reach = region.reach.to(col_indices.device)
+    region._replace(reach=reach).check(rows * layer.shape[1] + col_indices)
+
+
+def _proposed_numbers(
+    layer: SparseLayer,
+    state_dict: dict[str, Any],
+    prefix: str,
+    pattern: tuple[Tensor, Tensor] | None,
+    assign: bool,
+) -> dict[str, Tensor]:
+    """Return values and bias of a state dict, checked, by their keys."""
+    found = {
+        name: state_dict[prefix + name]
+        for name in ("values", "bias")
+        if layer._parameters.get(name) is not None and prefix + name in state_dict
+    }
+    if pattern is not None and "values" in layer._parameters and "values" not in found:
+        raise ValueError("the state dict has a pattern and no values for it")
+    for name, entry in found.items():
+        _check_numbers(name, entry, layer.csr.nnz if name == "values" else layer.shape[0])
+    if assign:
+        _check_alike(layer, found, pattern)
+    return {
+        prefix + name: entry if entry.is_contiguous() else entry.contiguous()
+        for name, entry in found.items()
+    }
+
+
+def _check_numbers(name: str, entry: Any, count: int) -> None:
+    if not isinstance(entry, Tensor):
+        raise ValueError(f"the {name} must be a tensor, not {type(entry).__name__}")
+    if entry.shape != (count,):
+        raise ValueError(
+            f"the state dict has {entry.numel():,} numbers of shape {tuple(entry.shape)} as "
+            f"{name}, this layer has {count:,}; a layer is loaded with as many connections"
+        )
+    if not entry.is_floating_point() or entry.layout != torch.strided:
+        raise ValueError(f"the {name} must be real numbers in memory, not {entry.dtype}")
+
+
+def _check_alike(
+    layer: SparseLayer, found: dict[str, Tensor], pattern: tuple[Tensor, Tensor] | None
+) -> None:
+    """See that a layer, some of whose tensors are replaced by others, is of one kind."""
+    tensors = {name: p for name, p in layer._parameters.items() if p is not None} | found
+    kinds = {name: f"{entry.dtype} on {entry.device}" for name, entry in tensors.items()}
+    devices = {entry.device for entry in tensors.values()}
+    device = layer.csr.device if pattern is None else pattern[0].device
+    if len(set(kinds.values())) > 1 or devices != {device}:
+        raise ValueError(
+            f"assign=True would leave the layer with tensors of unlike types or devices: {kinds}, "
+            f"and the pattern on {device}; load without assign, or convert the state dict"
+        )
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:

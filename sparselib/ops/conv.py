@@ -9,40 +9,20 @@ As in `sparselib.ops`, its products (convolution, input gradient, gradient at th
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.grad import conv1d_weight
 
-from sparselib.csr import CSR, LARGEST_INDEX, rows_of
-from sparselib.ops.backends import cpu, reference
-from sparselib.ops.dispatch import module, takes_halves
-from sparselib.ops.operands import STALE, Indices, check, fast, indices_of, transposed
-from sparselib.ops.registration import differentiable, own, transformed
+from sparselib.csr import CSR, LARGEST_INDEX
+from sparselib.ops import operands
+from sparselib.ops.backends import Indices, Sizes, reference
+from sparselib.ops.dispatch import fast, module, takes_halves, transformed
+from sparselib.ops.operands import STALE, check, indices_of, operator_indices, transposed_of
+from sparselib.ops.registration import differentiable, own
 
 Padding = tuple[int, int]
-
-
-class _Sizes(NamedTuple):
-    """What a convolution is, beside its weights and signals."""
-
-    channels: int
-    taps: int
-    before: int
-    after: int
-    dilation: int
-
-    @property
-    def extent(self) -> int:
-        """Points from the first tap of a kernel to its last, both included."""
-        return extent(self.taps, self.dilation)
-
-    def length(self, time: int) -> int:
-        """Count the points of the output."""
-        return time + self.before + self.after - self.extent + 1
 
 
 def conv1d(
@@ -80,11 +60,12 @@ def conv1d(
     """
     sizes = _check(csr, values, x, bias, padding, dilation)
     if fast(x, values, *([] if bias is None else [bias])):
-        return _Convolution.apply(values, bias, x, csr, sizes)
+        result: Tensor = _Convolution.apply(values, bias, operands.resolved(x), csr, sizes)
+        return result
     if transformed():
-        return _convolve(values, x, sizes, indices_of(csr), bias)
-    y = _conv1d(values, x, sizes, indices_of(csr))
-    return y if bias is None else y + bias[:, None].to(y.dtype)
+        return reference.convolve(values, indices_of(csr), x, sizes, bias)
+    y = _conv1d(values, x, sizes, operator_indices(csr))
+    return operands.plus(y, bias, (-1, 1))
 
 
 def extent(taps: int, dilation: int) -> int:
@@ -94,32 +75,47 @@ def extent(taps: int, dilation: int) -> int:
 
 def _check(
     csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
-) -> _Sizes:
+) -> Sizes:
+    operands.check_numbers(x, "input")
     filters, columns = csr.shape
     if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
         raise ValueError(
             f"a pattern of {filters} x {columns} needs signals (batch, channels, time) whose "
             f"channels divide {columns}; the input has shape {tuple(x.shape)}"
         )
-    if dilation < 1:
-        raise ValueError(f"a dilation is the distance of two taps, at least 1, not {dilation}")
     channels = int(x.shape[1])  # a tensor while torch.jit traces
-    sizes = _Sizes(channels, columns // channels, *padding, dilation)
-    if min(padding) < 0 or sizes.length(x.shape[2]) < 1:
+    sizes = Sizes(channels, columns // channels, *padding, dilation)
+    _check_sizes(sizes, filters, x.shape[2])
+    if bias is not None:
+        operands.check_numbers(bias, "bias")
+        if bias.shape != (filters,):
+            raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
+    check(csr, values, x, "a convolution", bias)
+    return sizes
+
+
+def _check_sizes(sizes: Sizes, filters: int, time: int) -> None:
+    """Refuse a convolution without channels, without outputs, or too long for int32 indices."""
+    if sizes.dilation < 1:
         raise ValueError(
-            f"{x.shape[2]} points with a padding of {padding} are fewer than the {sizes.extent} "
-            f"that a kernel of {sizes.taps} taps with a dilation of {dilation} extends over"
+            f"a dilation is the distance of two taps, at least 1, not {sizes.dilation}"
         )
-    longest = x.shape[2] + max(sum(padding), sizes.extent - 1)
+    if min(sizes.channels, sizes.taps) < 1:
+        raise ValueError(
+            f"a convolution needs channels and taps, not {sizes.channels} and {sizes.taps}"
+        )
+    padding = (sizes.before, sizes.after)
+    if min(padding) < 0 or sizes.length(time) < 1:
+        raise ValueError(
+            f"{time} points with a padding of {padding} are fewer than the {sizes.extent} "
+            f"that a kernel of {sizes.taps} taps with a dilation of {sizes.dilation} extends over"
+        )
+    longest = time + max(sum(padding), sizes.extent - 1)
     if max(filters, sizes.channels) * longest > LARGEST_INDEX:
         raise ValueError(
             f"int32 indices cannot reach {longest} points of {max(filters, sizes.channels)} "
             f"channels; cut the signals"
         )
-    if bias is not None and bias.shape != (filters,):
-        raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
-    check(csr, values, x, "a convolution")
-    return sizes
 
 
 class _Convolution(torch.autograd.Function):
@@ -127,162 +123,179 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: _Sizes
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: Sizes
     ) -> Tensor:
         ctx.save_for_backward(values, x)
-        ctx.csr, ctx.version, ctx.sizes = csr, csr.version, sizes
-        return own(_convolve(values, x, sizes, (csr.crow_indices, csr.col_indices), bias))
+        ctx.csr = csr
+        ctx.version = csr.version
+        ctx.sizes = sizes
+        return own(module(x).convolve(values, indices_of(csr), x, sizes, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         values, x = ctx.saved_tensors
-        csr, sizes, (_, has_bias, has_x, *_) = ctx.csr, ctx.sizes, ctx.needs_input_grad
+        csr = ctx.csr
+        sizes = ctx.sizes
+        _, has_bias, has_x, *_ = ctx.needs_input_grad
         if csr.version != ctx.version:
             raise RuntimeError(STALE)
-        time, indices = x.shape[2], indices_of(csr)
+        time = x.shape[2]
         if torch.is_grad_enabled():
-            dvalues, dbias = _conv1d_weight(dy, x, sizes, indices), dy.sum((0, 2))
+            indices = operator_indices(csr)
+            dvalues = _conv1d_weight(dy, x, sizes, indices)
+            dbias = dy.sum((0, 2))
             dx = _conv1d_t(values, dy, time, sizes, indices) if has_x else None
         else:
-            dvalues, dbias = _correlate(dy, x, sizes, indices)
-            dx = _back(values, dy, time, sizes, indices) if has_x else None
+            # memory may have been exchanged since the forward pass
+            operands.check_numbers(dy, "output gradient")
+            _check_signals(sizes, csr.shape[0], dy, x)
+            check(csr, values, x, "a convolution's gradient")
+            operands.check_gradient(dy, x, values)
+            values = operands.resolved(values)
+            dy = operands.resolved(dy)
+            x = operands.resolved(x)
+            backend = module(x)
+            dvalues, dbias = backend.correlate(indices_of(csr), dy, x, sizes)
+            dx = _input_gradient(values, csr, dy, sizes, time) if has_x else None
         return dvalues, dbias if has_bias else None, dx, None, None
 
 
-def _kernels(x: Tensor) -> Any:
-    """Return the module that offers `convolve` and `correlate` for these signals, or None."""
-    found = module(x)
-    if found is reference or transformed():
-        return None
-    if found is cpu:
-        return cpu
-    from sparselib.ops.backends import gpu_conv
-
-    return gpu_conv
+def _input_gradient(values: Tensor, csr: CSR, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    indices = (*indices_of(csr), *transposed_of(csr))
+    return module(dy).convolve_t(values, indices, dy, sizes, time)
 
 
-def _convolve(
-    values: Tensor, x: Tensor, sizes: _Sizes, indices: Indices, bias: Tensor | None = None
-) -> Tensor:
-    signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
-    if kernels is None:
-        weight = _dense(values, sizes, indices)
-        return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
-    places = _places(indices[1], sizes, signals.shape[2])
-    length = sizes.length(x.shape[2])
-    return kernels.convolve(values, indices[0], places, signals, length, bias)
+def _check_signals(sizes: Sizes, filters: int, dy: Tensor, x: Tensor) -> None:
+    """Refuse an output gradient and signals that are not of one convolution."""
+    if x.ndim != 3 or x.shape[1] != sizes.channels:
+        raise ValueError(
+            f"a convolution of {sizes.channels} channels cannot read signals {tuple(x.shape)}"
+        )
+    shape = (x.shape[0], filters, sizes.length(x.shape[2]))
+    if dy.shape != shape:
+        raise ValueError(
+            f"signals of shape {tuple(x.shape)} have an output gradient of shape {shape}, not "
+            f"{tuple(dy.shape)}"
+        )
 
 
-def _back(values: Tensor, dy: Tensor, time: int, sizes: _Sizes, indices: Indices) -> Tensor:
-    """Convolve the output's gradient with the kernels turned round, channels and filters changed.
-
-    The transposed pattern is sorted by channel, then tap, so every `taps`-th pointer starts a
-    channel.
-    """
-    _, taps, before, after, dilation = sizes
-    if (kernels := _kernels(dy)) is None:
-        weight = _dense(values, sizes, indices)
-        dx = functional.conv_transpose1d(dy, weight, dilation=dilation)
-        return dx[:, :, before : before + time].contiguous()
-    crow, filters, permutation = transposed(indices, sizes.channels * taps)
-    last = sizes.extent - 1
-    signals = _padded(dy, last - before, last - after)
-    places = filters * signals.shape[2] + (last - indices[1][permutation] % taps * dilation)
-    pointers = crow[::taps].contiguous()
-    return kernels.convolve(values, pointers, places, signals, time, None, permutation)
+def _verified(
+    values: Tensor, sizes: Sizes, time: int, indices: Sequence[Tensor], *signals: Tensor
+) -> Indices:
+    """Check what an operator was called with, beside the shapes of its signals."""
+    filters = operands.rows_of_raw(indices)
+    _check_sizes(sizes, filters, time)
+    operands.check_raw(values, indices[1].numel(), *signals, indices=indices)
+    return operands.verified(indices, (filters, sizes.channels * sizes.taps))
 
 
-def _correlate(dy: Tensor, x: Tensor, sizes: _Sizes, indices: Indices) -> tuple[Tensor, Tensor]:
-    signals, kernels = _padded(x, sizes.before, sizes.after), _kernels(x)
-    if kernels is None:
-        shape = (dy.shape[1], sizes.channels, sizes.taps)
-        weight = conv1d_weight(signals, shape, dy, dilation=sizes.dilation)
-        return weight.flatten(1)[_cells(indices)], dy.sum((0, 2))
-    places = _places(indices[1], sizes, signals.shape[2])
-    return kernels.correlate(indices[0], places, dy.contiguous(), signals)
-
-
-def _dense(values: Tensor, sizes: _Sizes, indices: Indices) -> Tensor:
-    weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
-    return weight.index_put(_cells(indices), values).view(-1, sizes.channels, sizes.taps)
-
-
-def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
-    """Return row and column of each nonzero."""
-    return rows_of(indices[0], len(indices[1])), indices[1]
-
-
-def _padded(x: Tensor, before: int, after: int) -> Tensor:
-    if _kernels(x) is cpu and min(before, after) >= 0:
-        return cpu.padded(x, before, after)
-    return (functional.pad(x, (before, after)) if before or after else x).contiguous()
-
-
-def _places(columns: Tensor, sizes: _Sizes, length: int) -> Tensor:
-    """Return how far from a point of the output, in one sample, each weight reads."""
-    return columns // sizes.taps * length + columns % sizes.taps * sizes.dilation
+def _sizes(sizes: Sequence[int]) -> Sizes:
+    if len(sizes) != len(Sizes._fields):
+        raise ValueError(f"a convolution has the sizes {Sizes._fields}, not {[*sizes]}")
+    return Sizes(*sizes)
 
 
 @torch.library.custom_op("sparselib::conv1d", mutates_args=())
-def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    return own(_convolve(values, x, _Sizes(*sizes), indices))
+def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    named = _sizes(sizes)
+    operands.check_devices(values, x, *indices)
+    if x.ndim != 3 or x.shape[1] != named.channels:
+        raise ValueError(
+            f"a convolution of {named.channels} channels cannot read signals {tuple(x.shape)}"
+        )
+    checked = _verified(values, named, x.shape[2], indices, x)
+    values = operands.resolved(values)
+    return own(module(x).convolve(values, checked, operands.resolved(x), named))
 
 
 @torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
 def _conv1d_t(
-    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices
+    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
-    return own(_back(values, dy, time, _Sizes(*sizes), indices))
+    named = _sizes(sizes)
+    operands.check_devices(values, dy, *indices)
+    checked = _verified(values, named, time, indices, dy)
+    filters = len(checked[0]) - 1
+    if dy.ndim != 3 or dy.shape[1:] != (filters, named.length(time)):
+        raise ValueError(
+            f"{time} points have an output gradient of ({filters}, {named.length(time)}) for each "
+            f"sample, not {tuple(dy.shape)}"
+        )
+    values = operands.resolved(values)
+    return own(module(dy).convolve_t(values, checked, operands.resolved(dy), named, time))
 
 
 @torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
-def _conv1d_weight(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    return _correlate(dy, x, _Sizes(*sizes), indices)[0]
+def _conv1d_weight(
+    dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
+) -> Tensor:
+    named = _sizes(sizes)
+    operands.check_devices(dy, x, *indices)
+    filters = operands.rows_of_raw(indices)
+    if x.ndim == 3:
+        _check_sizes(named, filters, x.shape[2])
+    _check_signals(named, filters, dy, x)
+    operands.check_raw(x.new_empty(0), 0, dy, x, indices=indices)
+    operands.check_gradient(dy, x, x)
+    checked = operands.verified(indices, (filters, named.channels * named.taps))
+    dvalues, _ = module(x).correlate(checked, operands.resolved(dy), operands.resolved(x), named)
+    return dvalues
 
 
 @_conv1d.register_fake
-def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
-    filters, length = indices[0].shape[0] - 1, _Sizes(*sizes).length(x.shape[2])
+def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, x, *indices)
+    filters = indices[0].shape[0] - 1
+    length = Sizes(*sizes).length(x.shape[2])
     return x.new_empty(x.shape[0], filters, length)
 
 
 @_conv1d_t.register_fake
-def _(values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Indices) -> Tensor:
+def _(
+    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
+) -> Tensor:
+    operands.check_devices(values, dy, *indices)
     return dy.new_empty(dy.shape[0], sizes[0], time)
 
 
 @_conv1d_weight.register_fake
-def _(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Indices) -> Tensor:
+def _(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
     sums = torch.float32 if takes_halves(x) else x.dtype
     return x.new_empty(indices[1].shape[0], dtype=sums)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    values, x, ctx.sizes, indices = inputs
+    values, x, sizes, indices = inputs
+    ctx.sizes = sizes
     ctx.save_for_backward(values, x, *indices)
 
 
 def _conv1d_backward(ctx, dy):  # type: ignore[no-untyped-def]
-    (values, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    values, x, *indices = ctx.saved_tensors
+    sizes = ctx.sizes
     dvalues = _conv1d_weight(dy, x, sizes, indices) if ctx.needs_input_grad[0] else None
     dx = _conv1d_t(values, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
     return dvalues, dx, None, [None] * len(indices)
 
 
 def _save_t(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    values, dy, _, ctx.sizes, indices = inputs
+    values, dy, _, sizes, indices = inputs
+    ctx.sizes = sizes
     ctx.save_for_backward(values, dy, *indices)
 
 
 def _conv1d_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
-    (values, dy, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    values, dy, *indices = ctx.saved_tensors
+    sizes = ctx.sizes
     dvalues = _conv1d_weight(dy, dx, sizes, indices) if ctx.needs_input_grad[0] else None
     ddy = _conv1d(values, dx, sizes, indices) if ctx.needs_input_grad[1] else None
     return dvalues, ddy, None, None, [None] * len(indices)
 
 
 def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
-    (dy, x, *indices), sizes = ctx.saved_tensors, ctx.sizes
+    dy, x, *indices = ctx.saved_tensors
+    sizes = ctx.sizes
     ddy = _conv1d(dvalues, x, sizes, indices) if ctx.needs_input_grad[0] else None
     dx = _conv1d_t(dvalues, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
     return ddy, dx, None, [None] * len(indices)

@@ -1,29 +1,39 @@
-"""Which module computes a product: by device and type, or as the user says."""
+"""Which backend computes a product, and how it is called: every such decision stands here.
+
+A call depends on the device and type of its tensors, on the backend that the user chose, on what
+is installed, and on who has to see the operations: autograd alone, a compiler or tracer, autocast,
+or a transform of functions.
+"""
 
 import functools
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparselib.ops.backends import cpu, reference
+from sparselib.ops.backends import Backend, cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 HALVES = (torch.float16, torch.bfloat16)
+# what autograd may be told about directly; a subclass of Tensor wants to see operators
+PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def _allowed(name: str, sentence: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"{sentence} {name!r}; it can be {', '.join(BACKENDS)}")
+    if name == "cpu" and not _is_installed("numba"):
+        raise ValueError("the backend 'cpu' needs numba; pip install numba, or use 'auto'")
     if name == "gpu" and not torch.cuda.is_available():
         raise ValueError("the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'")
-    if name in ("gpu", "interpret") and not _has_triton():
+    if name in ("gpu", "interpret") and not _is_installed("triton"):
         raise ValueError(f"the backend {name!r} needs triton; pip install triton, or use 'auto'")
     if name == "interpret" and not _can_interpret():
         raise ValueError(
@@ -36,8 +46,8 @@ def _allowed(name: str, sentence: str) -> str:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _can_interpret() -> bool:
@@ -70,23 +80,50 @@ def backend(name: str) -> Iterator[None]:
         If there is no such backend, or it cannot run here; the sentence says what is missing.
     """
     global CHOSEN
-    before, CHOSEN = CHOSEN, _allowed(name, "there is no backend")
+    before = CHOSEN
+    CHOSEN = _allowed(name, "there is no backend")
     try:
         yield
     finally:
         CHOSEN = before
 
 
-def module(tensor: Tensor) -> Any:
-    """Return the module that computes with this tensor: `cpu`, `gpu` or `reference`."""
-    device, kind = tensor.device.type, tensor.dtype
-    if CHOSEN == "interpret" and device == "cpu" and kind in (torch.float32, *HALVES):
-        return _kernels(interpreted=True)
-    if CHOSEN != "reference" and device == "cpu" and kind == torch.float32:
-        return cpu
-    if CHOSEN in ("auto", "gpu") and device == "cuda" and kind in (torch.float32, *HALVES):
-        return _kernels(interpreted=False) if _has_triton() else reference
+def module(tensor: Tensor) -> Backend:
+    """Return the backend that computes with this tensor: `cpu`, `gpu` or `reference`."""
+    if CHOSEN == "reference":
+        return reference
+    is_float = tensor.dtype == torch.float32
+    is_known = is_float or tensor.dtype in HALVES
+    if tensor.is_cpu:
+        if CHOSEN == "interpret" and is_known:
+            return _gpu(interpreted=True)
+        return cpu if is_float and _has_cpu_kernels() else reference
+    if CHOSEN in ("auto", "gpu") and tensor.is_cuda and is_known and _is_installed("triton"):
+        return _gpu(interpreted=False)
     return reference
+
+
+def module_of_extrema(s: Tensor) -> Backend:
+    """Return the backend that marks extrema: its kernel knows float64 too."""
+    known = s.dtype in (torch.float32, torch.float64)
+    if CHOSEN in ("auto", "cpu") and s.is_cpu and known and _has_cpu_kernels():
+        return cpu
+    return reference
+
+
+def fast(x: Tensor, *parameters: Tensor) -> Backend | None:
+    """Return the backend with kernels for x and the parameters, or None.
+
+    None if there are none for their dtype and device, or if something has to see every operation:
+    a compiler, a tracer, autocast, a transform of functions.
+    """
+    if not is_eager(x, *parameters):
+        return None
+    kernels = module(x)
+    if kernels is reference:
+        return None
+    known = all(p.device == x.device and fits(x, p) for p in parameters)
+    return kernels if known else None
 
 
 def fits(x: Tensor, values: Tensor) -> bool:
@@ -99,6 +136,51 @@ def takes_halves(x: Tensor) -> bool:
     return x.dtype in HALVES and module(x) is not reference
 
 
+def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether autograd may be written down directly, without a custom operator's cost."""
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) is not Tensor
+        or autocasts(x)
+        or transformed()
+    ):
+        return False
+    is_direct = is_written(x)
+    for tensor in parameters:
+        if tensor is not None:
+            is_direct = type(tensor) in PLAIN and is_written(tensor) and is_direct
+    return is_direct
+
+
+def is_written(x: Tensor) -> bool:
+    """Whether the numbers of x are in its memory: no sign is pending, and no zero implied.
+
+    Raises
+    ------
+    RuntimeError
+        If the memory of x was taken away.
+    """
+    if x.is_neg():
+        return False
+    if x.data_ptr() or not x.numel():
+        return True
+    if x._is_zerotensor() or x.is_meta:
+        return False
+    raise RuntimeError(f"a tensor of shape {tuple(x.shape)} has no memory; it was freed")
+
+
+def transformed() -> bool:
+    """Whether torch.func transforms the call: neither our operators nor our functions bear it."""
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._functorch.maybe_current_level() is not None
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x is."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def refresh() -> None:
     """Bring up to date what the GPU's kernels know of topologies that changed between replays."""
     if loaded := sys.modules.get("sparselib.ops.backends.gpu"):
@@ -106,9 +188,30 @@ def refresh() -> None:
 
 
 @functools.cache
-def _kernels(interpreted: bool) -> Any:
+def _has_cpu_kernels() -> bool:
+    """Whether the CPU's kernels can be compiled here; says so once if they cannot."""
+    try:
+        cpu.kernels()
+    except Exception as error:  # whatever a compiler that does not fit this machine raises
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"sparselib computes by its definition, which is right and slow: numba, which compiles "
+            f"its CPU kernels, does not load ({reason}); pip install numba",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _gpu(interpreted: bool) -> Backend:
     from sparselib.ops.backends import gpu
 
+    _check_interpreter(gpu, interpreted)
+    return gpu
+
+
+def _check_interpreter(gpu: ModuleType, interpreted: bool) -> None:
     if interpreted and not gpu.INTERPRETED:
         raise RuntimeError(
             "Triton was loaded already, to compile and not to interpret; start Python with "
@@ -119,4 +222,3 @@ def _kernels(interpreted: bool) -> Any:
             "Triton was loaded to interpret kernels, so nothing can run on the GPU; start Python "
             "without TRITON_INTERPRET"
         )
-    return gpu

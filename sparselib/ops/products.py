@@ -14,27 +14,40 @@ of size batch x nnz is ever allocated.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.csr import CSR
-from sparselib.ops.backends.cpu import Layer
-from sparselib.ops.dispatch import module as _backend
-from sparselib.ops.dispatch import takes_halves
-from sparselib.ops.operands import (
-    STALE,
-    Indices,
-    check_features,
-    feature_major,
-    indices_of,
-    is_eager,
-    transposed,
-)
-from sparselib.ops.registration import differentiable, own, transformed
+from sparselib.csr import CSR, transpose
+from sparselib.ops import operands
+from sparselib.ops.backends import Indices, Weights
+from sparselib.ops.dispatch import is_eager, module, takes_halves, transformed
+from sparselib.ops.operands import check_features, feature_major, indices_of, operator_indices
+from sparselib.ops.registration import differentiable, own
+
+
+class Layer(NamedTuple):
+    """One layer of a `network`.
+
+    Attributes
+    ----------
+    csr : CSR
+        Its connections.
+    values : Tensor, shape (nnz,)
+        The weights at these.
+    bias : Tensor, shape (rows,), optional
+        What is added to each output.
+    relu : bool
+        Whether max(., 0) follows.
+    """
+
+    csr: CSR
+    values: Tensor
+    bias: Tensor | None = None
+    relu: bool = False
 
 
 def spmm(
@@ -50,14 +63,11 @@ def spmm(
     ValueError
         If shapes, dtypes or devices do not fit; the sentence names them.
     """
-    check_features(csr, values, x, csr.shape[1], "spmm")
-    if bias is not None and bias.shape != csr.shape[:1]:
-        raise ValueError(f"{csr.shape[0]} rows need as many biases, not {tuple(bias.shape)}")
-    if not is_eager(x):
+    check_features(csr, values, x, csr.shape[1], "spmm", bias)
+    if not is_eager(x, values, bias):
         if transformed():
             return masked_product(csr, values, x, bias)
-        y = _by_rows(_spmm, csr, values, x)
-        return y if bias is None else y + bias.to(y.dtype)
+        return operands.plus(_by_rows(_spmm, csr, values, x), bias)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
@@ -75,18 +85,58 @@ def sddmm(
     csr: CSR, dy: Float[Tensor, "*dy_batch rows"], x: Float[Tensor, "*x_batch columns"]
 ) -> Float[Tensor, "nnz"]:
     """Sample dY^T X at the nonzeros: the layer's weight gradient, summed over the batch."""
+    operands.check_numbers(x, "input")
     values = x.new_empty(csr.nnz)
     check_features(csr, values, dy, csr.shape[0], "sddmm")
     check_features(csr, values, x, csr.shape[1], "sddmm")
-    dy, x = dy.reshape(-1, csr.shape[0]), x.reshape(-1, csr.shape[1])
+    dy = dy.reshape(-1, csr.shape[0])
+    x = x.reshape(-1, csr.shape[1])
     if len(dy) != len(x):
         raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
-    return _sddmm(dy, x, indices_of(csr))
+    return _sddmm(dy, x, operator_indices(csr))
 
 
-def network(layers: Sequence[Layer], x: Float[Tensor, "batch columns"]) -> Tensor:
-    """Carry a batch through (crow, col, values, bias, relu) layers at once: see `fast`."""
-    return _backend(x).network(layers, x)
+@torch.no_grad()
+def network(
+    layers: Sequence[Layer], x: Float[Tensor, "batch columns"]
+) -> Float[Tensor, "batch rows"]:
+    """Carry a batch through layers at once, without a gradient.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        ``(csr, values, bias, relu)``; each reads as many features as the one before writes.
+    x : Tensor, shape (batch, columns)
+        Input of the first layer.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer, or shapes, dtypes or devices do not fit; the sentence names them.
+    """
+    checked = check_network(layers, x)
+    return module(x).network(checked, operands.resolved(x))
+
+
+def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
+    """Return the layers as a backend reads them, or refuse what does not fit."""
+    if not layers:
+        raise ValueError("a network needs at least one layer")
+    operands.check_numbers(x, "input")
+    if x.ndim != 2:
+        raise ValueError(f"a network reads a batch (samples, features), not {tuple(x.shape)}")
+    width = x.shape[1]
+    checked = []
+    for number, (csr, values, bias, relu) in enumerate(layers):
+        if csr.shape[1] != width:
+            raise ValueError(
+                f"layer {number} of a network reads {csr.shape[1]} features, but gets {width}"
+            )
+        operands.check(csr, values, x, "a network", bias)
+        bias = bias if bias is None else operands.resolved(bias)
+        checked.append(Weights(*indices_of(csr), operands.resolved(values), bias, relu))
+        width = csr.shape[0]
+    return checked
 
 
 def masked_product(
@@ -104,21 +154,39 @@ def masked_product(
 
 
 def gradients(
-    values: Tensor, csr: CSR, dy: Tensor, x: Tensor, further: bool = True, relu: bool = False
+    values: Float[Tensor, "nnz"],
+    csr: CSR,
+    dy: Float[Tensor, "batch rows"],
+    x: Float[Tensor, "batch columns"],
+    further: bool = True,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of a layer's values, biases and, if it goes further, input.
 
-    With `relu` the input is what a ReLU returned, and its gradient is that of the argument.
+    They have no derivatives themselves; those of `spmm`, `spmm_t` and `sddmm` have. With `relu` the
+    input is what a ReLU returned, and its gradient is that of the argument.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit; the sentence names them.
     """
-    dy, kernels = feature_major(dy), _backend(values)
+    operands.check_batches(dy, x, csr)
+    operands.check(csr, values, x, "a gradient")
+    operands.check_gradient(dy, x, values)
+    values = operands.resolved(values)
+    dy = feature_major(dy)
+    x = operands.resolved(x)
+    backend = module(x)
+    crow, col = indices_of(csr)
     if further:
-        indices = (csr.crow_indices, csr.col_indices, *csr.transposed)
-        return kernels.gradients(values, indices, dy, x, relu)
-    return *kernels.sddmm(csr.crow_indices, csr.col_indices, dy, x), None
+        indices = (crow, col, *operands.transposed_of(csr))
+        return backend.gradients(values, indices, dy, x, relu)
+    return *backend.sddmm(crow, col, dy, x), None
 
 
 def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
-    indices = indices_of(csr)
+    indices = operator_indices(csr)
     if x.ndim == 2:
         return product(values, x, csr.shape[1], indices)
     flat = product(values, x.reshape(-1, x.shape[-1]), csr.shape[1], indices)
@@ -131,63 +199,95 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR) -> Tensor:
         ctx.save_for_backward(values, x)
-        ctx.csr, ctx.version = csr, csr.version
-        return own(_backend(values).spmm(values, csr.crow_indices, csr.col_indices, x, bias))
+        ctx.csr = csr
+        ctx.version = csr.version
+        return own(module(x).spmm(values, *indices_of(csr), x, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         values, x = ctx.saved_tensors
-        csr, (_, has_bias, has_x, _) = ctx.csr, ctx.needs_input_grad
+        csr = ctx.csr
+        _, has_bias, has_x, _ = ctx.needs_input_grad
         if csr.version != ctx.version:
-            raise RuntimeError(STALE)
+            raise RuntimeError(operands.STALE)
         if torch.is_grad_enabled():
-            indices = indices_of(csr)
-            dvalues, dbias = _sddmm(dy, x, indices), dy.sum(0)
+            indices = operator_indices(csr)
+            dvalues = _sddmm(dy, x, indices)
+            dbias = dy.sum(0)
             dx = _spmm_t(values, dy, csr.shape[1], indices) if has_x else None
         else:
             dvalues, dbias, dx = gradients(values, csr, dy, x, has_x)
         return dvalues, dbias if has_bias else None, dx, None
 
 
-def _product_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
-    crow_indices, col_indices, permutation = transposed(indices, columns)
-    product = _backend(values).spmm
-    return product(values, crow_indices, col_indices, y, permutation=permutation)
+def _verified(
+    values: Tensor, x: Tensor, indices: Indices, columns: int, features: int | None
+) -> Indices:
+    """Check what an operator was called with; it reads `features`, or one for each row."""
+    operands.check_devices(values, x, *indices)
+    rows = operands.rows_of_raw(indices)
+    wanted = rows if features is None else features
+    if x.ndim != 2 or x.shape[1] != wanted:
+        raise ValueError(
+            f"a {rows} x {columns} matrix needs a batch (samples, {wanted}), not {tuple(x.shape)}"
+        )
+    operands.check_raw(values, indices[1].numel(), x, indices=indices)
+    return operands.verified(indices, (rows, columns))
 
 
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
-def _spmm(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
-    return own(_backend(values).spmm(values, indices[0], indices[1], x))
+def _spmm(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    crow, col, *_ = _verified(values, x, indices, columns, columns)
+    values = operands.resolved(values)
+    return own(module(x).spmm(values, crow, col, operands.resolved(x)))
 
 
 @torch.library.custom_op("sparselib::spmm_t", mutates_args=())
-def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
-    return own(_product_t(values, y, columns, indices))
+def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    crow, col, *cached = _verified(values, y, indices, columns, None)
+    tcrow, tcol, permutation = cached or transpose(crow, col, columns)
+    values = operands.resolved(values)
+    y = operands.resolved(y)
+    return own(module(y).spmm(values, tcrow, tcol, y, permutation=permutation))
 
 
 @torch.library.custom_op("sparselib::sddmm", mutates_args=())
-def _sddmm(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
-    return _backend(x).sddmm(indices[0], indices[1], dy, x)[0]
+def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
+    rows = operands.rows_of_raw(indices)
+    if dy.ndim != 2 or x.ndim != 2 or dy.shape[0] != x.shape[0] or dy.shape[1] != rows:
+        raise ValueError(
+            f"sddmm of {rows} rows needs a batch (samples, {rows}) and one of as many samples, not "
+            f"{tuple(dy.shape)} and {tuple(x.shape)}"
+        )
+    operands.check_raw(x.new_empty(0), 0, dy, x, indices=indices)
+    operands.check_gradient(dy, x, x)
+    crow, col, *_ = operands.verified(indices, (rows, x.shape[1]))
+    return module(x).sddmm(crow, col, operands.resolved(dy), operands.resolved(x))[0]
 
 
 @_spmm.register_fake
-def _(values: Tensor, x: Tensor, columns: int, indices: Indices) -> Tensor:
+def _(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, x, *indices)
     return x.new_empty((indices[0].shape[0] - 1, x.shape[0])).t()
 
 
 @_spmm_t.register_fake
-def _(values: Tensor, y: Tensor, columns: int, indices: Indices) -> Tensor:
+def _(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(values, y, *indices)
     return y.new_empty((columns, y.shape[0])).t()
 
 
 @_sddmm.register_fake
-def _(dy: Tensor, x: Tensor, indices: Indices) -> Tensor:
+def _(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    operands.check_devices(dy, x, *indices)
     sums = torch.float32 if takes_halves(x) else x.dtype
     return x.new_empty((indices[1].shape[0],), dtype=sums)
 
 
 def _save_product(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    values, x, ctx.columns, indices = inputs
+    values, x, columns, indices = inputs
+    ctx.columns = columns
     ctx.save_for_backward(values, x, *indices)
 
 

@@ -44,7 +44,7 @@ def prune(
     explain : Selector, optional
         A selector of this very network, which steers.
     flops : float
-        Share of the multiply-accumulates that stay, above what one channel a group costs.
+        Share of the multiply-accumulates that stay, above what one channel per group costs.
     lr, epochs, batch_size
         Of Adam. Gates begin at b = 3, so that lr times steps has to be about 10 to close any.
     groups : sequence of Channels, optional
@@ -65,11 +65,10 @@ def prune(
     ValueError
         If the target cannot be met, or the selector explains another network.
     """
-    check_explains(explain, model)
     gates = Gates(model, groups) if gates is None else gates
     counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
     structure([torch.zeros(n) for n in counts.sizes], counts, flops)  # refuses at once
     optimizer = torch.optim.Adam(gates.parameters(), lr)
-    options |= {"explain": explain, "flops": flops, "batch_size": batch_size}
+    options |= {"explain": explain, "flops": flops, "batch_size": batch_size, "counts": counts}
     train_gates(gates, model, data, optimizer, epochs, **options)
     return cut(model, structure(gates.scores(), counts, flops), gates.groups)

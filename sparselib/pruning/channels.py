@@ -42,7 +42,8 @@ class Operations(NamedTuple):
         shares = [width.double() / size for width, size in zip(widths, self.sizes)]
         total = torch.zeros((), dtype=torch.float64)
         for macs, groups in self.layers:
-            total = total + math.prod((shares[group].cpu() for group in groups), start=float(macs))
+            left = (shares[group].cpu() for group in groups)
+            total = total + math.prod(left, start=float(macs))
         return total
 
     def full(self) -> int:
@@ -110,13 +111,13 @@ def structure(
     """Keep the channels of the highest scores that a budget of operations can pay for.
 
     The best channel of every group stays. The others come in the order of their scores; one that
-    the rest of the budget cannot pay for is passed over. Nothing is left to chance, and what
+    the rest of the budget cannot pay for is passed over. Nothing is random, and what
     remains of the budget pays for no further channel.
 
     Parameters
     ----------
     scores : sequence of tensor
-        One number a channel, for each group; comparable between the groups.
+        One number per channel, for each group; comparable between the groups.
     operations : Operations
         Of the network.
     flops : float
@@ -134,16 +135,9 @@ def structure(
     """
     budget = _budget(operations, flops)
     _check_scores(scores, operations)
-    keep = [score == score.max() for score in scores]
-    for mask in keep:
-        mask[int(mask.nonzero()[0]) + 1 :] = False
+    keep = [_first_of_the_best(score) for score in scores]
     widths = [1] * len(keep)
-    order = sorted(
-        (-float(value), group, channel)
-        for group, score in enumerate(scores)
-        for channel, value in enumerate(score.tolist())
-    )
-    for _, group, channel in order:
+    for group, channel in _by_score(scores):
         if keep[group][channel]:
             continue
         widths[group] += 1
@@ -154,9 +148,28 @@ def structure(
     return keep
 
 
+def _first_of_the_best(score: Tensor) -> Tensor:
+    """Return a mask of one channel: the first of those with the highest score."""
+    mask = score == score.max()
+    first = int(mask.nonzero()[0])
+    mask[first + 1 :] = False
+    return mask
+
+
+def _by_score(scores: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Return all pairs (group, channel), the highest score first, then in order."""
+    order = sorted(
+        (-float(value), group, channel)
+        for group, score in enumerate(scores)
+        for channel, value in enumerate(score.tolist())
+    )
+    return [(group, channel) for _, group, channel in order]
+
+
 def ranks(scores: Sequence[Float[Tensor, "_"]]) -> list[Float[Tensor, "_"]]:
     """Place of each channel in its own group, in (0, 1]: a budget keeps the same share of each."""
-    return [score.argsort().argsort().add(1).double() / len(score) for score in scores]
+    places = [score.argsort().argsort() for score in scores]
+    return [place.add(1).double() / len(place) for place in places]
 
 
 def cut(
@@ -230,7 +243,8 @@ def _replace(layer: nn.Module, name: str, tensor: Tensor, kept: Tensor, axis: in
 
 
 def _budget(operations: Operations, flops: float) -> float:
-    whole, least = operations.full(), operations.least()
+    whole = operations.full()
+    least = operations.least()
     if not 0 < flops <= 1 or flops * whole < least:
         raise ValueError(
             f"flops={flops} cannot be met: it is the share of {whole:,} multiply-accumulates that "

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from sparselib.datasets import Samples, Split
 from sparselib.nn.gate import ChannelGate, Channels
-from sparselib.training import History, fit
+from sparselib.training import Batch, History, accuracy, fit, in_evaluation
 
 from .channels import Operations, operations, prunable, resource, width
 
@@ -35,14 +35,14 @@ class Gates(nn.Module):
     ) -> None:
         super().__init__()
         like = next(model.parameters())
-        born: dict[str, Any] = {"dtype": like.dtype, "device": like.device} | options
+        options = {"dtype": like.dtype, "device": like.device, **options}
         self.groups = prunable(model) if groups is None else list(groups)
         self.gates = nn.ModuleList(
-            ChannelGate(width(model, group), **born) for group in self.groups
+            ChannelGate(width(model, group), **options) for group in self.groups
         )
 
     def each(self) -> list[ChannelGate]:
-        """Return the gates, one module a group."""
+        """Return the gates, one module per group."""
         return [gate for gate in self.gates if isinstance(gate, ChannelGate)]
 
     def scores(self) -> list[Float[Tensor, "_"]]:
@@ -50,7 +50,7 @@ class Gates(nn.Module):
         return [gate.theta.detach() for gate in self.each()]
 
     def draw(self, generator: torch.Generator | None = None) -> list[Float[Tensor, "_"]]:
-        """Draw all gates anew and return them."""
+        """Sample all gates anew and return them."""
         return [gate.draw(generator) for gate in self.each()]
 
     def set(self, opened: Sequence[Tensor]) -> None:
@@ -87,6 +87,7 @@ def train_gates(
     gamma_2: float = 10.0,
     labels: bool = True,
     statistics: str = "stored",
+    counts: Operations | None = None,
     seed: int = 0,
     **options: Any,
 ) -> History:
@@ -122,7 +123,9 @@ def train_gates(
     labels : bool
         Whether the first term is there; it is not in the released code's default.
     statistics : {"stored", "batch"}
-        What normalisations use: the stored statistics, as in the paper, or those of the batch.
+        What normalizations use: the stored statistics, as in the paper, or those of the batch.
+    counts : Operations, optional
+        What `operations` returns for this network and these gates; counted here by default.
     seed : int
         Fixes the noise and the order of the images.
     **options
@@ -141,24 +144,35 @@ def train_gates(
     if statistics not in ("stored", "batch"):
         raise ValueError(f"statistics are 'stored' or of the 'batch', not {statistics!r}")
     check_explains(explain, model)
-    reader = explain.of(model) if explain is not None else model
-    ours: Any = copy.deepcopy(reader).requires_grad_(False)
-    counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
-    gated = _Gated(gates, ours, explain is not None, statistics, seed)
-    wanted = _numbers(ours, data.train) if explain is not None else None
+    if counts is None:
+        counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
+    reader = model if explain is None else explain.of(model)
+    ours: Any = copy.deepcopy(reader).requires_grad_(False).eval()
+    network: nn.Module = ours if explain is None else ours.classifier
+    wanted = None if explain is None else _numbers(ours, data.train)
+    network.train(statistics == "batch")
+    generator = torch.Generator().manual_seed(seed)
+    target = flops * counts.full()
 
-    def loss(outputs: Any, number: Tensor) -> Tensor:
-        scores, scales, opened = outputs
-        y = data.train.y[number.cpu()].to(scores.device)
-        total = gamma_2 * resource(_spent(counts, opened), flops * counts.full()).to(scores)
+    def loss(gates: Gates, batch: Batch) -> Tensor:
+        opened = gates.draw(generator)
+        with gates.inside(network):
+            scores, scales = (network(batch.x), None) if explain is None else ours.read(batch.x)
+        total = gamma_2 * resource(_spent(counts, opened), target).to(scores)
         if labels:
-            total = total + functional.cross_entropy(scores, y)
+            total = total + functional.cross_entropy(scores, batch.y)
         if wanted is not None and gamma_1:
-            total = total + gamma_1 * functional.mse_loss(ours.decoder(scales, y), wanted[number])
+            numbers = ours.decoder(scales, batch.y)
+            total = total + gamma_1 * functional.mse_loss(numbers, wanted[batch.indices])
         return total
 
-    numbered = _Numbered(Samples(data.train.x, torch.arange(len(data.train))), data.valid)
-    return fit(gated, numbered, optimizer, epochs, loss=loss, seed=seed, **options)
+    def measure(gates: Gates, samples: Samples) -> dict[str, float]:
+        gates.set([gate.theta.detach() + gate.bias > 0 for gate in gates.each()])
+        with gates.inside(network), in_evaluation(network):
+            return accuracy(network, samples)
+
+    options = {"measure": measure, "seed": seed, **options}
+    return fit(gates, data, optimizer, epochs, loss=loss, **options)
 
 
 def check_explains(explain: Any, model: nn.Module) -> None:
@@ -169,38 +183,6 @@ def check_explains(explain: Any, model: nn.Module) -> None:
             "from those of the network to prune. Train a selector for this network, or pass the "
             "network that the selector was made from"
         )
-
-
-class _Numbered(NamedTuple):
-    train: Samples
-    valid: Samples
-
-
-class _Gated(nn.Module):
-    def __init__(
-        self, gates: Gates, model: Any, explained: bool, statistics: str, seed: int
-    ) -> None:
-        super().__init__()
-        self.gates, self.model, self.explained = gates, model, explained
-        self.inner: nn.Module = model.classifier if explained else model
-        self.statistics = statistics
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def train(self, mode: bool = True) -> "_Gated":
-        super().train(mode)
-        self.model.eval()
-        self.inner.train(mode and self.statistics == "batch")
-        return self
-
-    def forward(self, x: Tensor) -> Any:
-        if not self.training:
-            self.gates.set([gate.theta.detach() + gate.bias > 0 for gate in self.gates.each()])
-            with self.gates.inside(self.inner):
-                return self.inner(x)
-        opened = self.gates.draw(self.generator)
-        with self.gates.inside(self.inner):
-            scores, scales = self.model.read(x) if self.explained else (self.inner(x), None)
-        return scores, scales, opened
 
 
 def _spent(counts: Operations, opened: Sequence[Tensor]) -> Tensor:

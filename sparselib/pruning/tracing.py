@@ -49,7 +49,9 @@ def by_tracing(
     """
     if not 0 < flops <= 1:
         raise ValueError(f"flops is the share of operations that may stay, in (0, 1], not {flops}")
-    whole, low, high = cost.flops(model, (1, *shape)), 0.0, 1.0
+    whole = cost.flops(model, (1, *shape))
+    low = 0.0
+    high = 1.0
     best: nn.Module = copy.deepcopy(model)
     if flops == 1:
         return best
@@ -58,7 +60,9 @@ def by_tracing(
         ratio = (low + high) / 2
         smaller = _pruned(model, shape, ratio, ignored, importance)
         if _checked(smaller, shape) <= flops * whole:
-            best, high, found = smaller, ratio, True
+            best = smaller
+            high = ratio
+            found = True
         else:
             low = ratio
     if not found:

@@ -1,4 +1,4 @@
-"""Amortised saliency: where a classifier looked, in one forward pass (Ganjdanesh)."""
+"""Amortized saliency: where a classifier looked, in one forward pass (Ganjdanesh)."""
 
 from sparselib.saliency.activation_maps import grad_cam as grad_cam
 from sparselib.saliency.evaluators import Verdict as Verdict
@@ -14,6 +14,6 @@ from sparselib.saliency.objectives import divergence as divergence
 from sparselib.saliency.objectives import mask_size as mask_size
 from sparselib.saliency.objectives import smoothness as smoothness
 from sparselib.saliency.selector import Selector as Selector
-from sparselib.saliency.training import said_by as said_by
+from sparselib.saliency.training import predicted_by as predicted_by
 from sparselib.saliency.training import train_predictor as train_predictor
 from sparselib.saliency.training import train_selector as train_selector

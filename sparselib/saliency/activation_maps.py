@@ -16,7 +16,7 @@ def grad_cam(
     x: Float[Tensor, "batch *size"],
     target: int | None = None,
 ) -> Float[Tensor, "batch ..."]:
-    r"""How much each point of a signal or image speaks for a class (Selvaraju and others, 2019).
+    r"""How much each point of a signal or image supports a class (Selvaraju and others, 2019).
 
     .. math:: L^c = \mathrm{ReLU}\Big(\sum_k \alpha_k^c A^k\Big), \quad
        \alpha_k^c = \frac{1}{Z} \sum_p \frac{\partial y^c}{\partial A_p^k}
@@ -28,7 +28,7 @@ def grad_cam(
     Parameters
     ----------
     model : nn.Module
-        Returns one score a class. Called in evaluation mode; its mode, weights and gradients stay.
+        Returns one score per class. Called in evaluation mode; it is left as it was.
     layer : nn.Module
         A part of it that writes maps (batch, channels, time) or (batch, channels, height, width).
     x : Tensor
@@ -39,7 +39,7 @@ def grad_cam(
     Returns
     -------
     Tensor
-        In [0, 1], of shape (batch, time) or (batch, height, width); all 0 where nothing speaks for
+        In [0, 1], of shape (batch, time) or (batch, height, width); all 0 where nothing supports
         the class.
 
     Raises
@@ -68,14 +68,22 @@ def grad_cam(
         )
     if target is not None and not 0 <= target < scores.shape[1]:
         raise ValueError(f"class {target} is none of {scores.shape[1]}")
-    which = scores.argmax(1) if target is None else torch.full_like(scores[:, 0], target).long()
+    if target is None:
+        classes = scores.argmax(1)
+    else:
+        classes = torch.full((len(scores),), target, device=scores.device)
     with torch.enable_grad():
-        score = scores.gather(1, which[:, None]).sum()
+        score = scores.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, maps[-1])
-    size = maps[-1].ndim - 2
-    weights = gradient.flatten(2).mean(2).view(*gradient.shape[:2], *[1] * size)
-    cam = torch.relu((weights * maps[-1].detach()).sum(1, keepdim=True))
-    mode = "linear" if size == 1 else "bilinear"
-    cam = functional.interpolate(cam, x.shape[-size:], mode=mode, align_corners=False)[:, 0]
-    top = cam.flatten(1).amax(1).view(-1, *[1] * size)
-    return torch.where(top > 0, cam / top.clamp(min=torch.finfo(cam.dtype).tiny), cam)
+    activations = maps[-1].detach()
+    dimensions = activations.ndim - 2
+    ones = (1,) * dimensions
+    weights = gradient.flatten(2).mean(2)  # (batch, channels), Eq. 1
+    weighted = weights.view(*weights.shape, *ones) * activations
+    cam = torch.relu(weighted.sum(1, keepdim=True))  # Eq. 2
+    mode = "linear" if dimensions == 1 else "bilinear"
+    size = x.shape[-dimensions:]
+    cam = functional.interpolate(cam, size, mode=mode, align_corners=False)[:, 0]
+    largest = cam.flatten(1).amax(1).view(-1, *ones)
+    smallest = torch.finfo(cam.dtype).tiny
+    return torch.where(largest > 0, cam / largest.clamp(min=smallest), cam)

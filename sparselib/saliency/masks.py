@@ -38,13 +38,19 @@ def rbf(
             f"definition must be 'code' or 'text' and a centre have one number a dimension, "
             f"not {definition!r} and {centre.shape[1]} for size {tuple(size)}"
         )
-    axes = (torch.arange(n, dtype=centre.dtype, device=centre.device) for n in size)
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    distance = (grid - centre.view(*centre.shape, *(1,) * len(size))).square().sum(1)
-    exponent = distance / (2 * sigma.square() + 1e-12).view(-1, *(1,) * len(size))
+    ones = (1,) * len(size)
+    axes = [torch.arange(n, dtype=centre.dtype, device=centre.device) for n in size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (dimensions, *size)
+    offsets = grid - centre.view(*centre.shape, *ones)  # (batch, dimensions, *size)
+    distance = offsets.square().sum(1)  # (batch, *size)
+    width = 2 * sigma.square() + 1e-12
+    exponent = distance / width.view(-1, *ones)
     if definition == "code":
-        exponent = exponent - exponent.amin(tuple(range(1, exponent.ndim)), keepdim=True).detach()
-    return torch.exp(-exponent)[:, None]
+        every_pixel = tuple(range(1, exponent.ndim))
+        smallest = exponent.amin(every_pixel, keepdim=True)
+        exponent = exponent - smallest.detach()
+    mask = torch.exp(-exponent)
+    return mask[:, None]
 
 
 def reach(side: int | float) -> float:
@@ -86,7 +92,8 @@ def centre_and_sigma(
     sigma = torch.nn.functional.softplus(u[:, -1])
     if bound == "bounded":
         sigma = sigma / (1 + 2 * sigma / min(size))
-    return reaches * torch.tanh(u[:, :-1] / reaches) + middle, sigma
+    centre = reaches * torch.tanh(u[:, :-1] / reaches) + middle
+    return centre, sigma
 
 
 def sample(
@@ -95,7 +102,7 @@ def sample(
     noise: str = "logistic",
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*shape"]:
-    r"""Relaxed coins that come up with the mask's probabilities (Ganjdanesh, Eq. 14).
+    r"""Relaxed Bernoulli samples with the mask's probabilities (Ganjdanesh, Eq. 14).
 
     Parameters
     ----------
@@ -109,7 +116,8 @@ def sample(
     """
     if noise == "none":
         return mask
-    scores = mask.clamp(1e-12).log() if noise == "gumbel" else mask.clamp(1e-6, 1 - 1e-6).logit()
+    logit = mask.clamp(1e-6, 1 - 1e-6).logit()
+    scores = mask.clamp(1e-12).log() if noise == "gumbel" else logit
     return gumbel_sigmoid(scores, temperature, noise, generator)
 
 
@@ -118,14 +126,14 @@ def random_rbf(
     generator: torch.Generator | None = None,
     sigmas: tuple[float, float] | None = None,
 ) -> Float[Tensor, "batch 1 *size"]:
-    """Draw a round mask anywhere for each image, then its pixels (Ganjdanesh, main text, Eq. 6).
+    """Sample a round mask anywhere for each image, then its pixels (Ganjdanesh, Eq. 6).
 
     Parameters
     ----------
     x : tensor
         The images or signals; only their shape counts.
     generator : torch.Generator, optional
-        Source of the masks, on the processor.
+        Of the random numbers, on the CPU.
     sigmas : tuple of float, optional
         Range of sigma in pixels: 5 to 11 for sides of 32, 80 to 100 for 224; by default the first,
         in proportion to the smallest side.
@@ -137,8 +145,10 @@ def random_rbf(
     """
     size = tuple(x.shape[2:])
     low, high = sigmas or (min(size) * 5 / 32, min(size) * 11 / 32)
-    reaches, middle = (torch.tensor([f(n) for n in size]) for f in (reach, lambda n: n / 2))
-    centre = (2 * torch.rand(len(x), len(size), generator=generator) - 1) * reaches + middle
+    reaches = torch.tensor([reach(n) for n in size])
+    middle = torch.tensor([n / 2 for n in size])
+    uniform = torch.rand(len(x), len(size), generator=generator)
+    centre = (2 * uniform - 1) * reaches + middle
     sigma = low + (high - low) * torch.rand(len(x), generator=generator)
     mask = rbf(centre, sigma, size)
     return torch.bernoulli(mask, generator=generator).to(x)
@@ -147,8 +157,8 @@ def random_rbf(
 def coins(
     x: Float[Tensor, "batch channels *size"],
     generator: torch.Generator | None = None,
-    chance: float = 0.5,
+    probability: float = 0.5,
 ) -> Float[Tensor, "batch 1 *size"]:
-    """Keep every pixel with the same chance, as REAL-X does (Jethani and others; Eq. 8)."""
+    """Keep every pixel with the same probability, as REAL-X does (Jethani and others; Eq. 8)."""
     shape = (len(x), 1, *x.shape[2:])
-    return torch.bernoulli(torch.full(shape, chance), generator=generator).to(x)
+    return torch.bernoulli(torch.full(shape, probability), generator=generator).to(x)

@@ -9,7 +9,7 @@ SIZES = ("expected", "relaxed", "power", "count")
 
 
 def divergence(
-    logits: Float[Tensor, "batch classes"], said: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"], predicted: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     r"""Mean of :math:`KL(Q_{class}(y | x) \| q_{pred}(y | m'(x)))` (Ganjdanesh, Eq. 9).
 
@@ -17,10 +17,12 @@ def divergence(
     ----------
     logits : tensor
         Of the predictor.
-    said : tensor
-        Logarithms of the classifier's probabilities.
+    predicted : tensor
+        The classifier's log-probabilities.
     """
-    return functional.kl_div(logits.log_softmax(1), said, reduction="batchmean", log_target=True)
+    return functional.kl_div(
+        logits.log_softmax(1), predicted, reduction="batchmean", log_target=True
+    )
 
 
 def mask_size(
@@ -36,7 +38,7 @@ def mask_size(
     mask : tensor
         Probabilities f.
     drawn : tensor
-        The relaxed coins m' drawn from them.
+        The relaxed samples m' of them.
     definition : str
         ``"expected"``: the mean of f, which is the expected share of pixels kept, and trains.
         ``"relaxed"``: the mean of m'. ``"power"``: the mean of :math:`(m' + 0.0005)^p`, as in the
@@ -64,14 +66,15 @@ def smoothness(
     Parameters
     ----------
     drawn : tensor
-        The relaxed coins m'.
+        The relaxed samples m'.
     definition : {"text", "code"}
         The released code halves the sum and adds 0.3 times the squares of the outermost pixels.
     """
     if definition not in ("text", "code"):
         raise ValueError(f"smoothness is by 'text' or 'code', not {definition!r}")
     axes = range(2, drawn.ndim)
-    total = torch.stack([drawn.diff(dim=axis).square().sum() for axis in axes]).sum()
+    squares = [drawn.diff(dim=axis).square().sum() for axis in axes]
+    total = torch.stack(squares).sum()
     if definition == "code":
         inner = drawn
         for axis in axes:

@@ -1,4 +1,4 @@
-"""A selector: a frozen classifier, and a decoder that says where it looked."""
+"""A selector: a frozen classifier, and a decoder that shows where it looked."""
 
 import copy
 from collections.abc import Sequence
@@ -71,12 +71,15 @@ class Selector(nn.Module):
         self.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
         if not unit > 0:
             raise ValueError(f"a unit is a number of pixels above 0, not {unit}")
-        self.size, self.bound, self.definition = tuple(shape[1:]), bound, definition
+        self.size = tuple(shape[1:])
+        self.bound = bound
+        self.definition = definition
         self.unit = unit
         like = next(classifier.parameters())
         with torch.no_grad():
-            _, read = self.read(torch.zeros((1, *shape), dtype=like.dtype, device=like.device))
-        shapes = [tuple(scale.shape[1:]) for scale in read]
+            x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+            _, scales_of_x = self.read(x)
+        shapes = [tuple(scale.shape[1:]) for scale in scales_of_x]
         self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing, resize=resize).to(like)
         with torch.no_grad():
             bias = dict(self.decoder.named_parameters())["output.bias"]
@@ -150,11 +153,12 @@ class Selector(nn.Module):
 
     def explains(self, classifier: nn.Module) -> bool:
         """Whether this is a selector of that very classifier, weight by weight."""
-        mine, theirs = self.classifier.state_dict(), classifier.state_dict()
-        return mine.keys() == theirs.keys() and all(
-            mine[name].shape == theirs[name].shape
-            and torch.equal(mine[name], theirs[name].to(mine[name].device))
-            for name in mine
+        mine = self.classifier.state_dict()
+        theirs = classifier.state_dict()
+        if mine.keys() != theirs.keys():
+            return False
+        return all(
+            torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in mine.items()
         )
 
     def of(self, classifier: nn.Module) -> "Selector":

@@ -2,15 +2,16 @@
 
 import copy
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparselib import metrics
 from sparselib.datasets import Samples, Split
-from sparselib.training import History, fit, in_evaluation, predict
+from sparselib.training import Batch, History, fit, in_evaluation, predict
 
 from .masks import random_rbf, sample
 from .objectives import divergence, mask_size, smoothness
@@ -19,10 +20,10 @@ from .selector import Selector
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def said_by(
+def predicted_by(
     classifier: nn.Module, x: Float[Tensor, "samples ..."], batch_size: int = 500
 ) -> Float[Tensor, "samples classes"]:
-    """Logarithms of a classifier's probabilities, in evaluation mode; its mode is restored."""
+    """Log-probabilities that a classifier predicts, in evaluation mode; its mode is restored."""
     return predict(classifier, x, batch_size).log_softmax(1)
 
 
@@ -37,7 +38,7 @@ def train_predictor(
     seed: int = 0,
     **options: Any,
 ) -> History:
-    """Train a predictor to say of masked images what the classifier says of whole ones.
+    """Train a predictor to predict from masked images what the classifier does from whole ones.
 
     With `random_rbf` masks the objective is Eq. 6 of Ganjdanesh's main text, with `coins` Eq. 8.
 
@@ -67,20 +68,16 @@ def train_predictor(
         predictor's class is the one that the classifier gives the whole image.
     """
     generator = torch.Generator().manual_seed(seed)
-    said = said_by(classifier, data.train.x)
-    held = data.valid.x * masks(data.valid.x, generator)
-    monitor = Samples(held, said_by(classifier, data.valid.x).argmax(1).cpu())
-    model = _Masked(predictor, lambda x: masks(x, generator))
-    return fit(
-        model,
-        _numbered(data),
-        optimizer,
-        epochs,
-        loss=lambda logits, number: divergence(logits, said[number]),
-        monitor=monitor,
-        seed=seed,
-        **options,
-    )
+    predicted = predicted_by(classifier, data.train.x)
+    masked = data.valid.x * masks(data.valid.x, generator)
+    monitor = Samples(masked, _classes(classifier, data.valid.x))
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(batch.x * masks(batch.x, generator))
+        return divergence(logits, predicted[batch.indices])
+
+    options = {"monitor": monitor, "seed": seed, **options}
+    return fit(predictor, data, optimizer, epochs, loss=loss, **options)
 
 
 def train_selector(
@@ -99,7 +96,7 @@ def train_selector(
     seed: int = 0,
     **options: Any,
 ) -> History:
-    r"""Train a selector: a small mask by which the predictor still says the same (Eq. 11).
+    r"""Train a selector: a small mask from which the predictor predicts the same (Eq. 11).
 
     .. math:: KL(Q_{class}(y | x) \| q_{pred}(y | m'(x))) + \lambda_1 R(m') + \lambda_2 S(m')
 
@@ -136,69 +133,47 @@ def train_selector(
     Warns
     -----
     RuntimeWarning
-        If the masks keep nearly nothing, nearly everything, or now this and now that.
+        If the masks keep nearly nothing, nearly everything, or differ wildly in size.
     """
     generator = torch.Generator().manual_seed(seed)
-    said, labels = said_by(selector.classifier, data.train.x), data.train.y
-    monitor = Samples(data.valid.x, said_by(selector.classifier, data.valid.x).argmax(1).cpu())
+    frozen = copy.deepcopy(predictor).eval().requires_grad_(False)
+    predicted = predicted_by(selector.classifier, data.train.x)
+    monitor = Samples(data.valid.x, _classes(selector.classifier, data.valid.x))
 
-    def loss(outputs: Any, number: Tensor) -> Tensor:
-        x, scales = outputs
-        mask = selector.masks(selector.decoder(scales, labels.to(number.device)[number]))
+    def loss(selector: Selector, batch: Batch) -> Tensor:
+        _, scales = selector.read(batch.x)
+        mask = selector.masks(selector.decoder(scales, batch.y))
         drawn = sample(mask, temperature, noise, generator)
-        told = divergence(model.predictor(x * drawn), said[number])
-        return told + lambda_1 * mask_size(mask, drawn, size) + lambda_2 * smoothness(drawn, smooth)
+        total = divergence(frozen(batch.x * drawn), predicted[batch.indices])
+        total = total + lambda_1 * mask_size(mask, drawn, size)
+        return total + lambda_2 * smoothness(drawn, smooth)
 
-    model = _Explained(selector, predictor)
-    history = fit(
-        model, _numbered(data), optimizer, epochs, loss=loss, monitor=monitor, seed=seed, **options
-    )
+    def fidelity(selector: Selector, samples: Samples) -> dict[str, float]:
+        logits = torch.cat([frozen(x * selector(x)) for x in _parts(selector, samples.x, 512)])
+        return {"accuracy": metrics.accuracy(logits, samples.y.to(logits.device))}
+
+    options = {"measure": fidelity, "monitor": monitor, "seed": seed, **options}
+    history = fit(selector, data, optimizer, epochs, loss=loss, **options)
     _warn_of_collapse(selector, data.valid.x)
     return history
 
 
-class _Numbered(NamedTuple):
-    train: Samples
-    valid: Samples
+def _classes(classifier: nn.Module, x: Tensor) -> Tensor:
+    """Return the class that a classifier predicts for each sample, on the CPU."""
+    return predicted_by(classifier, x).argmax(1).cpu()
 
 
-def _numbered(data: Split) -> _Numbered:
-    """Samples whose labels are their numbers, so that a loss can look up what belongs to them."""
-    return _Numbered(Samples(data.train.x, torch.arange(len(data.train))), data.valid)
-
-
-class _Masked(nn.Module):
-    def __init__(self, predictor: nn.Module, masks: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.predictor, self.masks = predictor, masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.predictor(x * self.masks(x) if self.training else x)
-
-
-class _Explained(nn.Module):
-    def __init__(self, selector: Selector, predictor: nn.Module) -> None:
-        super().__init__()
-        self.selector = selector
-        self.predictor = copy.deepcopy(predictor).requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "_Explained":
-        super().train(mode)
-        self.predictor.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Any:
-        if self.training:
-            return x, self.selector.read(x)[1]
-        return self.predictor(x * self.selector(x))
+def _parts(model: nn.Module, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    like = next(model.parameters())
+    return (part.to(like) for part in x.split(batch_size))
 
 
 @torch.no_grad()
 def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
-    like = next(selector.parameters())
     with in_evaluation(selector):
-        u = torch.cat([selector.numbers(part.to(like)) for part in x[:500].split(100)])
-    sigma, area = selector.centre_and_sigma(u)[1], float(selector.masks(u).mean())
+        u = torch.cat([selector.numbers(part) for part in _parts(selector, x[:500], 100)])
+    _, sigma = selector.centre_and_sigma(u)
+    area = float(selector.masks(u).mean())
     if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():
         warnings.warn(
             f"the masks have collapsed: they keep {area:.1%} of an image, sigma is "

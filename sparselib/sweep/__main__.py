@@ -1,31 +1,43 @@
-"""``python -m sparselib.sweep table.yml``: run a grid, resume it, gather its table."""
+"""``python -m sparselib.sweep table.yml``: run a grid, resume it, gather its table.
+
+Exit status: 0, all runs that were asked for are done; 1, some are not, or the table could not be
+written; 2, nothing was started, as the file, an option, the table or the scheduler does not allow
+it; 130, stopped by the keyboard. Whatever the status, rows of finished runs are in the table or
+beside it, and the same command goes on.
+"""
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from . import engine
 from .grid import Sweep, read
+from .history import check_clean
 from .notebook import Outcome, Run, failure
-from .table import done, publish, recorded
+from .table import done, publish, strangers, table_rows
 
 SECONDS_BETWEEN_TABLES = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sweep file; return 0 if every run that was asked for is done, 1 if not."""
+    """Run a sweep file; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        sweep = read(options.file, options.runs)
+        sweep = read(options.file, options.runs, fetch=not options.dry_run)
         chosen = _choose(sweep, options.only)
+        finished = done(sweep)
+        _check_table(sweep, options.replace)
+        if not (options.dry_run or options.allow_dirty):
+            check_clean(sweep.runs[0].notebook)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    finished = done(sweep)
     missing = [run for run in chosen if run.key not in finished]
     if not options.retry_failed:
         missing = [run for run in missing if not run.failed.is_file()]
@@ -41,16 +53,42 @@ def main(arguments: list[str] | None = None) -> int:
 def _carry_out(
     sweep: Sweep, chosen: list[Run], missing: list[Run], options: argparse.Namespace
 ) -> int:
-    lost: list[Outcome] = []
     workers = engine.Workers(options.scheduler, options.workers, options.threads, sweep.resources)
     try:
         lost = _run(sweep, missing, workers)
+    except engine.SchedulerError as error:
+        print(f"{error}; nothing was started", file=sys.stderr)
+        return 2
+    except engine.SchedulerLostError as error:
+        return _stop(sweep, 1, f"{error}; what is done is kept, the same command goes on")
     except KeyboardInterrupt:
-        print("stopped; what is done is kept, the same command goes on", file=sys.stderr)
-        return 130
+        return _stop(sweep, 130, "stopped; what is done is kept, the same command goes on")
     if not _publish(sweep):
         return 1
     return _conclude(sweep, chosen, lost)
+
+
+def _stop(sweep: Sweep, status: int, sentence: str) -> int:
+    """Publish what is done, and say why that is not all."""
+    _publish(sweep)
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _check_table(sweep: Sweep, replace: bool) -> None:
+    """Refuse a table that cannot be written, or whose rows of another grid this would delete."""
+    folder = next(path for path in sweep.results.parents if path.exists())
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{sweep.results} cannot be written: {folder} is read-only")
+    others = strangers(sweep)
+    if others and not replace:
+        names = [name for name in sweep.runs[0].parameters if others[0].get(name)]
+        told = ", ".join(f"{name} = {others[0][name]}" for name in names) or "no parameter of its"
+        raise ValueError(
+            f"{sweep.results} holds {len(others)} rows that are of no run of {sweep.file.name}, "
+            f"such as {told}: name another file for the results, or give --replace to have these "
+            f"rows replaced"
+        )
 
 
 def _run(sweep: Sweep, missing: list[Run], workers: engine.Workers) -> list[Outcome]:
@@ -71,9 +109,10 @@ def _run(sweep: Sweep, missing: list[Run], workers: engine.Workers) -> list[Outc
 def _publish(sweep: Sweep, ended: bool = True) -> bool:
     try:
         table = publish(sweep)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         print(
-            f"{sweep.results} could not be written ({error.strerror}); its rows are safe in "
+            f"{sweep.results} could not be written ({why}); its rows are safe in "
             f"{sweep.runs[0].folder}: make room and give the same command again",
             file=sys.stderr,
         )
@@ -95,7 +134,7 @@ def _conclude(sweep: Sweep, chosen: list[Run], lost: list[Outcome]) -> int:
         print(f"lost: {sweep.describe(runs[outcome.key])}\n  {outcome.error}")
     print(
         f"{len(finished & runs.keys())} of {len(chosen)} runs done; "
-        f"{len(recorded(sweep.results))} rows in {sweep.results}"
+        f"{len(table_rows(sweep.results))} rows in {sweep.results}"
     )
     if failed:
         print("give --retry-failed to try the failed ones again")
@@ -110,7 +149,10 @@ def _choose(sweep: Sweep, only: list[str]) -> list[Run]:
         name, equals, value = text.partition("=")
         if not equals or any(name not in run.parameters for run in runs):
             raise ValueError(f"--only {text}: give the name of a parameter, '=' and a value")
-        wanted = yaml.safe_load(value)
+        try:
+            wanted = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--only {text}: {value} is no YAML") from None
         values = [run.parameters[name] for run in runs]
         runs = [run for run in runs if run.parameters[name] == wanted]
         if not runs:
@@ -130,18 +172,39 @@ def _announce(sweep: Sweep, chosen: list[Run], missing: list[Run], finished: set
         print("dask is not installed: one run after the other (pip install sparselib[sweep])")
 
 
+def _number(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not below the least."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"give a whole number from {least} on, not {text!r}")
+        return int(text)
+
+    return read
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m sparselib.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m sparselib.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("file", type=Path, help="the sweep, YAML")
     parser.add_argument("--scheduler", default="", help="address of a running dask scheduler")
     parser.add_argument(
-        "--workers", type=int, help="processes here; one a core by default, 0 for none besides this"
+        "--workers",
+        type=_number(0),
+        help="processes here; one a core by default, 0 for none besides this",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--threads", type=_number(1), default=1, help="threads of each process")
     parser.add_argument("--dry-run", action="store_true", help="list what would run")
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--limit", type=int, help="start at most this many runs")
+    parser.add_argument("--limit", type=_number(0), help="start at most this many runs")
     parser.add_argument("--retry-failed", action="store_true", help="and those that failed before")
+    parser.add_argument(
+        "--allow-dirty", action="store_true", help="run code that no commit holds; rows say so"
+    )
+    parser.add_argument("--replace", action="store_true", help="rows of another grid in the table")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="for executed notebooks")
     return parser
 

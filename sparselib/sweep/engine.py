@@ -1,15 +1,25 @@
 """Many runs: dask.distributed, or one after the other without it."""
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from . import notebook
 from .notebook import Outcome, Run
 from .rows import SOURCE
 
+CONNECTING = 10  # seconds in which a scheduler has to answer
 RETRIES = 2  # of what goes wrong around a notebook; what goes wrong in it is a result
+
+
+class SchedulerError(Exception):
+    """The scheduler cannot be reached, or no workers can be started."""
+
+
+class SchedulerLostError(Exception):
+    """The scheduler went away while runs were under way."""
 
 
 class Workers(NamedTuple):
@@ -39,6 +49,13 @@ def outcomes(runs: Iterable[Run], workers: Workers) -> Iterator[Outcome]:
 
     A run that another sweep is at is waited for last of all. A run that was lost is tried once
     more, alone: it may have stood beside one that kills its workers.
+
+    Raises
+    ------
+    SchedulerError
+        If there is no scheduler at the address, or workers cannot be started here.
+    SchedulerLostError
+        If the scheduler goes away.
     """
     pending = {run.key: run for run in runs}
     if not pending:
@@ -84,6 +101,8 @@ def _attempt(client: Any, runs: list[Run], workers: Workers, wait: bool) -> Iter
     futures = dict(zip(submitted, runs))
     for future in as_completed(list(futures)):
         run = futures.pop(future)
+        if future.cancelled() or client.status not in ("running", "connecting"):
+            raise SchedulerLostError("the scheduler is gone")
         error = future.exception()
         yield future.result() if error is None else _lost(run, error)
 
@@ -107,8 +126,12 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
     if workers.processes == 0 or not is_parallel():
         yield None
         return
+    import logging
+
     import dask
     from distributed import Client
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told by us
 
     # one run at a time is sent to a worker, so that only it falls with the worker; dask's own
     # environment for workers is left out: it makes glibc give all memory back, which slows torch;
@@ -119,14 +142,38 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
         "distributed.admin.system-monitor.interval": "5s",
+        "distributed.comm.timeouts.connect": f"{CONNECTING}s",
     }
-    with dask.config.set(config):
-        if workers.scheduler:
-            with Client(workers.scheduler, timeout=60) as client:
-                yield client
-            return
-        with _cluster(workers, runs) as cluster, Client(cluster) as client:
-            yield client
+    with dask.config.set(config), ExitStack() as opened:
+        try:
+            address = workers.scheduler or opened.enter_context(_cluster(workers, runs))
+            if workers.scheduler:
+                _knock(workers.scheduler)
+            client = Client(address, timeout=CONNECTING)
+        except Exception as error:  # whatever dask, a socket or the system may raise
+            where = f"the scheduler {workers.scheduler}" if workers.scheduler else "workers here"
+            told = str(error) or type(error).__name__
+            if workers.scheduler and not isinstance(error, OSError | ValueError):
+                told = f"what listens there is none of this version of dask ({told})"
+            raise SchedulerError(f"{where} cannot be used: {told}") from None
+        opened.callback(_close, client)
+        yield client
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether anybody listens: dask would try for minutes."""
+    from distributed.comm import parse_address, parse_host_port
+
+    kind, place = parse_address(address, strict=True)
+    host, port = parse_host_port(place, 8786)
+    if kind in ("tcp", "tls"):
+        socket.create_connection((host, port), CONNECTING).close()
+
+
+def _close(client: Any) -> None:
+    """Close a client; one whose scheduler is gone has nobody to say it to."""
+    with suppress(Exception):
+        client.close(timeout=CONNECTING)
 
 
 def _cluster(workers: Workers, runs: int) -> Any:

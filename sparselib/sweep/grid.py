@@ -1,20 +1,22 @@
 """A sweep file: which notebook, over which grid, into which table."""
 
-import difflib
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparselib.datasets import files
 
-from .notebook import Parameter, Run, parameters, run_key
+from .notebook import Run, parameters, run_key
+from .parameters import Parameter, check_scale, checked, similar
 
 Point = dict[str, Any]
 
 KEYS = ("notebook", "results", "scale", "grid", "fixed", "data", "resources", "timeout")
+TIMEOUT = 6 * 3600  # seconds that a cell may take, so that a hang ends
 BLOCK = ("product", "zip", "points", "fixed")
 
 
@@ -36,7 +38,7 @@ class Sweep(NamedTuple):
         return " ".join(f"{name}={_text(run.parameters[name])}" for name in self.varied)
 
 
-def read(file: str | Path, folder: str | Path = "runs") -> Sweep:
+def read(file: str | Path, folder: str | Path = "runs", fetch: bool = True) -> Sweep:
     """Read a sweep file and check every value against the notebook's parameters.
 
     Parameters
@@ -47,39 +49,41 @@ def read(file: str | Path, folder: str | Path = "runs") -> Sweep:
         one), with `fixed` for all of them. `data` names the files behind each value of `dataset`.
     folder : path
         Where executed notebooks go, in a folder named after the notebook.
+    fetch : bool
+        Fetch what is named under `data` and lies nowhere.
 
     Raises
     ------
     ValueError
-        If a key or a parameter is unknown, a value has the wrong type, columns of a zip differ in
-        length, or two points are the same.
+        If the file or its notebook cannot be read, a key or a parameter is unknown or stands twice,
+        a value is not allowed, columns of a zip differ in length, or two points are the same.
     DataUnavailable
         If a file named under `data` lies nowhere.
     """
-    import yaml
-
     file = Path(file).resolve()
-    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
-    _check_keys(spec, KEYS, file.name)
-    for name in ("notebook", "results", "scale", "grid"):
-        if name not in spec:
-            raise ValueError(f"{file.name} lacks the key {name!r}")
+    spec = _load(file)
     path = (file.parent / spec["notebook"]).resolve()
-    page = json.loads(path.read_text(encoding="utf-8"))
+    page = _page(path)
     known = parameters(page)
     if not {"results", "scale"} <= known.keys():
         raise ValueError(f"{path.name} needs the parameters 'results' and 'scale' to be swept")
     common = {"scale": spec["scale"]} | _part(spec, "fixed", dict)
     given = [common | point for block in _part(spec, "grid", list) for point in expand(block)]
+    if not given:
+        raise ValueError(f"{file.name}: the grid is empty, so that nothing would run")
     points = [_complete(point, known, file.name) for point in given]
-    checksums = {name: _checksums(names) for name, names in _part(spec, "data", dict).items()}
+    for point in points:
+        check_scale(point["scale"])
+    checksums = _data(spec, points, fetch)
     home = Path(folder).resolve() / f"{path.parent.name}-{path.stem}"
-    timeout = spec.get("timeout")
-    keys = [run_key(page, point, checksums.get(point.get("dataset"), {})) for point in points]
+    keys = [run_key(page, point, checksums.get(str(point.get("dataset")), {})) for point in points]
     _check_distinct(keys, given, file.name)
+    timeout = _timeout(spec)
     runs = [Run(key, path, point, home, timeout) for key, point in zip(keys, points)]
     table = (file.parent / spec["results"]).resolve()
-    return Sweep(file, table, runs, _varied(points), _part(spec, "resources", dict))
+    if table.is_dir():
+        raise ValueError(f"{file.name}: results names a folder, {table}, not a file")
+    return Sweep(file, table, runs, _varied(points), _resources(spec))
 
 
 def expand(block: Any) -> list[Point]:
@@ -87,7 +91,7 @@ def expand(block: Any) -> list[Point]:
     _check_keys(block, BLOCK, "a block of the grid")
     product, columns = _part(block, "product", dict), _part(block, "zip", dict)
     for name, values in (product | columns).items():
-        if not isinstance(values, list):
+        if not isinstance(values, list) or not values:
             raise ValueError(f"{name} needs a list of values, not {values!r}")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -101,25 +105,106 @@ def expand(block: Any) -> list[Point]:
     return [fixed | a | b | c for a in combined for b in beside for c in points]
 
 
+def _load(file: Path) -> dict[str, Any]:
+    """Read the YAML of a sweep and check its keys and the texts that it must have."""
+    import yaml
+
+    try:
+        with file.open(encoding="utf-8") as stream:
+            spec = yaml.load(stream, _loader())
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{file.name} is no YAML: {told}") from None
+    _check_keys(spec, KEYS, file.name)
+    for name in ("notebook", "results", "scale", "grid"):
+        if name not in spec:
+            raise ValueError(f"{file.name} lacks the key {name!r}")
+    for name in ("notebook", "results", "scale"):
+        if not isinstance(spec[name], str) or not spec[name]:
+            raise ValueError(f"{file.name}: {name} must be a text, not {spec[name]!r}")
+    return dict(spec)
+
+
+@cache
+def _loader() -> Any:
+    """Return YAML's safe loader, which takes the last of two equal keys, as one that refuses."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        """Refuses a key that stands twice."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        loader.flatten_mapping(node)
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if not isinstance(key, str | int | float):
+                place = node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {place} has the key {key!r}, which is no text")
+            if key in keys[:number]:
+                place = node.value[number][0].start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key!r} stands twice in a block, at line {place}")
+        values = [loader.construct_object(value, deep=True) for _, value in node.value]
+        return dict(zip(keys, values))
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Strict
+
+
+def _page(path: Path) -> dict[str, Any]:
+    """Read a notebook in Python."""
+    if not path.is_file():
+        raise ValueError(f"the notebook {path} is not there")
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+        languages = page.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+        cells = [(cell["cell_type"], cell["source"], cell["metadata"]) for cell in page["cells"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no notebook of nbformat 4") from None
+    if languages != "python" or not cells:
+        raise ValueError(f"{path} is no notebook in Python, but in {languages}")
+    return dict(page)
+
+
+def _timeout(spec: Mapping[str, Any]) -> int:
+    value = spec.get("timeout", TIMEOUT)
+    if type(value) is not int or not 0 < value < 1e9:
+        raise ValueError(f"timeout must be the whole seconds that a cell may take, not {value!r}")
+    return value
+
+
+def _resources(spec: Mapping[str, Any]) -> dict[str, float]:
+    claims = _part(spec, "resources", dict)
+    for name, value in claims.items():
+        if type(value) not in (int, float) or not 0 < value < 1e9:
+            raise ValueError(f"resources: {name} needs a number above 0, not {value!r}")
+    return {str(name): float(value) for name, value in claims.items()}
+
+
+def _data(spec: Mapping[str, Any], points: list[Point], fetch: bool) -> dict[str, dict[str, str]]:
+    """Return the checksums of the files behind each value of `dataset`."""
+    used = {point.get("dataset") for point in points}
+    files_of = _part(spec, "data", dict)
+    for name, paths in files_of.items():
+        if name not in used:
+            raise ValueError(
+                f"data: no run has dataset = {name!r}, so nothing would read its files"
+            )
+        for path in paths if isinstance(paths, list) else [None]:
+            parts = path.split("/") if isinstance(path, str) else []
+            if len(parts) < 2 or {"", ".", ".."} & set(parts):
+                raise ValueError(
+                    f"data: {name} needs a list of files, such as [mnist/images.gz], not {paths!r}"
+                )
+    return {name: _checksums(paths, fetch) for name, paths in files_of.items()}
+
+
 def _complete(point: Point, known: Mapping[str, Parameter], name: str) -> Point:
-    full = {key: parameter.default for key, parameter in known.items() if key != "results"}
-    for key, value in point.items():
-        if key not in full:
-            raise ValueError(f"{name}: the notebook has no parameter {key!r}{_like(key, full)}")
-        full[key] = _typed(key, value, known[key].types, name)
-    return full
-
-
-def _typed(key: str, value: Any, types: tuple[type, ...], name: str) -> Any:
-    if type(value) in types:
-        return value
-    if type(value) is int and float in types:
-        return float(value)
-    wanted = " or ".join(kind.__name__ for kind in types)
-    hint = "; YAML takes 1e-3 for text, write 1.0e-3" if type(value) is str else ""
-    raise ValueError(
-        f"{name}: {key} = {value!r} is of type {type(value).__name__}, not {wanted}{hint}"
-    )
+    """Check a point's values and add the defaults of the other parameters."""
+    swept = {key: parameter for key, parameter in known.items() if key != "results"}
+    try:
+        return checked(point, swept, "the notebook")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
@@ -127,7 +212,7 @@ def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
         raise ValueError(f"{name} must hold keys and values, not {spec!r}")
     for key in spec:
         if key not in known:
-            raise ValueError(f"{name}: unknown key {key!r}{_like(key, known)}")
+            raise ValueError(f"{name}: unknown key {key!r}{similar(key, known)}")
 
 
 def _part(spec: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -146,15 +231,15 @@ def _check_distinct(keys: list[str], points: list[Point], name: str) -> None:
         seen[key] = point
 
 
-def _like(key: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
-
-
-def _checksums(names: Iterable[str]) -> dict[str, str]:
+def _checksums(names: Iterable[str], fetch: bool) -> dict[str, str]:
     sums = {}
     for name in names:
-        with files.find(*name.split("/", 1)).open("rb") as file:
+        dataset, rest = name.split("/", 1)
+        if not fetch and files.locate(dataset, rest) is None:
+            raise files.DataUnavailable(
+                f"{name} lies in no folder of data; a sweep would fetch it, --dry-run does not"
+            )
+        with files.find(dataset, rest).open("rb") as file:
             sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
 

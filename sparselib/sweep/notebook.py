@@ -1,27 +1,21 @@
 """One run: a notebook, its parameters, and the executed copy that it leaves."""
 
-import ast
 import hashlib
 import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparselib import atomic
 
-from .rows import SOURCE, write
-
-TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
-
-
-class Parameter(NamedTuple):
-    """A line of the parameters cell: its annotated types and its default."""
-
-    types: tuple[type, ...]
-    default: Any
+from .history import DIRTY, commit, differs
+from .parameters import PLACES, Parameter, declared
+from .rows import SOURCE, columns, write
 
 
 class Run(NamedTuple):
@@ -49,6 +43,10 @@ class Run(NamedTuple):
         return self.folder / f"{self.key}.json"
 
 
+class BadRowError(Exception):
+    """A page wrote no row of results, or not that of its run."""
+
+
 class Outcome(NamedTuple):
     """What became of a run: done, failed (in the notebook), lost (around it) or busy."""
 
@@ -64,34 +62,23 @@ def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
     Raises
     ------
     ValueError
-        If there is not exactly one such cell, or a line of it is no literal assignment.
+        If there is not exactly one such cell, or it is not readable; see `declared`.
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in _tags(cell)]
     if len(cells) != 1:
         raise ValueError(f"a notebook to sweep has one cell tagged 'parameters', not {len(cells)}")
-    found = {}
-    for line in ast.parse(_source(cells[0])).body:
-        target = (
-            line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [0])[0]
-        )
-        if not isinstance(target, ast.Name) or not isinstance(line, ast.Assign | ast.AnnAssign):
-            raise ValueError(
-                f"the parameters cell holds more than assignments: {ast.unparse(line)}"
-            )
-        default = ast.literal_eval(line.value or ast.Constant(None))
-        found[target.id] = Parameter(_types(line, default), default)
-    return found
+    return declared(_source(cells[0]))
 
 
 def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mapping[str, str]) -> str:
     """Name a run by all that decides its result, as the start of a SHA-256.
 
-    That is the code cells, every parameter (but for `results`, where the row goes), the library's
-    source, and the checksums of the data.
+    That is the code cells, every parameter but for the places of files, the library's source, and
+    the checksums of the data.
     """
     code = [_source(c) for c in notebook["cells"] if c["cell_type"] == "code"]
     code = [source for source in code if source != _source(_parameters_cell(notebook))]
-    chosen = {name: value for name, value in values.items() if name != "results"}
+    chosen = {name: value for name, value in values.items() if name not in PLACES}
     whole = json.dumps([code, chosen, SOURCE, dict(data)], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
@@ -99,8 +86,18 @@ def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mappin
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
     try:
+        state = path.stat()
+        return _complete(path, state.st_mtime_ns, state.st_size)
+    except FileNotFoundError:
+        return False
+
+
+@cache
+def _complete(path: Path, *_: int) -> bool:
+    """Read the mark, once for each state of a file: notebooks with figures are long."""
+    try:
         mark = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
-    except (FileNotFoundError, KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return False
     return mark.get("end_time") is not None and mark.get("exception") is not True
 
@@ -144,23 +141,22 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
 
 
 def _execute(run: Run) -> Outcome:
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
     part, row = run.folder / f"{attempt}.ipynb", run.folder / f"{attempt}.json"
     try:
         seconds = _papermill(run, part, row)
-        if not row.is_file():
-            return _fail(run, part, "it wrote no row of results to the file named by `results`")
-        columns = json.loads(row.read_text(encoding="utf-8"))
-        if columns.get("sparselib", SOURCE).split()[-1] != SOURCE:
-            return _fail(
-                run, part, f"its kernel imported another sparselib, {columns['sparselib']}"
-            )
-        write(columns | {"run_seconds": seconds, "run": run.key}, run.row)
+        whole = _row(run, row)
+        write(whole | {"run_seconds": seconds, "run": run.key}, run.row)
         atomic.move(part, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
+    except CellTimeoutError:
+        return _fail(run, part, f"a cell took more than {run.timeout} s, the sweep's timeout")
+    except BadRowError as error:
+        return _fail(run, part, str(error))
     except PapermillExecutionError as error:
         return _fail(run, part, f"{error.ename}: {error.evalue}")
     finally:
@@ -168,23 +164,53 @@ def _execute(run: Run) -> Outcome:
         row.unlink(missing_ok=True)
 
 
+def _row(run: Run, path: Path) -> dict[str, Any]:
+    """Return the row: the parameters that were put in, and what the page measured."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRowError("it wrote no row of results to the file named by `results`") from None
+    except ValueError as error:
+        raise BadRowError(f"the row of results that it wrote is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRowError(f"the row of results that it wrote holds no columns: {found!r}")
+    if found.get("sparselib", SOURCE).split()[-1] != SOURCE:
+        raise BadRowError(f"its kernel imported another sparselib, {found['sparselib']}")
+    given = columns(run.parameters) | {"scale": run.parameters["scale"]}
+    for name in given.keys() & found.keys():
+        if found[name] != given[name]:
+            raise BadRowError(
+                f"its row has {name} = {found[name]!r}, but it was run with {given[name]!r}"
+            )
+    whole = given | {"commit": commit()} | found
+    if differs(run.notebook) and not whole["commit"].endswith(DIRTY):
+        whole["commit"] += DIRTY
+    return whole
+
+
 def _papermill(run: Run, part: Path, row: Path) -> float:
     import papermill
+    from traitlets.config import Config
 
     # names and types were checked when the sweep file was read, better than papermill can
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    executed = papermill.execute_notebook(
-        run.notebook,
-        part,
-        run.parameters | {"results": str(row)},
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        cwd=run.notebook.parent,
-        start_timeout=120,
-        extra_arguments=["--IPKernelApp.log_level=40"],
-        execution_timeout=run.timeout,
-    )
+    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
+    # that is ours alone, with a name short enough for a socket
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
+        executed = papermill.execute_notebook(
+            run.notebook,
+            part,
+            run.parameters | {"results": str(row)},
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=run.notebook.parent,
+            start_timeout=120,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+            execution_timeout=run.timeout,
+            config=Config({"KernelManager": sockets}),
+        )
     return float(executed.metadata.papermill["duration"])
 
 
@@ -203,10 +229,3 @@ def _tags(cell: Mapping[str, Any]) -> list[str]:
 
 def _source(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"])
-
-
-def _types(line: ast.stmt, default: Any) -> tuple[type, ...]:
-    if not isinstance(line, ast.AnnAssign):
-        return (type(default),)
-    names = [node.id for node in ast.walk(line.annotation) if isinstance(node, ast.Name)]
-    return tuple(TYPES[name] for name in names if name in TYPES) or (type(default),)

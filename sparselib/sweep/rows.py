@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,53 +14,69 @@ import torch
 from sparselib import atomic
 from sparselib._version import __version__
 
+from .history import commit
+from .parameters import PLACES, check_scale
+
 Row = dict[str, Any]
 
 
-def record(
-    parameters: Row, measures: Row, data: Any, scale: str, device: torch.device | str = "cpu"
-) -> Row:
-    """Return one row of results: parameters, measures and provenance.
+def record(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> None:
+    """Write this run's row of results to the file that the parameter `results` names, if any.
 
     Parameters
     ----------
-    parameters : dict
-        Everything that was varied or fixed, the seed too.
+    parameters : mapping
+        What `check` returned.
     measures : dict
         Numbers at full precision; a list is a curve.
-    data : Split
+    data : Split, optional
         Its `name` and `checksum` are recorded; None for random numbers.
-    scale : str
-        ``"paper"``, or ``"reduced: "`` and what was reduced.
-    device : torch.device
-        Where the run computed; its name is recorded.
 
     Raises
     ------
     ValueError
-        If `scale` is neither, or a name is both a parameter and a measure.
+        If a name is both a parameter and a measure, or `scale` says nothing.
     """
-    if scale != "paper" and not scale.startswith("reduced: "):
-        raise ValueError(f"scale must be 'paper' or 'reduced: <what>', not {scale!r}")
-    if twice := parameters.keys() & measures.keys():
+    whole = row(parameters, measures, data)
+    if parameters["results"]:
+        write(whole, parameters["results"])
+
+
+def row(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> Row:
+    """Return one row of results: parameters, measures and provenance; see `record`."""
+    check_scale(parameters["scale"])
+    told = columns(parameters)
+    if twice := told.keys() & measures.keys():
         raise ValueError(f"{sorted(twice)} are both parameters and measures")
     return (
-        parameters
+        told
         | measures
-        | provenance(device)
-        | {
-            "data": f"{data.name} {data.checksum}" if data else "random numbers",
-            "scale": scale,
-        }
+        | provenance(parameters.get("device", "cpu"))
+        | {"data": f"{data.name} {data.checksum}" if data else "random numbers"}
+        | {"scale": parameters["scale"]}
     )
 
 
+def columns(parameters: Mapping[str, Any]) -> Row:
+    """Return the columns of a row that are parameters; lists and choices of lists are JSON.
+
+    Places of files are none of them, and the name of the device is written instead of `device`.
+    """
+    left_out = (*PLACES, "device", "scale")
+    return {
+        name: json.dumps(value) if isinstance(value, list | dict) else value
+        for name, value in parameters.items()
+        if name not in left_out
+    }
+
+
 def provenance(device: torch.device | str = "cpu") -> Row:
-    """Name of the device, versions, checksum of the library's source, and date (UTC)."""
+    """Name of the device, versions, checksum of the library's source, commit, and date (UTC)."""
     return {
         "device": _name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "sparselib": f"{__version__} {SOURCE}",
+        "commit": commit(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     }

@@ -1,21 +1,33 @@
 """The table of a sweep, written as its runs are done, and never from two libraries."""
 
+import csv
+import json
 from pathlib import Path
+from typing import Any
 
 from .grid import Sweep
 from .notebook import Run, complete
-from .rows import gather
+from .rows import columns, gather
+
+# columns of a row that are neither parameters nor measures
+ABOUT = {"device", "threads", "sparselib", "commit", "torch", "date", "data", "scale"}
+ABOUT |= {"run_seconds", "run"}
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run is complete and its row there."""
-    return run.row.is_file() and complete(run.executed)
+    """Whether a run is complete and its row there, whole."""
+    try:
+        return isinstance(json.loads(run.row.read_text(encoding="utf-8")), dict) and complete(
+            run.executed
+        )
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def done(sweep: Sweep) -> set[str]:
     """Name the runs that are done; one whose row the table holds is, wherever that was."""
     here = {run.key for run in sweep.runs if is_done(run)}
-    return here | ({run.key for run in sweep.runs} & recorded(sweep.results))
+    return here | ({run.key for run in sweep.runs} & recorded(sweep))
 
 
 def publish(sweep: Sweep) -> Path | None:
@@ -27,23 +39,83 @@ def publish(sweep: Sweep) -> Path | None:
     rows = {run.key: run.row for run in sweep.runs if is_done(run)}
     if not rows:
         return None
-    known, there = {run.key for run in sweep.runs}, recorded(sweep.results)
-    if there <= known or known <= rows.keys() | there:
-        table, keep = sweep.results, known & there
+    known = {run.key for run in sweep.runs}
+    there = {row.get("run", "") for row in table_rows(sweep.results)}
+    kept = known & recorded(sweep)
+    if there <= known or known <= rows.keys() | kept:
+        table, keep = sweep.results, kept
     else:
         table, keep = _aside(sweep), set()
     gather(rows.values(), table, keep)
     return table
 
 
-def recorded(table: Path) -> set[str]:
-    """Runs of which a table holds rows; a row without a name counts as one of another version."""
-    import pandas as pd
+def recorded(sweep: Sweep) -> set[str]:
+    """Runs whose results the table holds; a row that has lost them counts for nothing."""
+    names = set(sweep.runs[0].parameters) | ABOUT
+    return {
+        row["run"]
+        for row in table_rows(sweep.results)
+        if row.get("run") and any(row[name] for name in row if name not in names)
+    }
 
+
+def strangers(sweep: Sweep) -> list[dict[str, str]]:
+    """Rows of the table that are of no point of the grid, in this version or another.
+
+    A row may be of a point if it has the same value in every parameter that both have.
+    """
+    points = [columns(run.parameters) for run in sweep.runs]
+    keys = {run.key for run in sweep.runs}
+    values_of: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    found = []
+    for row in table_rows(sweep.results):
+        shared = tuple(name for name in points[0] if row.get(name))
+        if shared not in values_of:
+            values_of[shared] = {tuple(_text(p[name]) for name in shared) for p in points}
+        values = tuple(_text(row[name]) for name in shared)
+        ours = shared and values in values_of[shared]
+        if row.get("run") not in keys and not ours:
+            found.append(row)
+    return found
+
+
+def table_rows(table: Path) -> list[dict[str, str]]:
+    """Read the cells of a table as text; a table that is not there has none.
+
+    Raises
+    ------
+    ValueError
+        If it is no CSV with as many cells in each line as in its header.
+    """
     if not table.is_file():
-        return set()
-    frame = pd.read_csv(table, dtype=str)
-    return set(frame["run"]) if "run" in frame else {""} if len(frame) else set()
+        return []
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.reader(file, strict=True) if line]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} is damaged ({error}); {_ADVICE}") from None
+    header = lines[0] if lines else []
+    if len(set(header)) < len(header):
+        raise ValueError(f"{table} is damaged (a column stands twice); {_ADVICE}")
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(header) or "\0" in "".join(line):
+            raise ValueError(
+                f"{table} is damaged (row {number} has {len(line)} cells, its header "
+                f"{len(header)}); {_ADVICE}"
+            )
+    return [dict(zip(header, line)) for line in lines[1:]]
+
+
+_ADVICE = "restore it from the history, or move it away: rows in the folder of runs are kept"
+
+
+def _text(value: Any) -> str:
+    """Write a value as a table may have it: 1 and 1.0 are the same."""
+    try:
+        return repr(float(value))
+    except (ValueError, TypeError):
+        return str(value)
 
 
 def _aside(sweep: Sweep) -> Path:

@@ -1,1 +1,158 @@
-"""The ways to compute a product."""
+"""What computes the products of sparse layers: the contract of a backend, and its three keepers.
+
+A backend is a module with the functions of `Backend`. There are three:
+
+=============  ============  ==============================  =================================
+backend        device        activations                     weights, sums and their gradients
+=============  ============  ==============================  =================================
+``reference``  any           any floating point type         the type of the activations
+``cpu``        CPU           float32                         float32
+``gpu``        CUDA          float32, float16, bfloat16      float32
+=============  ============  ==============================  =================================
+
+`reference` is the definition: it computes every product, by torch's own operators, in a few lines
+each. The other two compute the same numbers faster, but for the order in which sums are added.
+What a backend does not compute (another type, another device, a product it has no kernel for) the
+definition computes: `sparselib.ops.dispatch` chooses it, or the backend names the definition's
+function as its own. So a new backend may begin with the one product that it makes faster.
+
+What every backend may take for granted, because `sparselib.ops.operands` has checked it before:
+
+- indices are valid, contiguous int32 arrays of one pattern, on the device of the activations;
+- numbers are strided tensors of the backend's types, on one device, and their sizes fit;
+- nothing else: tensors may have any strides, be empty, and hold NaN or infinities.
+
+What every backend owes:
+
+- results are new tensors, and no argument is changed;
+- NaN and infinities reach what they reach in the dense product of the same connections;
+- no sum depends on the number of threads or on the order in which programs run;
+- nothing of the size of the dense matrix, and nothing of batch x connections, is allocated
+  (`reference` alone may build the dense kernels of a convolution).
+
+Fused are the bias and ReLU of a product, the gradients of a layer, and whole networks.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+# crow, col and, where they are at hand, crow, col and permutation of the transposed pattern
+Indices = Sequence[Tensor]
+
+
+class Weights(NamedTuple):
+    """One layer of a network, as a backend reads it.
+
+    Attributes
+    ----------
+    crow, col : Tensor, int32, shapes (rows + 1,) and (nnz,)
+        The pattern.
+    values : Tensor, shape (nnz,)
+        The weights at its connections.
+    bias : Tensor, shape (rows,), or None
+        What is added to each output.
+    relu : bool
+        Whether max(., 0) follows.
+    """
+
+    crow: Tensor
+    col: Tensor
+    values: Tensor
+    bias: Tensor | None
+    relu: bool
+
+
+class Sizes(NamedTuple):
+    """What a convolution is, beside its weights and signals."""
+
+    channels: int
+    taps: int
+    before: int
+    after: int
+    dilation: int
+
+    @property
+    def extent(self) -> int:
+        """Points from the first tap of a kernel to its last, both included."""
+        return (self.taps - 1) * self.dilation + 1
+
+    def length(self, time: int) -> int:
+        """Count the points of the output."""
+        return time + self.before + self.after - self.extent + 1
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The products, as functions of arrays; nothing here is differentiable.
+
+    W is (rows, columns) in CSR with `crow`, `col` and `values`; X is (batch, columns), Y and its
+    gradient dY are (batch, rows), in any strides. Results of (batch, features) are returned as the
+    transposed view of a contiguous (features, batch), which the next product reads without a copy.
+    """
+
+    def spmm(
+        self,
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        x: Tensor,
+        bias: Tensor | None = None,
+        permutation: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """Y = X W^T + b, or max(Y, 0) with `relu`, of the type of X.
+
+        With a permutation the weight of nonzero j is ``values[permutation[j]]``.
+        """
+
+    def sddmm(self, crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries of dY^T X at the nonzeros (nnz,), and the sums of dY over the batch (rows,)."""
+
+    def gradients(
+        self, values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both results of `sddmm`, and dX = dY W (batch, columns), from all five indices.
+
+        With `relu` X is what a ReLU returned, and dX is the gradient of its argument.
+        """
+
+    def network(self, layers: Sequence[Weights], x: Tensor) -> Tensor:
+        """Carry a batch through all layers, as `spmm` after `spmm` would."""
+
+    def fuses(self, samples: int, weights: int, cells: int) -> bool:
+        """Whether `network` is faster than one product after the other.
+
+        `weights` counts the connections of all layers, `cells` the entries of their matrices.
+        """
+
+    def features_first(self, x: Tensor) -> Tensor:
+        """Return (features, batch) of a (batch, features), as the products read it fastest."""
+
+    def convolve(
+        self,
+        values: Tensor,
+        indices: Indices,
+        x: Tensor,
+        sizes: Sizes,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """y[s, o, t] = b[o] + sum of w[o, c, k] x[s, c, t + k * dilation - before].
+
+        x is (samples, channels, time), and the kernels (filters, channels, taps) are a matrix of
+        channels * taps columns; between the signals' ends and outside of them there are zeros.
+        """
+
+    def convolve_t(
+        self, values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+    ) -> Tensor:
+        """Gradient of the signals (samples, channels, time), from that of the output."""
+
+    def correlate(
+        self, indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of the weights (nnz,), and the sums of dy over samples and time (filters,)."""
+
+    def extrema(self, s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
+        """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""

@@ -6,18 +6,16 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import cpu_buffers
-
-# crow and col indices, values, bias or None, and whether max(., 0) follows
-Layer = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
+from sparselib.ops.backends import Indices, Sizes, Weights, cpu_buffers, stretches
 
 MANY = 1 << 17  # weights: as many as the second cache of a core holds with their places
 
@@ -35,93 +33,198 @@ def spmm(
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
-    rows, batch = crow.numel() - 1, x.shape[0]
+    rows = crow.numel() - 1
+    batch = x.shape[0]
     x = features_first(x)
     values = values.contiguous() if permutation is None else values.index_select(0, permutation)
+    bias = bias if bias is None else bias.contiguous()
     y = cpu_buffers.empty(rows, batch)
-    if rows and batch:
-        step, pieces, *copies = _product_pieces(rows, x.shape[0], batch, col.numel())
-        start, also = _also(bias, relu)
-        numbers = (pieces, 1, rows, batch, step, crow, col, batch, values, start, also, x, 0, y)
-        _launch(_kernels().spmm, *numbers, *copies)
+    if not (rows and batch):
+        return y.t()
+    work = _product_work(rows, x.shape[0], batch, col.numel())
+    block = kernels().Spmm(
+        pieces=work.pieces,
+        samples=1,
+        rows=rows,
+        columns=batch,
+        step=work.step,
+        crow=crow,
+        col=col,
+        stride=batch,
+        values=values,
+        bias=bias,
+        also=_also(bias, relu),
+        x=x,
+        sample=0,
+        y=y,
+        copies=work.copies,
+        copied=work.copied,
+    )
+    _launch(kernels().spmm, block)
     return y.t()
 
 
 def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch; float32."""
-    rows, batch = dy.shape[1], dy.shape[0]
-    dvalues, dbias = dy.new_empty(col.numel()), dy.new_empty(rows)
+    batch, rows = dy.shape
+    dvalues = dy.new_empty(col.numel())
+    dbias = dy.new_empty(rows)
     if not rows * batch:
         return dvalues.zero_(), dbias.zero_()
-    dy, x = features_first(dy), features_first(x)
     step, pieces = _sample_pieces(rows)
-    numbers = (pieces, 1, rows, batch, step, crow, col, batch, dy, x, 0, dvalues, dbias)
-    _launch(_kernels().sddmm, *numbers)
+    block = kernels().Sddmm(
+        pieces=pieces,
+        samples=1,
+        rows=rows,
+        columns=batch,
+        step=step,
+        crow=crow,
+        col=col,
+        stride=batch,
+        dy=features_first(dy),
+        x=features_first(x),
+        sample=0,
+        dvalues=dvalues,
+        dbias=dbias,
+    )
+    _launch(kernels().sddmm, block)
     return dvalues, dbias
 
 
 def gradients(
-    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+    values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern, as one piece of work; float32.
 
     With `relu` X is what a ReLU returned, and the gradient is that of its argument.
     """
     crow, col, tcrow, tcol, permutation = indices
-    (batch, rows), columns = dy.shape, x.shape[1]
-    dvalues, dbias = dy.new_empty(col.numel()), dy.new_empty(rows)
-    dx = cpu_buffers.empty(columns, batch)
-    if not rows * columns * batch:
+    batch, rows = dy.shape
+    features = x.shape[1]
+    dvalues = dy.new_empty(col.numel())
+    dbias = dy.new_empty(rows)
+    dx = cpu_buffers.empty(features, batch)
+    if not rows * features * batch:
         return dvalues.zero_(), dbias.copy_(dy.sum(0)), dx.zero_().t()
-    dy, x, values = features_first(dy), features_first(x), values.index_select(0, permutation)
     step, samples = _sample_pieces(rows)
-    chunk, pieces, *copies = _product_pieces(columns, rows, batch, col.numel())
-    numbers = (samples, samples + pieces, batch, dy, dvalues, dbias, dx, rows, step, crow, col, x)
-    also = _kernels().MASK if relu else 0
-    _launch(_kernels().gradients, *numbers, columns, chunk, tcrow, tcol, values, also, *copies)
+    work = _product_work(features, rows, batch, col.numel())
+    block = kernels().Gradients(
+        samples=samples,
+        pieces=samples + work.pieces,
+        columns=batch,
+        dy=features_first(dy),
+        dvalues=dvalues,
+        dbias=dbias,
+        dx=dx,
+        rows=rows,
+        step=step,
+        crow=crow,
+        col=col,
+        x=features_first(x),
+        features=features,
+        chunk=work.step,
+        tcrow=tcrow,
+        tcol=tcol,
+        values=values.index_select(0, permutation),
+        also=kernels().MASK if relu else 0,
+        copies=work.copies,
+        copied=work.copied,
+    )
+    _launch(kernels().gradients, block)
     return dvalues, dbias, dx.t()
 
 
-def _also(bias: Tensor | None, relu: bool) -> tuple[Tensor | int, int]:
-    """Where the biases are, and what else the kernel is to do, as it wants to know it."""
-    flag = _kernels().RELU if relu else 0
-    return (0, flag) if bias is None else (bias.contiguous(), flag | _kernels().BIAS)
+class _Work(NamedTuple):
+    """How a product is divided, and room for copies of some rows, or none."""
+
+    step: int  # rows of a piece
+    pieces: int
+    copies: Tensor | None = None
+    copied: int = 0
 
 
-def _pieces(rows: int, columns: int, samples: int = 1) -> tuple[int, int]:
-    """How many rows a thread takes at a time, and how many such pieces there are."""
-    blocks, threads = samples * -(-columns // _kernels().WIDE), torch.get_num_threads()
-    step = rows if blocks >= 4 * threads else max(1, -(-rows * blocks // (4 * threads)))
-    return step, blocks * -(-rows // step)
+def _also(bias: Tensor | None, relu: bool) -> int:
+    """Say in numbers what a product takes on its way."""
+    flag = kernels().RELU if relu else 0
+    return flag if bias is None else flag | kernels().BIAS
 
 
-def _product_pieces(rows: int, columns: int, batch: int, nnz: int) -> tuple[int, int, Any, int]:
-    """Rows of a piece, number of pieces, and room for copies, of so many columns or none."""
-    pack, threads = _kernels().PACK, torch.get_num_threads()
+def _pieces(rows: int, columns: int, samples: int = 1) -> _Work:
+    """Divide a product into rows, so that each thread gets several pieces."""
+    blocks = samples * _ceil(columns, kernels().WIDE)
+    threads = torch.get_num_threads()
+    step = rows if blocks >= 4 * threads else max(1, _ceil(rows * blocks, 4 * threads))
+    return _Work(step, blocks * _ceil(rows, step))
+
+
+def _product_work(rows: int, columns: int, batch: int, nnz: int) -> _Work:
+    """Divide a product into blocks of samples that are copied, or into rows."""
+    pack = kernels().PACK
+    threads = torch.get_num_threads()
     # copying pays if each number is read several times, and all threads have something to do
     if batch >= 2 * threads * pack and nnz >= 4 * columns:
-        return rows, -(-batch // pack), cpu_buffers.empty(threads * columns, pack), columns
-    return *_pieces(rows, batch), 0, 0
+        copies = cpu_buffers.empty(threads * columns, pack)
+        return _Work(rows, _ceil(batch, pack), copies, columns)
+    return _pieces(rows, batch)
 
 
 def _sample_pieces(rows: int) -> tuple[int, int]:
-    step = max(1, -(-rows // (4 * torch.get_num_threads())))
-    return step, -(-rows // step)
+    """Return rows of a piece, and number of pieces, where each row is one thread's."""
+    step = max(1, _ceil(rows, 4 * torch.get_num_threads()))
+    return step, _ceil(rows, step)
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
-    """Return (samples, channels, time) with zeros before and after; no copy if there are none."""
+    """Return (samples, channels, time) with zeros before and after; no copy if there are none.
+
+    Negative numbers cut the signals.
+    """
+    if min(before, after) < 0:
+        return stretches.padded(x, before, after)
     if not before + after:
         return x.contiguous()
     samples, channels, time = x.shape
     length = before + time + after
     y = cpu_buffers.empty(samples * channels, length).view(samples, channels, length)
-    y[..., :before], y[..., before + time :] = 0, 0
+    y[..., :before] = 0
+    y[..., before + time :] = 0
     y[..., before : before + time] = x
     return y
 
 
 def convolve(
+    values: Tensor,
+    indices: Indices,
+    x: Tensor,
+    sizes: Sizes,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the output of a convolution; float32."""
+    return stretches.output(add_stretches, padded, values, indices, x, sizes, bias)
+
+
+def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    """Gradient of a convolution's signals; float32."""
+    return stretches.input_gradient(add_stretches, padded, values, indices, dy, sizes, time)
+
+
+def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution's weights and biases; float32."""
+    return stretches.weight_gradient(multiply_stretches, padded, indices, dy, x, sizes)
+
+
+def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
+    """Mark the extrema that are kept; float32 or float64."""
+    from sparselib.ops.backends import cpu_extrema
+
+    return cpu_extrema.greedy(s, distance, signed, across)
+
+
+def add_stretches(
     values: Tensor,
     crow: Tensor,
     places: Tensor,
@@ -134,47 +237,100 @@ def convolve(
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
-    samples, rows = x.shape[0], crow.numel() - 1
-    values = values if permutation is None else values.index_select(0, permutation)
+    samples = x.shape[0]
+    rows = crow.numel() - 1
+    values = values.contiguous() if permutation is None else values.index_select(0, permutation)
+    bias = bias if bias is None else bias.contiguous()
     y = cpu_buffers.empty(samples * rows, length).view(samples, rows, length)
-    if y.numel():
-        step, pieces = _pieces(rows, length, samples)
-        x, values, (start, also) = x.contiguous(), values.contiguous(), _also(bias, False)
-        numbers = (pieces, samples, rows, length, step, crow, places, 1, values, start, also)
-        _launch(_kernels().spmm, *numbers, x, x[0].numel(), y, 0, 0)
+    if not y.numel():
+        return y
+    work = _pieces(rows, length, samples)
+    block = kernels().Spmm(
+        pieces=work.pieces,
+        samples=samples,
+        rows=rows,
+        columns=length,
+        step=work.step,
+        crow=crow,
+        col=places,
+        stride=1,
+        values=values,
+        bias=bias,
+        also=_also(bias, False),
+        x=x.contiguous(),
+        sample=x[0].numel(),
+        y=y,
+        copies=None,
+        copied=0,
+    )
+    _launch(kernels().spmm, block)
     return y
 
 
-def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def multiply_stretches(
+    crow: Tensor, places: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sum of dy[s, o, t] x[s][places[j] + t] over s and t for each j of row o, and of dy."""
     samples, rows, length = dy.shape
-    dvalues, dbias = dy.new_empty(places.numel()), dy.new_empty(rows)
+    dvalues = dy.new_empty(places.numel())
+    dbias = dy.new_empty(rows)
     if not dy.numel():
         return dvalues.zero_(), dbias.zero_()
     step, pieces = _sample_pieces(rows)
-    numbers = (pieces, samples, rows, length, step, crow, places, 1, dy, x, x[0].numel())
-    _launch(_kernels().sddmm, *numbers, dvalues, dbias)
+    block = kernels().Sddmm(
+        pieces=pieces,
+        samples=samples,
+        rows=rows,
+        columns=length,
+        step=step,
+        crow=crow,
+        col=places,
+        stride=1,
+        dy=dy.contiguous(),
+        x=x.contiguous(),
+        sample=x[0].numel(),
+        dvalues=dvalues,
+        dbias=dbias,
+    )
+    _launch(kernels().sddmm, block)
     return dvalues, dbias
 
 
-def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     """Carry a batch through all layers at once, some samples at a time; float32, no gradient."""
-    kernels, (samples, width) = _kernels(), x.shape
-    x, rows = x.contiguous(), [len(crow) - 1 for crow, *_ in layers]
-    y = x.new_empty(samples, rows[-1])
+    samples, width = x.shape
+    rows = [len(layer.crow) - 1 for layer in layers]
     widest = max(width, *rows)
-    buffers = x.new_empty(torch.get_num_threads() * 2 * widest * kernels.TILE)
+    y = x.new_empty(samples, rows[-1])
     # what is copied to be contiguous has to outlive the call
-    held = [(crow, col, values.contiguous(), *_also(b, r)) for crow, col, values, b, r in layers]
-    table = [
-        number if isinstance(number, int) else number.data_ptr()
-        for out, layer in zip(rows, held)
-        for number in (out, *layer)
-    ]
-    addresses = torch.tensor(table)
-    if y.numel():
-        _launch(kernels.network, samples, width, len(layers), x, y, buffers, widest, addresses)
+    held = [_row(out, layer) for out, layer in zip(rows, layers)]
+    table = torch.tensor([number for row in held for number in _numbers(row)])
+    if not y.numel():
+        return y
+    block = kernels().Network(
+        samples=samples,
+        width=width,
+        layers=len(layers),
+        x=x.contiguous(),
+        y=y,
+        buffers=x.new_empty(torch.get_num_threads() * 2 * widest * kernels().TILE),
+        widest=widest,
+        table=table,
+    )
+    _launch(kernels().network, block)
     return y
+
+
+def _row(rows: int, layer: Weights) -> Any:
+    bias = layer.bias if layer.bias is None else layer.bias.contiguous()
+    return kernels().Row(
+        rows=rows,
+        crow=layer.crow,
+        col=layer.col,
+        values=layer.values.contiguous(),
+        bias=bias,
+        also=_also(bias, layer.relu),
+    )
 
 
 def fuses(samples: int, weights: int, cells: int) -> bool:
@@ -192,18 +348,19 @@ def features_first(x: Tensor) -> Tensor:
     if view.is_contiguous():
         return view
     x = x.contiguous()
-    y = cpu_buffers.empty(x.shape[1], x.shape[0])
+    rows, columns = x.shape
+    y = cpu_buffers.empty(columns, rows)
     if y.numel():
-        _launch(_kernels().transposed, *x.shape, x, y)
+        _launch(kernels().transposed, kernels().Transposed(rows, columns, x, y))
     return y
 
 
-def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
-    """Run a kernel; tensors travel as addresses and must be contiguous and outlive the call."""
-    # while torch.jit traces, sizes are tensors too, without a dimension
-    numbers = [a if isinstance(a, int) else a.data_ptr() if a.ndim else int(a) for a in arguments]
-    array = _array(len(numbers) + 2)(0, 0, *numbers)
-    function, threads = _compiled(kernel), torch.get_num_threads()
+def _launch(kernel: Callable[[], Any], block: Iterable[int | Tensor | None]) -> None:
+    """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
+    numbers = _numbers(block)
+    array = _array(len(numbers) + 2)(0, 0, *numbers)  # the counters that all threads share
+    function = _compiled(kernel)
+    threads = torch.get_num_threads()
     if threads == 1:
         function.ctypes(array)
     elif (parallel := _openmp()) is not None:
@@ -212,13 +369,44 @@ def _launch(kernel: Callable[[], Any], *arguments: int | Tensor) -> None:
         list(_pool().map(lambda _: function.ctypes(array), range(threads)))
 
 
+def _numbers(block: Iterable[int | Tensor | None]) -> list[int]:
+    """Return the arguments as a kernel reads them: sizes, and addresses of tensors."""
+    numbers = []
+    for argument in block:
+        if isinstance(argument, int):
+            numbers.append(argument)
+        elif argument is None:
+            numbers.append(0)
+        elif argument.ndim:
+            numbers.append(argument.data_ptr() or _nowhere(argument))
+        else:  # while torch.jit traces, sizes are tensors too, without a dimension
+            numbers.append(int(argument))
+    return numbers
+
+
+def _nowhere(tensor: Tensor) -> int:
+    """Return the address of a tensor that has none, because it is empty."""
+    if tensor.numel():
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} has no memory; it was freed or never made"
+        )
+    return 0
+
+
 @functools.cache
 def _array(length: int) -> Any:
     return ctypes.c_int64 * length
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> ModuleType:
+    """Load the kernels and their compiler.
+
+    Raises
+    ------
+    ImportError
+        If numba is not here, or was told not to compile.
+    """
     with _told("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels

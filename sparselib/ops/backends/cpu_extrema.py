@@ -12,21 +12,23 @@ from jaxtyping import Bool, Float
 from numba import njit
 from torch import Tensor, from_numpy
 
+from sparselib.ops.backends.cpu_cache import keep
+
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile; a checker of types wrapped around the function is taken off."""
     function = inspect.unwrap(function)
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it
-        return njit(nogil=True)(function)
+    dispatcher = njit(nogil=True)(function)
+    keep(dispatcher, function)
+    return dispatcher
 
 
 def greedy(
     s: Float[Tensor, "samples kernels *size"], distance: int, signed: bool, across: bool
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
-    maps, kept = s.contiguous().numpy(), np.zeros(s.shape, np.bool_)
+    maps = s.contiguous().numpy()
+    kept = np.zeros(s.shape, np.bool_)
     if not s.numel():
         return from_numpy(kept)
     if s.ndim == 3 and not across:
@@ -42,7 +44,8 @@ def greedy(
 def _turn(value, before, after, signed):  # type: ignore[no-untyped-def]
     """Return 1 for a peak along an axis, -1 for a valley, 0 for neither; without a branch."""
     if not signed:
-        before, after = -before, -after
+        before = -before
+        after = -after
     peak = (after <= 0) & (before > 0) & ((value > 0) | (not signed))
     valley = (after > 0) & (before <= 0) & ((not value > 0) | (not signed))
     return np.int8(peak) - np.int8(valley)
@@ -54,7 +57,8 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
     height, width = cells.shape
     none = cells.dtype.type(0)
     for y in range(height):
-        row, marks = cells[y], turns[y]
+        row = cells[y]
+        marks = turns[y]
         for x in range(1, width - 1):
             marks[x] = _turn(row[x], row[x] - row[x - 1], row[x + 1] - row[x], signed)
         last = width - 1
@@ -63,8 +67,10 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
             marks[last] = _turn(row[last], row[last] - row[last - 1], none, signed)
     if plane:
         for y in range(height):
-            row, marks = cells[y], turns[y]
-            above, below = cells[max(y - 1, 0)], cells[min(y + 1, height - 1)]
+            row = cells[y]
+            marks = turns[y]
+            above = cells[max(y - 1, 0)]
+            below = cells[min(y + 1, height - 1)]
             for x in range(width):
                 turn = _turn(row[x], row[x] - above[x], below[x] - row[x], signed)
                 marks[x] = marks[x] if turn == marks[x] else 0
@@ -78,16 +84,19 @@ def _divide(signals, distance, signed, kept):  # type: ignore[no-untyped-def]
     """
     count, _, width = signals.shape
     turns = np.empty((1, width), np.int8)
-    places, heights = np.empty(width, np.int32), np.empty(width, signals.dtype)
+    places = np.empty(width, np.int32)
+    heights = np.empty(width, signals.dtype)
     waiting = np.empty((width + 1, 2), np.int32)
     for number in range(count):
         signal = signals[number, 0]
         _turns(signals[number], signed, False, turns)
         candidates = 0
         for x in range(width):  # without a branch
-            places[candidates], heights[candidates] = x, abs(signal[x])
+            places[candidates] = x
+            heights[candidates] = abs(signal[x])
             candidates += turns[0, x] != 0
-        waiting[0, 0], waiting[0, 1] = 0, candidates
+        waiting[0, 0] = 0
+        waiting[0, 1] = candidates
         parts = int(candidates > 0)
         while parts:
             parts -= 1
@@ -97,16 +106,19 @@ def _divide(signals, distance, signed, kept):  # type: ignore[no-untyped-def]
                 best = i if heights[i] > heights[best] else best
             place = places[best]
             kept[number, 0, place] = True
-            left, right = best, best + 1
+            left = best
+            right = best + 1
             while left > first and places[left - 1] >= place - distance:
                 left -= 1
             while right < end and places[right] <= place + distance:
                 right += 1
             if first < left:
-                waiting[parts, 0], waiting[parts, 1] = first, left
+                waiting[parts, 0] = first
+                waiting[parts, 1] = left
                 parts += 1
             if right < end:
-                waiting[parts, 0], waiting[parts, 1] = right, end
+                waiting[parts, 0] = right
+                waiting[parts, 1] = end
                 parts += 1
 
 
@@ -129,7 +141,9 @@ def _sort(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-
                     for x in range(width):
                         if turns[y, x]:
                             place = places[count]
-                            place[0], place[1], place[2] = kernel, y, x
+                            place[0] = kernel
+                            place[1] = y
+                            place[2] = x
                             heights[count] = -abs(cells[y, x])
                             count += 1
             taken[:] = False

@@ -13,25 +13,36 @@ this file and of no other, so whatever a kernel is made of stands here.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from torch import Tensor
 
-FLOAT, INT = ir.FloatType(), ir.IntType(32)
-FLOATS, INTS, LONGS = (types.CPointer(t) for t in (types.float32, types.int32, types.int64))
+from sparselib.ops.backends.cpu_cache import keep
+
+if getattr(config, "DISABLE_JIT", False):
+    raise ImportError("NUMBA_DISABLE_JIT is set, and kernels exist compiled only")
+
+FLOAT = ir.FloatType()
+INT = ir.IntType(32)
+FLOATS = types.CPointer(types.float32)
+INTS = types.CPointer(types.int32)
+LONGS = types.CPointer(types.int64)
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 LANES = 16 if AVX512 else 8  # of one register
 WIDE = 256 if AVX512 else 64  # columns that a row of the result holds in registers
 TILE = 64  # samples that walk through a whole network together
 PACK = 32  # samples whose copy stays in the cache while a product reads it again and again
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
+ONE = np.float32(1)
 
 
 class Vector(types.Type):
@@ -39,7 +50,8 @@ class Vector(types.Type):
 
     def __init__(self, n: int) -> None:
         super().__init__(name=f"Vector({n})")
-        self.n, self.llvm = n, ir.VectorType(FLOAT, n)
+        self.n = n
+        self.llvm = ir.VectorType(FLOAT, n)
 
 
 @register_default(Vector)
@@ -71,7 +83,8 @@ def _splat(b, number, n):  # type: ignore[no-untyped-def]
 
 
 def _fma(b, x, y, z):  # type: ignore[no-untyped-def]
-    name, kind = f"llvm.fma.v{z.type.count}f32", ir.FunctionType(z.type, [z.type] * 3)
+    name = f"llvm.fma.v{z.type.count}f32"
+    kind = ir.FunctionType(z.type, [z.type] * 3)
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), [x, y, z])
 
 
@@ -214,7 +227,9 @@ def _pointer(kind: Any) -> Any:
     return cast
 
 
-floats, ints, longs = _pointer(FLOATS), _pointer(INTS), _pointer(LONGS)
+floats = _pointer(FLOATS)
+ints = _pointer(INTS)
+longs = _pointer(LONGS)
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -228,17 +243,136 @@ def kernel(function: Callable[..., None]) -> Callable[[], Any]:
 
     @functools.cache
     def compiled() -> Any:
-        kind = types.void(LONGS)
-        try:
-            return cfunc(kind, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # nowhere to keep it
-            return cfunc(kind, error_model="numpy")(function)
+        made = CFunc(function, ((LONGS,), types.void), {}, {"error_model": "numpy"})
+        keep(made, function)
+        made.compile()
+        return made
 
     return compiled
 
 
 # what a product takes on its way
-BIAS, RELU, MASK = 1, 2, 4
+BIAS = 1
+RELU = 2
+MASK = 4
+
+Argument = int | Tensor | None  # tensors travel as addresses, None as 0
+COUNTERS = 2  # shared by all threads, at the head of a kernel's array
+
+
+class Spmm(NamedTuple):
+    """Arguments of `spmm`."""
+
+    pieces: Argument  # of work, which threads draw one by one
+    samples: Argument  # S; 1 for a linear layer
+    rows: Argument  # M, of the result
+    columns: Argument  # N, of the result: samples of a linear layer, points in time
+    step: Argument  # rows of a piece
+    crow: Argument  # int32 [M + 1]
+    col: Argument  # int32 [nnz]: rows of x, or places in it
+    stride: Argument  # from one row of x to the next: N, or 1 where col holds places
+    values: Argument  # float32 [nnz]
+    bias: Argument  # float32 [M], or 0
+    also: Argument  # sum of BIAS and RELU
+    x: Argument  # float32 [S, sample]
+    sample: Argument  # numbers of x from one sample to the next
+    y: Argument  # float32 [S, M, N]
+    copies: Argument  # float32 [threads, copied, PACK], or 0
+    copied: Argument  # rows of x that are copied for a piece of `PACK` columns; 0 for no copies
+
+
+class Sddmm(NamedTuple):
+    """Arguments of `sddmm`."""
+
+    pieces: Argument  # of work
+    samples: Argument  # S
+    rows: Argument  # M, of dy
+    columns: Argument  # N, of dy
+    step: Argument  # rows of a piece
+    crow: Argument  # int32 [M + 1]
+    col: Argument  # int32 [nnz]
+    stride: Argument  # from one row of x to the next
+    dy: Argument  # float32 [S, M, N]
+    x: Argument  # float32 [S, sample]
+    sample: Argument  # numbers of x from one sample to the next
+    dvalues: Argument  # float32 [nnz]
+    dbias: Argument  # float32 [M]
+
+
+class Gradients(NamedTuple):
+    """Arguments of `gradients`."""
+
+    samples: Argument  # pieces of work on dvalues and dbias
+    pieces: Argument  # these, and those on dx
+    columns: Argument  # N, samples of the batch
+    dy: Argument  # float32 [rows, N]
+    dvalues: Argument  # float32 [nnz]
+    dbias: Argument  # float32 [rows]
+    dx: Argument  # float32 [features, N]
+    rows: Argument  # of dy
+    step: Argument  # rows of dy in a piece
+    crow: Argument  # int32 [rows + 1]
+    col: Argument  # int32 [nnz]
+    x: Argument  # float32 [features, N]
+    features: Argument  # rows of x and dx
+    chunk: Argument  # rows of dx in a piece
+    tcrow: Argument  # int32 [features + 1]
+    tcol: Argument  # int32 [nnz]
+    values: Argument  # float32 [nnz], in the order of the transposed pattern
+    also: Argument  # MASK, or 0
+    copies: Argument  # float32 [threads, copied, PACK], or 0
+    copied: Argument  # rows of dy that are copied for a piece; 0 for no copies
+
+
+class Transposed(NamedTuple):
+    """Arguments of `transposed`."""
+
+    rows: Argument  # of x
+    columns: Argument  # of x
+    x: Argument  # float32 [rows, columns]
+    y: Argument  # float32 [columns, rows]
+
+
+class Network(NamedTuple):
+    """Arguments of `network`."""
+
+    samples: Argument  # of the batch
+    width: Argument  # features of x
+    layers: Argument  # number of layers
+    x: Argument  # float32 [samples, width]
+    y: Argument  # float32 [samples, rows of the last layer]
+    buffers: Argument  # float32 [threads, 2, widest, TILE]
+    widest: Argument  # most features of x or of any layer
+    table: Argument  # int64 [layers, len(Row)], a `Row` for each layer
+
+
+class Row(NamedTuple):
+    """What `network` reads of one layer."""
+
+    rows: Argument  # features that it writes
+    crow: Argument  # int32 [rows + 1]
+    col: Argument  # int32 [nnz]
+    values: Argument  # float32 [nnz]
+    bias: Argument  # float32 [rows], or 0
+    also: Argument  # sum of BIAS and RELU
+
+
+Block = TypeVar("Block", Spmm, Sddmm, Gradients, Transposed, Network)
+
+
+def places(block: type[Block]) -> Block:
+    """Return where each argument stands in a kernel's array, behind the shared counters."""
+    return block(*range(COUNTERS, COUNTERS + len(block._fields)))
+
+
+# kernels and host read these tables alike: a[SPMM.rows] is what the host gave as Spmm(rows=...)
+SPMM = places(Spmm)
+SDDMM = places(Sddmm)
+GRADIENTS = places(Gradients)
+TRANSPOSED = places(Transposed)
+NETWORK = places(Network)
+ROW = Row(*range(len(Row._fields)))
+ROW_SIZE = len(Row._fields)
 
 
 def _rows_of_product(n: int) -> Any:
@@ -247,10 +381,13 @@ def _rows_of_product(n: int) -> Any:
 
     @inline
     def rows(o, end, crow, col, ld, w, bias, mask, also, x, i, y, k, ldy):  # type: ignore[no-untyped-def]
+        """y[k + o * ldy : + n] = sum_j w[j] x[i + col[j] * ld : + n] for rows o < end."""
         while o < end:
-            sums, j, last = splat(bias[o] if also & BIAS else ZERO, n), crow[o], crow[o + 1]
+            sums = splat(bias[o] if also & BIAS else ZERO, n)  # [n]
+            j = crow[o]
+            last = crow[o + 1]
             if two:
-                odd = splat(ZERO, n)
+                odd = splat(ZERO, n)  # [n]
                 while j < last - 1:
                     sums = fma(w[j], load(x, i + col[j] * ld, n), sums)
                     odd = fma(w[j + 1], load(x, i + col[j + 1] * ld, n), odd)
@@ -269,16 +406,25 @@ def _rows_of_product(n: int) -> Any:
     return rows
 
 
-wide_rows, lane_rows, one_row = map(_rows_of_product, (WIDE, LANES, 1))
-tile_rows, pack_rows = map(_rows_of_product, (TILE, PACK))
+wide_rows = _rows_of_product(WIDE)
+lane_rows = _rows_of_product(LANES)
+one_row = _rows_of_product(1)
+tile_rows = _rows_of_product(TILE)
+pack_rows = _rows_of_product(PACK)
 
 
 @inline
 def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
     """Do piece t of `spmm`: a block of columns for some rows of a sample."""
-    blocks, chunks = (N + WIDE - 1) // WIDE, (M + step - 1) // step
-    o, n, s = t % chunks * step, t // chunks % blocks * WIDE, t // chunks // blocks
-    e, end, i, k = min(M, o + step), min(N, n + WIDE), s * xs, s * M * N
+    blocks = (N + WIDE - 1) // WIDE
+    chunks = (M + step - 1) // step
+    o = t % chunks * step
+    n = t // chunks % blocks * WIDE
+    s = t // chunks // blocks
+    e = min(M, o + step)
+    end = min(N, n + WIDE)
+    i = s * xs
+    k = s * M * N
     while n < end:
         # a rest overlaps its neighbour: the same values, written twice
         if WIDE // 4 < end - n < WIDE <= N:
@@ -306,21 +452,35 @@ def packed(t, M, N, columns, crow, col, w, bias, mask, also, x, y, copy, k):  # 
     """Do piece t of `spmm` with S = 1: `PACK` samples for all rows, from a copy of them at k."""
     n = min(t * PACK, N - PACK)
     for c in range(columns):
-        store(copy, k + c * PACK, load(x, c * N + n, PACK))
+        store(copy, k + c * PACK, load(x, c * N + n, PACK))  # [PACK]
     pack_rows(0, M, crow, col, PACK, w, bias, mask, also, copy, k, y, n, N)
 
 
 @kernel
 def spmm(a):  # type: ignore[no-untyped-def]
-    """y[s, o, n] = relu(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N.
+    """y[s, o, n] = relu(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N; see `Spmm`.
 
     A linear layer has S = 1, N = ld = samples. A convolution has S samples, N points in time,
     ld = 1, and in col the distance from a point of the output to the one it reads. A number of
-    columns asks for pieces of `PACK` samples, and there is room for copies of them, one a thread.
+    copied rows asks for pieces of `PACK` samples, and there is room for copies of them, one for
+    each thread.
     """
-    pieces, S, M, N, step = a[2], a[3], a[4], a[5], a[6]
-    crow, col, ld, w, bias, also = ints(a[7]), ints(a[8]), a[9], floats(a[10]), floats(a[11]), a[12]
-    x, xs, y, copies, columns = floats(a[13]), a[14], floats(a[15]), floats(a[16]), a[17]
+    pieces = a[SPMM.pieces]
+    S = a[SPMM.samples]
+    M = a[SPMM.rows]
+    N = a[SPMM.columns]
+    step = a[SPMM.step]
+    crow = ints(a[SPMM.crow])
+    col = ints(a[SPMM.col])
+    ld = a[SPMM.stride]
+    w = floats(a[SPMM.values])
+    bias = floats(a[SPMM.bias])
+    also = a[SPMM.also]
+    x = floats(a[SPMM.x])
+    xs = a[SPMM.sample]
+    y = floats(a[SPMM.y])
+    copies = floats(a[SPMM.copies])
+    columns = a[SPMM.copied]
     mine = ticket(a, 1) * columns * PACK
     while True:
         t = ticket(a, 0)
@@ -336,7 +496,7 @@ def spmm(a):  # type: ignore[no-untyped-def]
 def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
     """Add `WIDE` columns, which stay in registers while a row's numbers are read."""
     while o < end:
-        costs = load(g, k + o * ldg, WIDE)
+        costs = load(g, k + o * ldg, WIDE)  # [WIDE]
         for j in range(crow[o], crow[o + 1]):
             dw[j] += dot(costs, x, i + col[j] * ld)
         db[o] += total(costs)
@@ -346,15 +506,17 @@ def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: igno
 def _rows_of_gradient(n: int) -> Any:
     @inline
     def rows(o, end, count, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
+        """Add `count` columns, n at a time, to the sums of rows o < end."""
         # the last n columns overlap their neighbours; lanes that were seen count zero
-        last, whole = count - n, count - count % n
+        last = count - n
+        whole = count - count % n
         seen = whole - last
         while o < end:
             here = k + o * ldg
-            rest = blank(load(g, here + last, n), seen)
+            rest = blank(load(g, here + last, n), seen)  # [n]
             for j in range(crow[o], crow[o + 1]):
                 there = i + col[j] * ld
-                sums = fmas(rest, blank(load(x, there + last, n), seen), splat(ZERO, n))
+                sums = fmas(rest, blank(load(x, there + last, n), seen), splat(ZERO, n))  # [n]
                 for m in range(0, whole, n):
                     sums = fmas(load(g, here + m, n), load(x, there + m, n), sums)
                 dw[j] += total(sums)
@@ -366,19 +528,23 @@ def _rows_of_gradient(n: int) -> Any:
     return rows
 
 
-lane_gradient, one_gradient = map(_rows_of_gradient, (LANES, 1))
+lane_gradient = _rows_of_gradient(LANES)
+one_gradient = _rows_of_gradient(1)
 
 
 @inline
 def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[no-untyped-def]
     """Do piece t of `sddmm`: some rows, which one thread owns, so that sums have one order."""
-    o, e = t * step, min(M, (t + 1) * step)
+    o = t * step
+    e = min(M, (t + 1) * step)
     for j in range(crow[o], crow[e]):
         dw[j] = ZERO
     for row in range(o, e):
         db[row] = ZERO
     for s in range(S):
-        n, k, i = 0, s * M * N, s * xs
+        n = 0
+        k = s * M * N
+        i = s * xs
         while N - n >= WIDE:
             wide_gradient(o, e, crow, col, ld, g, k + n, N, x, i + n, dw, db)
             n += WIDE
@@ -390,10 +556,23 @@ def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[n
 
 @kernel
 def sddmm(a):  # type: ignore[no-untyped-def]
-    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g."""
-    pieces, S, M, N, step = a[2], a[3], a[4], a[5], a[6]
-    crow, col, ld = ints(a[7]), ints(a[8]), a[9]
-    g, x, xs, dw, db = floats(a[10]), floats(a[11]), a[12], floats(a[13]), floats(a[14])
+    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g.
+
+    See `Sddmm`.
+    """
+    pieces = a[SDDMM.pieces]
+    S = a[SDDMM.samples]
+    M = a[SDDMM.rows]
+    N = a[SDDMM.columns]
+    step = a[SDDMM.step]
+    crow = ints(a[SDDMM.crow])
+    col = ints(a[SDDMM.col])
+    ld = a[SDDMM.stride]
+    g = floats(a[SDDMM.dy])
+    x = floats(a[SDDMM.x])
+    xs = a[SDDMM.sample]
+    dw = floats(a[SDDMM.dvalues])
+    db = floats(a[SDDMM.dbias])
     while True:
         t = ticket(a, 0)
         if t >= pieces:
@@ -405,23 +584,40 @@ def sddmm(a):  # type: ignore[no-untyped-def]
 def gradients(a):  # type: ignore[no-untyped-def]
     """Both gradients of a linear layer at once: `sddmm`, then `spmm` of the transposed pattern.
 
-    With `also` = MASK, x is what `relu` returned, and dx becomes the gradient of its argument.
+    With `also` = MASK, x is what `relu` returned, and dx becomes the gradient of its argument. See
+    `Gradients`.
     """
-    samples, pieces, N, g, dw, db, dx = a[2], a[3], a[4], floats(a[5]), a[6], a[7], floats(a[8])
-    M, step, crow, col, x = a[9], a[10], ints(a[11]), ints(a[12]), floats(a[13])
-    columns, chunk, tcrow, tcol, w = a[14], a[15], ints(a[16]), ints(a[17]), floats(a[18])
-    also, copies, rows = a[19], floats(a[20]), a[21]
+    samples = a[GRADIENTS.samples]
+    pieces = a[GRADIENTS.pieces]
+    N = a[GRADIENTS.columns]
+    g = floats(a[GRADIENTS.dy])
+    dw = floats(a[GRADIENTS.dvalues])
+    db = floats(a[GRADIENTS.dbias])
+    dx = floats(a[GRADIENTS.dx])
+    M = a[GRADIENTS.rows]
+    step = a[GRADIENTS.step]
+    crow = ints(a[GRADIENTS.crow])
+    col = ints(a[GRADIENTS.col])
+    x = floats(a[GRADIENTS.x])
+    features = a[GRADIENTS.features]
+    chunk = a[GRADIENTS.chunk]
+    tcrow = ints(a[GRADIENTS.tcrow])
+    tcol = ints(a[GRADIENTS.tcol])
+    w = floats(a[GRADIENTS.values])
+    also = a[GRADIENTS.also]
+    copies = floats(a[GRADIENTS.copies])
+    rows = a[GRADIENTS.copied]
     mine = ticket(a, 1) * rows * PACK
     while True:
         t = ticket(a, 0)
         if t < samples:
-            sample(t, 1, M, N, step, crow, col, N, g, x, 0, floats(dw), floats(db))
+            sample(t, 1, M, N, step, crow, col, N, g, x, 0, dw, db)
         elif t < pieces:
             t -= samples
             if rows:
-                packed(t, columns, N, rows, tcrow, tcol, w, w, x, also, g, dx, copies, mine)
+                packed(t, features, N, rows, tcrow, tcol, w, w, x, also, g, dx, copies, mine)
             else:
-                product(t, 1, columns, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
+                product(t, 1, features, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
         else:
             break
 
@@ -429,7 +625,8 @@ def gradients(a):  # type: ignore[no-untyped-def]
 @inline
 def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untyped-def]
     """dst[d + c * step + r] = src[s + r * stride + c] for r < rows, c < columns."""
-    whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
+    whole_rows = rows - rows % LANES
+    whole_columns = columns - columns % LANES
     for r in range(0, whole_rows, LANES):
         for c in range(0, whole_columns, LANES):
             transpose(src, s + r * stride + c, stride, dst, d + c * step + r, step, LANES)
@@ -440,8 +637,11 @@ def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untype
 
 @kernel
 def transposed(a):  # type: ignore[no-untyped-def]
-    """Write y (columns, rows) = x (rows, columns)^T."""
-    rows, columns, x, y = a[2], a[3], floats(a[4]), floats(a[5])
+    """Write y (columns, rows) = x (rows, columns)^T; see `Transposed`."""
+    rows = a[TRANSPOSED.rows]
+    columns = a[TRANSPOSED.columns]
+    x = floats(a[TRANSPOSED.x])
+    y = floats(a[TRANSPOSED.y])
     while True:
         r = ticket(a, 0) * 64
         if r >= rows:
@@ -453,26 +653,37 @@ def transposed(a):  # type: ignore[no-untyped-def]
 def network(a):  # type: ignore[no-untyped-def]
     """Y (samples, out) from x (samples, in) through all layers, `TILE` samples at a time.
 
-    The activations of a tile stay in the cache: two buffers a thread, written in turn. `table` has
-    six numbers a layer: rows, where crow, col, weights and biases are, and `also`.
+    The activations of a tile stay in the cache: two buffers for each thread, written in turn. See
+    `Network` and `Row`.
     """
-    samples, width, layers, x, y = a[2], a[3], a[4], floats(a[5]), floats(a[6])
-    buffers, widest, table = floats(a[7]), a[8], longs(a[9])
+    samples = a[NETWORK.samples]
+    width = a[NETWORK.width]
+    layers = a[NETWORK.layers]
+    x = floats(a[NETWORK.x])
+    y = floats(a[NETWORK.y])
+    buffers = floats(a[NETWORK.buffers])
+    widest = a[NETWORK.widest]
+    table = longs(a[NETWORK.table])
     here = ticket(a, 1) * 2 * widest * TILE
     there = here + widest * TILE
     while True:
         first = ticket(a, 0) * TILE
         if first >= samples:
             break
-        n, rows = min(TILE, samples - first), width
+        n = min(TILE, samples - first)
+        rows = width
         if n < TILE:
             for i in range(width * TILE):
                 buffers[here + i] = ZERO
         flip(x, first * width, width, buffers, here, TILE, n, width)
-        for t in range(0, 6 * layers, 6):
-            rows, also = table[t], table[t + 5]
-            crow, col, w = ints(table[t + 1]), ints(table[t + 2]), floats(table[t + 3])
-            bias, b = floats(table[t + 4]), buffers
+        for t in range(0, ROW_SIZE * layers, ROW_SIZE):
+            rows = table[t + ROW.rows]
+            crow = ints(table[t + ROW.crow])
+            col = ints(table[t + ROW.col])
+            w = floats(table[t + ROW.values])
+            bias = floats(table[t + ROW.bias])
+            also = table[t + ROW.also]
+            b = buffers
             tile_rows(0, rows, crow, col, TILE, w, bias, b, also, b, here, b, there, TILE)
             here, there = there, here
         flip(buffers, here, TILE, y, first * rows, rows, rows, n)

@@ -10,6 +10,7 @@ With ``TRITON_INTERPRET=1`` before the first import the same kernels run on the 
 """
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparselib.ops.backends.cpu import Layer
+from sparselib.ops.backends import Indices, Sizes, Weights, stretches
+from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 # rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
 TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (16, 32, 1))
@@ -45,7 +47,19 @@ def product(  # type: ignore[no-untyped-def]
     crow, col, values, permutation, bias, x, ld, o_m, m_m, o_n, m_n,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Sums [ROWS, BLOCK] of values[j] x[col[j] * ld + n] over the nonzeros j of each row."""
+    """Sums [ROWS, BLOCK] of values[j] x[col[j] * ld + n] over the nonzeros j of each row.
+
+    =================  =======================================================
+    crow, col          int32 [M + 1] and [nnz], the pattern
+    values             float32 [nnz], or in another order with `permutation`
+    permutation        int32 [nnz], or None
+    bias               float32 [M], or None
+    x, ld              activations, and numbers from one feature to the next
+    o_m, m_m           rows of the tile [ROWS], and which of them exist
+    o_n, m_n           columns of the tile [BLOCK], and which of them exist
+    UNROLL             nonzeros of a row in one step
+    =================  =======================================================
+    """
     first = tl.load(crow + o_m, mask=m_m, other=0)  # [ROWS]
     count = tl.load(crow + o_m + 1, mask=m_m, other=0) - first
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -76,11 +90,21 @@ def spmm_kernel(  # type: ignore[no-untyped-def]
     """y[m, n] = act(bias[m] + sum_j values[j] x[col[j], n]) for n < groups * UNIT.
 
     The rows of a tile take as many steps as the longest of them, so rows come in order of length.
+
+    =================  =======================================================
+    crow ... bias      as in `product`
+    order              int32 [M], rows from long to short
+    x                  activations [columns, N]
+    y                  activations [M, N]
+    groups             N / UNIT, where the batch N is known to divide by UNIT
+    ROWS, BLOCK        rows and samples of a tile, one program each
+    =================  =======================================================
     """
     N = groups * UNIT
     o_m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_m, m_n = o_m < M, o_n < N
+    m_m = o_m < M
+    m_n = o_n < N
     o_m = tl.load(order + o_m, mask=m_m, other=0)
     sums = product(
         crow, col, values, permutation, bias, x, N, o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELU
@@ -98,10 +122,22 @@ def sddmm_kernel(  # type: ignore[no-untyped-def]
 
     The programs (row, part) of a row take `GRADIENTS` of its nonzeros in turn; each sum is one
     program's, over the samples in order, so its value is always the same.
+
+    =================  =======================================================
+    crow, col          int32 [M + 1] and [nnz], the pattern
+    dy                 activations [M, N]
+    x                  activations [columns, N]
+    dvalues            float32 [nnz]
+    dbias              float32 [M]
+    groups             N / UNIT
+    BLOCK              samples that are read in one step
+    =================  =======================================================
     """
     N = groups * UNIT
-    row, part = tl.program_id(0), tl.program_id(1)
-    first, end = tl.load(crow + row), tl.load(crow + row + 1)
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    first = tl.load(crow + row)
+    end = tl.load(crow + row + 1)
     o_n = tl.arange(0, BLOCK)
     p_dy = dy + row.to(tl.int64) * N + o_n
     for k in range(first + part * GRADIENTS, end, tl.num_programs(1) * GRADIENTS):
@@ -131,6 +167,15 @@ def network_kernel(  # type: ignore[no-untyped-def]
     """Carry `BLOCK` samples a program through all layers: (crow, col, values, bias, order, rows).
 
     Between layers the samples lie in the program's own part of scratch, [2, widest, BLOCK].
+
+    =================  =======================================================
+    layers             tuple of (crow, col, values, bias, order, rows)
+    x                  activations [features, N]
+    y                  activations [rows of the last layer, N]
+    scratch            activations [programs, 2, widest, BLOCK]
+    groups             N / UNIT
+    RELUS              for each layer, whether max(., 0) follows
+    =================  =======================================================
     """
     N = groups * UNIT
     o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -222,14 +267,17 @@ def spmm(
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
-    rows, samples = crow.numel() - 1, x.shape[0]
-    x, bias = features_first(x), bias if bias is None else bias.contiguous()
+    rows = crow.numel() - 1
+    samples = x.shape[0]
+    x = features_first(x)
+    bias = bias if bias is None else bias.contiguous()
     y = x.new_empty(rows, samples)
     if not y.numel():
         return y.t()
     row_tile, block, warps = tile(rows, samples)
     grid = triton.cdiv(rows, row_tile), triton.cdiv(samples, block)
-    values, unit = values.contiguous(), divisor(samples)
+    values = values.contiguous()
+    unit = divisor(samples)
     with device_of(x):
         spmm_kernel[grid](
             crow, col, values, permutation, bias, by_length(crow), x, y, rows, samples // unit,
@@ -241,13 +289,16 @@ def spmm(
 
 def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch; both float32."""
-    rows, samples = dy.shape[1], dy.shape[0]
+    rows = dy.shape[1]
+    samples = dy.shape[0]
     dvalues = dy.new_empty(col.numel(), dtype=torch.float32)
     dbias = dy.new_empty(rows, dtype=torch.float32)
     if not rows * samples:
         return dvalues.zero_(), dbias.zero_()
-    dy, x = features_first(dy), features_first(x)
-    block, unit = 64 if samples > 32 else 32, divisor(samples)
+    dy = features_first(dy)
+    x = features_first(x)
+    block = 64 if samples > 32 else 32
+    unit = divisor(samples)
     parts = max(1, triton.cdiv(col.numel(), rows * GRADIENTS))
     with device_of(x):
         sddmm_kernel[rows, parts](
@@ -258,7 +309,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def gradients(
-    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+    values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
     crow, col, tcrow, tcol, permutation = indices
@@ -266,17 +317,21 @@ def gradients(
     return *sddmm(crow, col, dy, x), dx.masked_fill_(x <= 0, 0.0) if relu else dx
 
 
-def network(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     """Carry a batch through all layers, in one kernel where a tile of it stays in the cache."""
-    samples, rows = x.shape[0], [len(crow) - 1 for crow, *_ in layers]
+    samples = x.shape[0]
+    rows = [len(crow) - 1 for crow, *_ in layers]
     row_tile, block, warps = NETWORK_TILE
-    tiles, widest = triton.cdiv(samples, block), max(rows)
+    tiles = triton.cdiv(samples, block)
+    widest = max(rows)
     if max(widest, x.shape[1]) > WIDEST or 2 * tiles < PROGRAMS or len(layers) == 1:
         for crow, col, values, bias, relu in layers:
             x = spmm(values, crow, col, x, bias, relu=relu)
         return x
-    x, unit = features_first(x), divisor(samples)
-    y, scratch = x.new_empty(rows[-1], samples), x.new_empty(tiles * 2 * widest * block)
+    x = features_first(x)
+    unit = divisor(samples)
+    y = x.new_empty(rows[-1], samples)
+    scratch = x.new_empty(tiles * 2 * widest * block)
     held = tuple(
         (
             *(crow, col, values.contiguous(), bias if bias is None else bias.contiguous()),
@@ -301,6 +356,38 @@ def fuses(samples: int, weights: int, cells: int) -> bool:
 def features_first(x: Tensor) -> Tensor:
     """Return the contiguous (features, batch) of a (batch, features); no copy where it is one."""
     return x.t().contiguous()
+
+
+def convolve(
+    values: Tensor,
+    indices: Indices,
+    x: Tensor,
+    sizes: Sizes,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the output of a convolution, of the type of x."""
+    product = _convolutions().convolve
+    return stretches.output(product, stretches.padded, values, indices, x, sizes, bias)
+
+
+def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    """Gradient of a convolution's signals, of the type of dy."""
+    product = _convolutions().convolve
+    return stretches.input_gradient(product, stretches.padded, values, indices, dy, sizes, time)
+
+
+def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution's weights and biases; both float32."""
+    product = _convolutions().correlate
+    return stretches.weight_gradient(product, stretches.padded, indices, dy, x, sizes)
+
+
+@functools.cache
+def _convolutions() -> Any:
+    # it needs what stands above
+    from sparselib.ops.backends import gpu_conv
+
+    return gpu_conv
 
 
 def device_of(x: Tensor) -> Any:

@@ -40,8 +40,22 @@ def convolve_kernel(  # type: ignore[no-untyped-def]
     """y[s, m, t] = bias[m] + sum_j values[j] x[s * stride + places[j] + t] for t < length.
 
     The last tile of a signal overlaps the one before: both write the same numbers.
+
+    =================  =======================================================
+    crow               int32 [M + 1]
+    places             int32 [nnz], where in a sample each weight begins to read
+    values             float32 [nnz], or in another order with `permutation`
+    permutation        int32 [nnz], or None
+    bias               float32 [M], or None
+    order              int32 [M], rows from long to short, or None
+    x, stride          signals [samples, stride]
+    y                  signals [samples, M, length]
+    ROWS, STRETCHES    rows of a tile, and stretches of 32 points
+    SHORT              whether a signal is shorter than a tile
+    =================  =======================================================
     """
-    tiles, steps = tl.cdiv(M, ROWS), tl.cdiv(length, STRETCHES * LANES)
+    tiles = tl.cdiv(M, ROWS)
+    steps = tl.cdiv(length, STRETCHES * LANES)
     o_m = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(0) // tiles % steps * STRETCHES * LANES
     sample = (tl.program_id(0) // tiles // steps).to(tl.int64)
@@ -89,6 +103,15 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
 
     dbias[i, m] is the sum of dy[s, m, t]. The programs (tile, part, i) take every so many-th
     `GRADIENTS` nonzeros of each row of the tile, and every so many-th sample s, from i on.
+
+    =================  =======================================================
+    crow, order        int32 [M + 1] and [M], rows from long to short
+    places             int32 [nnz], where in a sample each weight begins to read
+    dy                 signals [samples, M, length]
+    x, stride          signals [samples, stride]
+    dvalues            float32 [splits, nnz]
+    dbias              float32 [splits, M]
+    =================  =======================================================
     """
     o_m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m_m = o_m < M
@@ -101,7 +124,8 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
     most = tl.maximum(tl.max(count, axis=0), 1)
     for k in range(tl.program_id(1) * GRADIENTS, most, tl.num_programs(1) * GRADIENTS):
         here = k + tl.arange(0, GRADIENTS)[:, None]  # [GRADIENTS, 1]
-        there, j = here < count[None, :], first[None, :] + here  # [GRADIENTS, ROWS]
+        there = here < count[None, :]  # [GRADIENTS, ROWS]
+        j = first[None, :] + here  # [GRADIENTS, ROWS]
         place = tl.load(places + j, mask=there, other=0)
         place = tl.max_contiguous(place, (1, WARPS_FIRST))
         sums = tl.zeros((GRADIENTS, ROWS, LANES), tl.float32)
@@ -152,14 +176,16 @@ def convolve(
     With a permutation the weight of nonzero j is ``values[permutation[j]]``, and the rows are
     taken as they come: their pointers were made for this call, so sorting them never pays.
     """
-    samples, rows = x.shape[0], crow.numel() - 1
+    samples = x.shape[0]
+    rows = crow.numel() - 1
     y = x.new_empty(samples, rows, length)
     if not y.numel():
         return y
     row_tile, stretches, warps = tile(rows, length, samples)
     programs = triton.cdiv(rows, row_tile) * triton.cdiv(length, 32 * stretches) * samples
     order = by_length(crow) if permutation is None else None
-    x, values = x.contiguous(), values.contiguous()
+    x = x.contiguous()
+    values = values.contiguous()
     bias = bias if bias is None else bias.contiguous()
     with device_of(x):
         convolve_kernel[(programs,)](
@@ -175,14 +201,16 @@ def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tens
     Where there are few nonzeros the samples are split among programs, and their sums are added.
     """
     samples, rows, length = dy.shape
-    nnz, tiles = places.numel(), triton.cdiv(rows, ROWS)
+    nnz = places.numel()
+    tiles = triton.cdiv(rows, ROWS)
     if not dy.numel():
         return dy.new_zeros(nnz, dtype=torch.float32), dy.new_zeros(rows, dtype=torch.float32)
     parts = min(MOST_PARTS, max(1, triton.cdiv(nnz, rows * GRADIENTS)))
     splits = max(1, min(samples, triton.cdiv(8 * PROGRAMS, tiles * parts)))
     dvalues = dy.new_empty(splits, nnz, dtype=torch.float32)
     dbias = dy.new_empty(splits, rows, dtype=torch.float32)
-    dy, x = dy.contiguous(), x.contiguous()
+    dy = dy.contiguous()
+    x = x.contiguous()
     with device_of(x):
         correlate_kernel[tiles, parts, splits](
             crow, places, by_length(crow), dy, x, dvalues, dbias,

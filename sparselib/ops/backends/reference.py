@@ -1,4 +1,4 @@
-"""The definition of the three products, by torch's own CSR products, in a few lines each.
+"""The definition of every product, by torch's own operators, in a few lines each.
 
 Activations are (batch, features). The products run on feature-major data, which torch's CSR
 kernels prefer, and return a transposed view; the next layer takes that view without a copy.
@@ -9,14 +9,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv1d_weight
+
+from sparselib.csr import rows_of
+from sparselib.ops.backends import Indices, Sizes, Weights
+from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
 def spmm(
     values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
+    crow: Tensor,
+    col: Tensor,
     x: Tensor,
     bias: Tensor | None = None,
     permutation: Tensor | None = None,
@@ -26,42 +32,101 @@ def spmm(
 
     With a permutation the weight of nonzero j is ``values[permutation[j]]``.
     """
-    values = values if permutation is None else values.index_select(0, permutation)
-    shape = (crow_indices.numel() - 1, x.shape[1])
+    if permutation is not None:
+        values = values.index_select(0, permutation)
+    shape = (crow.numel() - 1, x.shape[1])
     if values.numel() == 0 or x.shape[0] == 0 or x.is_meta:
         y = x.new_zeros((shape[0], x.shape[0])).t()
     else:
-        weight = torch.sparse_csr_tensor(
-            crow_indices, col_indices, _wide(values), size=shape, check_invariants=False
-        )
+        weight = _matrix(crow, col, _wide(values), shape)
         y = (weight @ _wide(x).t().contiguous()).t().to(x.dtype)
-    y = y if bias is None else y + bias
+    if bias is not None:
+        y = y + bias
     return y.relu() if relu else y
 
 
-def sddmm(
-    crow_indices: Tensor, col_indices: Tensor, dy: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
+def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch."""
-    shape = (dy.shape[1], x.shape[1])
-    zeros = x.new_zeros(col_indices.numel())
-    if zeros.numel() == 0 or x.shape[0] == 0:
+    zeros = x.new_zeros(col.numel())
+    if zeros.numel() == 0 or x.shape[0] == 0 or x.is_meta:
         return zeros, dy.sum(0)
-    pattern = torch.sparse_csr_tensor(
-        crow_indices, col_indices, _wide(zeros), size=shape, check_invariants=False
-    )
-    left, right = _wide(dy).t().contiguous(), _wide(x).t().contiguous().t()
+    pattern = _matrix(crow, col, _wide(zeros), (dy.shape[1], x.shape[1]))
+    left = _wide(dy).t().contiguous()
+    right = _wide(x).t().contiguous().t()
     sums = torch.sparse.sampled_addmm(pattern, left, right, beta=0.0).values()
     return sums.to(x.dtype), dy.sum(0)
 
 
 def gradients(
-    values: Tensor, indices: Sequence[Tensor], dy: Tensor, x: Tensor, relu: bool = False
+    values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
     crow, col, tcrow, tcol, permutation = indices
     dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
-    return *sddmm(crow, col, dy, x), dx.masked_fill(x <= 0, 0.0) if relu else dx
+    if relu:
+        dx = dx.masked_fill(x <= 0, 0.0)
+    return *sddmm(crow, col, dy, x), dx
+
+
+def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
+    """Apply one layer after the other."""
+    for crow, col, values, bias, relu in layers:
+        x = spmm(values, crow, col, x, bias, relu=relu)
+    return x
+
+
+def fuses(samples: int, weights: int, cells: int) -> bool:
+    """Whether `network` is faster than one product after the other: it is the same."""
+    return False
+
+
+def features_first(x: Tensor) -> Tensor:
+    """Return the transposed view; the products take any strides."""
+    return x.t()
+
+
+def convolve(
+    values: Tensor,
+    indices: Indices,
+    x: Tensor,
+    sizes: Sizes,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Cross-correlate padded signals with the dense kernels."""
+    signals = functional.pad(x, (sizes.before, sizes.after))
+    weight = kernels(values, indices, sizes)
+    return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
+
+
+def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+    """Gradient of the signals, without that of the padding."""
+    weight = kernels(values, indices, sizes)
+    dx = functional.conv_transpose1d(dy, weight, dilation=sizes.dilation)
+    return dx[:, :, sizes.before : sizes.before + time].contiguous()
+
+
+def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Gradient of the dense kernels at the nonzeros, and the sums of dy over samples and time."""
+    signals = functional.pad(x, (sizes.before, sizes.after))
+    shape = (dy.shape[1], sizes.channels, sizes.taps)
+    weight = conv1d_weight(signals, shape, dy, dilation=sizes.dilation)
+    return weight.flatten(1)[_cells(indices)], dy.sum((0, 2))
+
+
+def kernels(values: Tensor, indices: Indices, sizes: Sizes) -> Tensor:
+    """Return the dense kernels (filters, channels, taps); differentiable in the values."""
+    weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
+    weight = weight.index_put(_cells(indices), values)
+    return weight.view(-1, sizes.channels, sizes.taps)
+
+
+def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
+    """Return row and column of each nonzero."""
+    return rows_of(indices[0], len(indices[1])), indices[1]
+
+
+def _matrix(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, size=shape, check_invariants=False)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""The next topology of one layer: laid out first, checked whole, then carried out in place."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparselib.evolution import grow as grows
+from sparselib.nn.sparse_layer import SparseLayer
+
+Optimizer = torch.optim.Optimizer
+
+
+class Plan(NamedTuple):
+    """The next topology of a layer.
+
+    Attributes
+    ----------
+    positions : Tensor, int64, ascending
+        Where connections will be.
+    values : Tensor
+        Their weights.
+    source : Tensor, int64
+        Entry i comes from old entry ``source[i]``, or is new where that is -1.
+    trusted : bool
+        Whether the positions are valid by construction, so that nothing has to be looked at.
+    """
+
+    positions: Tensor
+    values: Tensor
+    source: Tensor
+    trusted: bool = False
+
+
+def unchanged(layer: SparseLayer) -> Plan:
+    """Return the plan that keeps every connection."""
+    values = layer.values.detach()
+    source = torch.arange(values.numel(), device=values.device)
+    return Plan(layer.positions, values.clone(), source, trusted=True)
+
+
+def lay_out(layer: SparseLayer, leaving: Tensor, grow: grows.Grow, context: grows.Context) -> Plan:
+    """Lay out the topology without the connections marked `leaving` and with as many new ones.
+
+    Raises
+    ------
+    ValueError
+        If what the grow rule returns cannot be connections of this layer.
+    """
+    old = layer.values.detach()
+    count = int(leaving.sum())
+    kept = (~leaving).nonzero().flatten()
+    positions, values = grow(layer, count, context)
+    check_grown(layer, positions, values, count, context)
+    order = torch.sort(torch.cat([layer.positions[kept], positions.to(torch.int64)]))
+    source = torch.cat([kept, kept.new_full((count,), -1)])
+    weights = torch.cat([old[kept], values.to(old)])
+    return Plan(order.values, weights[order.indices], source[order.indices])
+
+
+def evolve(layer: SparseLayer, planned: Plan, optimizer: Optimizer | None = None) -> None:
+    """Carry out a plan, in place, and let the optimizer's state follow the connections.
+
+    Every state tensor of the shape of `values` moves with the survivors bit for bit, and begins
+    anew for the others: at zero, but for the two whose optimizer begins elsewhere, Rprop's step
+    size and Adagrad's sum. So does the gradient, at zero. Scalars such as Adam's step count stay.
+    """
+    followers = [] if optimizer is None else follow(layer.values, optimizer)
+    rewire = layer._rewire_trusted if planned.trusted else layer.rewire
+    rewire(planned.positions, planned.values)
+    is_new = planned.source < 0
+    for tensor, start in followers:
+        tensor.copy_(tensor[planned.source].masked_fill(is_new, start))
+
+
+def follow(values: Tensor, optimizer: Optimizer) -> list[tuple[Tensor, float]]:
+    """Return what moves with the connections, and the number at which a new one begins.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer keeps a tensor for these values that has another shape.
+    """
+    found = [] if values.grad is None else [(values.grad, 0.0)]
+    for key, tensor in optimizer.state.get(values, {}).items():
+        if isinstance(tensor, Tensor) and tensor.shape == values.shape:
+            found.append((tensor, _start(key, values, optimizer)))
+        elif isinstance(tensor, Tensor) and tensor.numel() > 1:
+            raise ValueError(
+                f"the optimizer state {key!r} of shape {tuple(tensor.shape)} cannot follow "
+                f"{values.numel()} connections"
+            )
+    return found
+
+
+def group_of(values: Tensor, optimizer: Optimizer, name: str) -> dict[str, Any]:
+    """Return the parameter group that holds these values now.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
+    for group in optimizer.param_groups:
+        if any(parameter is values for parameter in group["params"]):
+            return group
+    raise ValueError(
+        f"the optimizer does not hold the values of layer {name!r}; build it from the "
+        f"parameters of this model"
+    )
+
+
+def refuse_joint_curvature(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose memory mixes all parameters, so that none of it can follow.
+
+    Raises
+    ------
+    ValueError
+        If it is LBFGS, or wraps it.
+    """
+    kinds = {type(optimizer)} | {type(part) for part in vars(optimizer).values()}
+    if torch.optim.LBFGS in kinds:
+        raise ValueError(
+            "LBFGS remembers directions over all parameters at once, which cannot follow single "
+            "connections; take an optimizer with a state per parameter, such as AdamW or SGD"
+        )
+
+
+def check_grown(
+    layer: SparseLayer, positions: Tensor, values: Tensor, count: int, context: grows.Context
+) -> None:
+    """Refuse what a grow rule returned unless it is `count` free cells and their finite weights.
+
+    Raises
+    ------
+    ValueError
+        With a sentence that says what is wrong.
+    """
+    shapes = tuple(positions.shape), tuple(values.shape)
+    if shapes != ((count,), (count,)):
+        raise ValueError(
+            f"the grow rule returned {shapes[0]} positions and {shapes[1]} values where {count} "
+            f"connections were dropped"
+        )
+    if positions.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"the grow rule returned positions of {positions.dtype}; positions are int64, because "
+            f"a floating-point number cannot tell large ones apart"
+        )
+    if not values.dtype.is_floating_point:
+        raise ValueError(f"the grow rule returned values of {values.dtype}, not of a real type")
+    if count == 0:
+        return
+    first = int(positions.min())
+    last = int(positions.max())
+    if first < 0 or last >= layer.csr.cells:
+        raise ValueError(
+            f"the grow rule returned positions from {first} to {last}; the layer has the cells "
+            f"0..{layer.csr.cells - 1}"
+        )
+    if positions.unique().numel() != count or torch.isin(positions, context.occupied).any():
+        raise ValueError("the grow rule returned a position twice or one that is taken")
+    if not torch.isfinite(values).all():
+        raise ValueError("the grow rule returned weights that are not finite")
+
+
+def check_dropped(indices: Tensor, connections: int) -> None:
+    """Refuse what a drop rule returned unless it is distinct indices of connections.
+
+    Raises
+    ------
+    ValueError
+        With a sentence that says what is wrong.
+    """
+    if indices.ndim != 1 or indices.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"the drop rule returned a {indices.ndim}-D tensor of {indices.dtype}; it returns "
+            f"indices of connections, a 1-D tensor of int64"
+        )
+    if indices.numel() == 0:
+        return
+    first = int(indices.min())
+    last = int(indices.max())
+    if first < 0 or last >= connections:
+        raise ValueError(
+            f"the drop rule returned indices from {first} to {last}; there are the connections "
+            f"0..{connections - 1}"
+        )
+    if indices.unique().numel() != indices.numel():
+        raise ValueError("the drop rule returned a connection twice")
+
+
+def _start(key: str, values: Tensor, optimizer: Optimizer) -> float:
+    group = group_of(values, optimizer, "")
+    if key == "step_size":  # Rprop
+        return float(group["lr"])
+    if key == "sum":  # Adagrad
+        return float(group.get("initial_accumulator_value", 0.0))
+    return 0.0

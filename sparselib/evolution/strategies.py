@@ -1,0 +1,117 @@
+"""What lays out the next topology of a layer: ordinarily a drop rule, then a grow rule."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
+
+import torch
+
+from sparselib.evolution import drop as drops
+from sparselib.evolution import grow as grows
+from sparselib.evolution.plans import Plan, check_dropped, lay_out
+from sparselib.nn.sparse_layer import SparseLayer
+
+
+class Strategy(ABC):
+    """Lays out the next topology of one layer at a time; an `Evolution` carries it out.
+
+    Derive from it what is no drop rule followed by a grow rule, and give it to an evolution in
+    place of both: ``Evolution(model, optimizer, strategy=...)``.
+
+    Attributes
+    ----------
+    rules : dict of str to str
+        The names of its rules, which a saved state carries.
+    needs_gradient : bool
+        Whether the context must hold inputs and costs.
+    is_device_resident : bool
+        Whether it waits for no value of a tensor. Then weights that are not finite cannot be
+        refused, and it has to keep the topology itself.
+    can_repair : bool
+        Whether it keeps to the rows of the context in what it drops, too.
+    """
+
+    rules: dict[str, str]
+    needs_gradient: bool = True
+    is_device_resident: bool = False
+    can_repair: bool = False
+
+    @abstractmethod
+    def plan(
+        self,
+        layer: SparseLayer,
+        fraction: float,
+        state: drops.State,
+        context: grows.Context,
+        regrow: bool,
+    ) -> Plan:
+        """Lay out the next topology of a layer, without a change to it.
+
+        Parameters
+        ----------
+        layer : SparseLayer
+            As it is now.
+        fraction : float
+            Share of its connections to replace.
+        state : dict
+            The layer's own, from step to step; changes to it count only if the step succeeds.
+        context : Context
+            What a grow rule may know; `occupied` are all connections.
+        regrow : bool
+            Whether a connection that leaves may come back as a new one.
+        """
+
+
+@final
+class DropThenGrow(Strategy):
+    """A drop rule, then a grow rule that returns as many connections.
+
+    Parameters
+    ----------
+    drop : callable
+        ``(values, fraction, state) -> indices``, see `sparselib.evolution.drop`.
+    grow : callable
+        ``(layer, count, context) -> (positions, values)``, see `sparselib.evolution.grow`.
+    """
+
+    can_repair = True
+
+    def __init__(self, drop: drops.Drop, grow: grows.Grow) -> None:
+        self.drop = drop
+        self.grow = grow
+        self.needs_gradient = grows.needs_gradient(grow)
+        self.rules = {"drop": rule_name(drop), "grow": rule_name(grow)}
+
+    def plan(
+        self,
+        layer: SparseLayer,
+        fraction: float,
+        state: drops.State,
+        context: grows.Context,
+        regrow: bool,
+    ) -> Plan:
+        """Drop, then grow; a connection of a closed row leaves too."""
+        values = layer.values.detach()
+        positions = layer.positions
+        leaving = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+        dropped = self.drop(values, fraction, state)
+        check_dropped(dropped, values.numel())
+        leaving[dropped] = True
+        leaving |= ~torch.isin(positions // layer.shape[1], context.rows)
+        if regrow:
+            context = context._replace(occupied=positions[~leaving])
+        return lay_out(layer, leaving, self.grow, context)
+
+
+def rule_name(rule: Callable[..., Any]) -> str:
+    """Return the name of a rule, with what a ``functools.partial`` has fixed."""
+    if isinstance(rule, partial):
+        fixed = [_text(given) for given in rule.args]
+        fixed += [f"{key}={_text(given)}" for key, given in sorted(rule.keywords.items())]
+        return f"{rule_name(rule.func)}({', '.join(fixed)})"
+    return str(getattr(rule, "__qualname__", type(rule).__qualname__))
+
+
+def _text(given: Any) -> str:
+    return rule_name(given) if callable(given) else repr(given)

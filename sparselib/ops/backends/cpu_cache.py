@@ -1,0 +1,96 @@
+"""Compiled kernels on disk: one file for each, with a digest of what it holds.
+
+numba keeps what it compiled, but believes what it finds: a truncated file raises, a flipped bit is
+executed, and a full disk ends the program. Here a file that cannot be read, was cut, changed or
+written for something else counts as absent, and one that cannot be written is not written; the
+kernel is then compiled for this process. A file is put in place whole, so that any number of
+processes may compile at once.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.serialize import dumps
+
+DIGEST = hashlib.sha256().digest_size
+
+
+class Files:
+    """Data by key, as numba's cache wants to save and load them.
+
+    Parameters
+    ----------
+    folder : path
+        Where the files are.
+    name : str
+        What the names of files begin with.
+    stamp : object
+        What changes with the source, such as its time and size.
+    """
+
+    def __init__(self, folder: Path, name: str, stamp: object) -> None:
+        self.folder = folder
+        self.name = name
+        self.stamp = stamp
+
+    def save(self, key: object, data: object) -> None:
+        """Write data, unless the disk refuses."""
+        content = dumps(data)
+        path = self._path(key)
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(self._digest(key, content) + content)
+            os.replace(part, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def load(self, key: object) -> Any:
+        """Return what was saved under the key, or None if it is not there as it was saved."""
+        try:
+            whole = self._path(key).read_bytes()
+        except OSError:
+            return None
+        content = whole[DIGEST:]
+        if whole[:DIGEST] != self._digest(key, content):
+            return None
+        return pickle.loads(content)
+
+    def flush(self) -> None:
+        """Remove nothing: a file of other sources is written over."""
+
+    def _path(self, key: object) -> Path:
+        number = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return self.folder / f"{self.name}.{number}.kernel"
+
+    def _digest(self, key: object, content: bytes) -> bytes:
+        return hashlib.sha256(repr((self.stamp, key)).encode() + content).digest()
+
+
+class KernelCache(FunctionCache):
+    """numba's cache of one function, on `Files`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = (self._cache_file._version, self._cache_file._source_stamp)
+        self._cache_file = Files(Path(self._cache_path), self._impl.filename_base, stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, unless the disk refuses."""
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def keep(compiled: Any, function: Callable[..., Any]) -> None:
+    """Give numba's compiled function a cache, unless there is no folder for it."""
+    try:
+        compiled._cache = KernelCache(function)
+    except (OSError, RuntimeError):  # nowhere to keep it
+        compiled._cache = NullCache()

@@ -1,0 +1,49 @@
+"""Digits in clutter and spells in an ECG lie where they are said to."""
+
+import numpy as np
+import pytest
+import torch
+
+from sparselib import datasets
+
+
+def test_placed_spells_lie_where_they_are_said_to() -> None:
+    data, spells = datasets.placed_spells(90, 20, 20, seconds=20)
+    x, y = data.train.x[:, 0], data.train.y
+    inside = torch.stack([x[n, a + 25 : b - 25] for n, (a, b) in enumerate(spells["train"])])
+    height = torch.quantile(x, 0.999, dim=1)
+    assert data.train.x.shape == (90, 1, 2000)
+    assert (spells["train"][:, 1] - spells["train"][:, 0]).unique().tolist() == [400]
+    assert int(spells["train"].min()) >= 100
+    assert int(spells["train"].max()) <= 1900
+    pause = y == 0
+    assert bool((inside[pause].amax(1) < 0.5 * height[pause]).all())
+    assert bool((inside[y == 1].std(1) > inside[pause].std(1).max()).all())
+    saw = torch.fft.rfft(inside - inside.mean(1, keepdim=True)).abs()
+    assert float(saw[y == 2][:, 17:19].sum(1).median()) > float(saw[pause][:, 17:19].sum(1).max())
+    again, _ = datasets.placed_spells(90, 20, 20, seconds=20)
+    assert again.checksum == data.checksum
+    with pytest.raises(ValueError, match="5 seconds have no room"):
+        datasets.placed_spells(1, 1, 1, seconds=5)
+
+
+def test_placed_digits_lie_in_their_boxes() -> None:
+    data, boxes = datasets.placed_digits(200, 20, 20)
+    assert data.train.x.shape == (200, 1, 32, 32)
+    assert (data.features, data.classes) == (1024, 10)
+    assert float(data.train.x.min()) >= 0
+    assert float(data.train.x.max()) <= 1
+    box = boxes["train"]
+    assert torch.equal(box[:, 2:] - box[:, :2], torch.full((200, 2), 14))
+    assert int(box.min()) >= 0
+    assert int(box.max()) <= 32
+    # more ink inside of the box than a chance place has
+    corners = zip(data.train.x, box.tolist())
+    inside = [float(x[0, top:low, left:far].mean()) for x, (top, left, low, far) in corners]
+    assert np.mean(inside) > 2 * float(data.train.x.mean())
+
+
+def test_a_seed_places_the_same_digits_and_parts_share_none() -> None:
+    first, second = (datasets.placed_digits(50, 10, 10, seed=1)[0] for _ in range(2))
+    assert first.checksum == second.checksum
+    assert first.checksum != datasets.placed_digits(50, 10, 10, seed=2)[0].checksum

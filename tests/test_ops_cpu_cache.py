@@ -1,0 +1,202 @@
+"""Compiled kernels on disk: whatever becomes of the disk, the numbers are right."""
+
+import ctypes
+import importlib.util
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numba import njit
+
+import sparselib
+from sparselib.ops.backends import cpu_cache
+
+TURN = """
+import torch
+from sparselib.ops.backends import cpu
+x = torch.randn(300, 60)
+assert torch.equal(cpu.features_first(x), x.t())
+print("fine", cpu.kernels().transposed().cache_hits)
+"""
+
+
+def start(code, preexec=None, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec,
+    )
+
+
+def run(code, preexec=None, **environment):
+    process = start(code, preexec, **environment)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.strip(), err
+
+
+def kernels(folder):
+    return sorted(folder.rglob("*.kernel"))
+
+
+def test_a_kernel_is_compiled_once_and_a_spoilt_one_again(tmp_path):
+    place = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(TURN, **place)[0] == "fine 0"
+    assert run(TURN, **place)[0] == "fine 1"
+    (path,) = kernels(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run(TURN, **place)[0] == "fine 0"
+    assert run(TURN, **place)[0] == "fine 1"
+    assert kernels(tmp_path) == [path]
+
+
+def test_four_processes_may_compile_at_once(tmp_path):
+    processes = [start(TURN, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(4)]
+    answers = [process.communicate(timeout=300) for process in processes]
+    assert all(out.startswith("fine") for out, _ in answers), answers
+    assert len(kernels(tmp_path)) == 1
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+    assert run(TURN, NUMBA_CACHE_DIR=str(tmp_path))[0] == "fine 1"
+
+
+def test_on_a_full_disk_nothing_is_kept(tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    assert run(TURN, limit, NUMBA_CACHE_DIR=str(tmp_path))[0] == "fine 0"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def no_privileges():
+    """Let permissions hold for the superuser, too: drop all capabilities."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None).capset(header, none):
+        os._exit(99)
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
+    package = tmp_path / "sparselib"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(sparselib.__file__).parent, package, ignore=ignored)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    nowhere = {"NUMBA_CACHE_DIR": str(tmp_path / "no"), "HOME": str(tmp_path)}
+    nowhere |= {"XDG_CACHE_HOME": str(tmp_path)}
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        code += f"import sparselib; assert sparselib.__file__.startswith({str(tmp_path)!r})\n"
+        assert run(code + TURN, no_privileges, **nowhere)[0] == "fine 0"
+        assert kernels(tmp_path) == []
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+@pytest.fixture
+def function(tmp_path, monkeypatch):
+    """A function in a file of its own, which a cache can be kept for."""
+    path = tmp_path / "some_source.py"
+    path.write_text("def add(a, b):\n    return a + 2 * b\n")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
+    specification = importlib.util.spec_from_file_location("some_source", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.add
+
+
+def hits(function):
+    dispatcher = njit(function)
+    cpu_cache.keep(dispatcher, function)
+    assert dispatcher(3, 4) == 11
+    return sum(dispatcher.stats.cache_hits.values())
+
+
+def test_no_file_is_believed_that_is_not_as_it_was_written(function, tmp_path, monkeypatch):
+    assert (hits(function), hits(function)) == (0, 1)
+    (path,) = kernels(tmp_path)
+    whole, generator = path.read_bytes(), random.Random(0)
+    loads = []
+    original = cpu_cache.pickle.loads
+    monkeypatch.setattr(cpu_cache.pickle, "loads", lambda data: loads.append(1) or original(data))
+    cache = cpu_cache.KernelCache(function)
+    signature = njit(["int64(int64, int64)"])(function).nopython_signatures[0]
+    from numba.core.registry import cpu_target
+
+    key = cache._index_key(signature.args, cpu_target.target_context.codegen())
+    assert cache._cache_file.load(key) is not None
+    del loads[:]
+    for _ in range(300):
+        spoilt = bytearray(whole)
+        place = generator.randrange(len(whole))
+        spoilt[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(spoilt)
+        assert cache._cache_file.load(key) is None
+    for length in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert cache._cache_file.load(key) is None
+    assert loads == []
+    path.unlink()
+    path.mkdir()
+    assert cache._cache_file.load(key) is None
+    assert hits(function) == 0
+
+
+def test_another_source_is_another_kernel(function, tmp_path):
+    assert hits(function) == 0
+    source = tmp_path / "some_source.py"
+    source.write_text(source.read_text() + "# more\n")
+    assert hits(function) == 0
+
+
+WITHOUT = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch, sparselib as sl
+layer, x = sl.CSRLinear(60, 40, sparsity=0.8), torch.randn(300, 60)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        y = layer(x)
+        sl.nn.activation.extrema(torch.randn(2, 3, 50), 4)
+    y.sum().backward()
+    sl.MLP(60, 40, 10, layer=sl.CSRLinear, sparsity=0.8)(x).sum().backward()
+    sl.SparseConv1d(2, 3, 5)(torch.randn(2, 2, 30)).sum().backward()
+exact = sl.masked_product(layer.csr, layer.values, x, layer.bias)
+torch.testing.assert_close(y, exact, rtol=1e-5, atol=1e-5)
+found = [w for w in caught if "sparselib" in str(w.message)]
+print(len(found), sl.ops.dispatch.module(x).__name__, "numba" in str(found[0].message))
+try:
+    sl.ops.backend("cpu").__enter__()
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_numba_the_definition_computes_and_says_so_once():
+    assert run(WITHOUT)[0].splitlines() == [
+        "1 sparselib.ops.backends.reference True",
+        "the backend 'cpu' needs numba; pip install numba, or use 'auto'",
+    ]
+
+
+def test_where_numba_must_not_compile_the_definition_computes():
+    code = WITHOUT.replace('sys.modules["numba"] = None\n', "").split("try:")[0]
+    answer, _ = run(code, NUMBA_DISABLE_JIT="1")
+    assert answer == "1 sparselib.ops.backends.reference True"
+
+
+def test_a_numba_that_does_not_load_is_as_none():
+    code = "import sys; sys.modules['llvmlite'] = None\n"
+    code += WITHOUT.replace('sys.modules["numba"] = None\n', "").split("try:")[0]
+    assert run(code)[0] == "1 sparselib.ops.backends.reference True"

@@ -1,0 +1,27 @@
+"""Processes that train together evolve alike, whatever data each of them sees."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("together.py")
+
+
+def together(processes, steps):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(PROGRAM), str(processes), str(steps), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_topologies_parameters_and_optimizer_state_are_equal_after_fifty_evolutions(processes):
+    lines = together(processes, 50)
+    assert len(lines) == 9
+    assert [line for line in lines if "False" in line] == []

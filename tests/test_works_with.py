@@ -1,0 +1,68 @@
+"""The page "Works with": every section runs, with the real packages."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PAGE = Path(__file__).resolve().parent.parent / "book" / "works_with.md"
+
+
+def sections() -> dict[str, list[str]]:
+    """Blocks of Python by heading; those before the first heading have the title's."""
+    parts = re.split(r"(?m)^#+ (.+)$", PAGE.read_text(encoding="utf-8"))
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {title: re.findall(r"(?ms)^```python\n(.*?)^```$", body) for title, body in pairs}
+
+
+SECTIONS = sections()
+SETUP = "\n".join(SECTIONS.pop("Works with"))
+SECTIONS = {title: blocks for title, blocks in SECTIONS.items() if blocks}
+NEEDS = {"Lightning": "lightning", "Accelerate": "accelerate"}
+IN_TWO_PROCESSES = "DistributedDataParallel"
+
+
+def test_the_page_has_its_sections() -> None:
+    assert len(SECTIONS) >= 10
+    assert {*NEEDS, IN_TWO_PROCESSES} <= SECTIONS.keys()
+
+
+@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - {IN_TWO_PROCESSES}))
+def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
+    if title in NEEDS:
+        pytest.importorskip(NEEDS[title])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in (SETUP, *SECTIONS[title]):
+        exec(compile(block, title, "exec"), names)
+    model = names["model"]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(layer.sparsity > 0.85 for layer in names["sl"].nn.sparse_layers(model).values())
+    assert torch.isfinite(model(torch.randn(2, 64))).all()
+
+
+def test_two_processes_end_with_the_same_network(tmp_path) -> None:
+    ends = (
+        "import os\n"
+        "rank = os.environ['RANK']\n"
+        "torch.save(model.state_dict(), f'{rank}.pt')\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text("\n".join([SETUP, *SECTIONS[IN_TWO_PROCESSES], ends]), encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    answer = subprocess.run(
+        [*launch, str(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -310,7 +310,10 @@ def outcome(call, oracle, operands):
 
 def main(count, seed):
     # a matrix of 2**31 columns is one that memory refuses
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
     generator = random.Random(seed)
     cases = problems()

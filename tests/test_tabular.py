@@ -39,7 +39,7 @@ def higgs_lines(count):
 def write_higgs(folder, lines, name="HIGGS.csv"):
     (folder / "higgs").mkdir(parents=True, exist_ok=True)
     path = folder / "higgs" / name
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -334,7 +334,7 @@ def test_epilepsy_is_named_when_missing_or_damaged(alone):
     with pytest.raises(DataUnavailable, match=r"uci-epilepsy/data\.csv lies in none.*signals\(\)"):
         datasets.epilepsy(alone)
     (alone / "uci-epilepsy").mkdir()
-    (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,')
+    (alone / "uci-epilepsy/data.csv").write_text('"","X1","y"\n"X1.V1.1",3,', encoding="utf-8")
     with pytest.raises(ValueError, match=r"data\.csv is refused: it holds .* of shape"):
         datasets.epilepsy(alone)
     with pytest.raises(ValueError, match="not 'book'"):

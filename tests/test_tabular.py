@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import time
 import warnings
 
 import numpy as np
@@ -211,10 +210,8 @@ def test_official_higgs_is_preferred_and_checked(alone):
 
 
 @pytest.mark.realdata
-def test_higgs_subset_is_read_whole_and_quickly():
-    start = time.monotonic()
+def test_higgs_subset_is_read_whole():
     split = datasets.higgs(rows=35298)
-    assert time.monotonic() - start < 5
     assert (len(split.train), len(split.valid), len(split.test)) == (29415, 0, 5883)
     signal = int(split.train.y.sum() + split.test.y.sum())
     assert signal == 18657

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # the library of this tree, installed or not, here and in the processes that tests start
 sys.path[:0] = [str(ROOT), str(ROOT / "book" / "_tools")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+_before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, _before)])
 
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("nightly", deadline=None, max_examples=2000)

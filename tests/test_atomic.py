@@ -61,9 +61,9 @@ def test_leftovers_go_with_the_next_write_and_files_of_others_stay(tmp_path: Pat
     left = Path(f"{tmp_path}/{atomic._prefix(file)}dead.csv")
     others = [".b.part-1.csv", ".a.part-otherhost-1.csv", "a.part-1.csv"]
     for path in (left, *(tmp_path / name for name in others)):
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
     atomic.write_text(file, "whole")
-    assert file.read_text() == "whole"
+    assert file.read_text(encoding="utf-8") == "whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.csv", *others])
 
 
@@ -76,10 +76,10 @@ def test_a_part_that_somebody_writes_is_left_alone(tmp_path: Path) -> None:
         atomic.clean(file)
         atomic.write_text(file, "second")
         assert part.read_text(encoding="utf-8") == "first"
-        assert file.read_text() == "second"
+        assert file.read_text(encoding="utf-8") == "second"
 
     atomic.write(file, save)
-    assert file.read_text() == "first"
+    assert file.read_text(encoding="utf-8") == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -98,7 +98,7 @@ def test_writers_at_the_same_time_do_not_remove_each_others_parts(tmp_path: Path
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 4
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1000
     assert len(set(lines)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -114,7 +114,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         atomic.write(file, fails)
-    assert file.read_text() == "old"
+    assert file.read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparselib"
@@ -185,6 +186,21 @@ def test_text_is_read_and_written_in_a_named_encoding() -> None:
     assert without_encoding(ast.parse("open(path)")) == ["open(path)"]
     assert without_encoding(ast.parse("path.write_text('é')")) == ["path.write_text('é')"]
     assert without_encoding(ast.parse("open(path, 'rb'), path.open('wb')")) == []
+
+
+def test_workflows_and_pages_call_targets_that_the_makefile_has() -> None:
+    targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    steps = [
+        step.get("run", "")
+        for path in workflows
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+        for step in job["steps"]
+    ]
+    prose = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "book/contributing.md"]
+    texts = steps + [path.read_text(encoding="utf-8") for path in prose]
+    called = re.findall(r"(?m)(?:^|`)make ([a-z]+)", "\n".join(texts))
+    assert {"unit", "book", "quick"} <= set(called) <= targets
 
 
 def test_api_page_names_every_module() -> None:

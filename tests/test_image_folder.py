@@ -66,7 +66,9 @@ def test_the_class_is_the_first_folder_below_the_root(tmp_path: Path) -> None:
     for name in ("n01443537", "n01629819", "n01641577"):
         save(tmp_path / name / "images" / f"{name}_0.JPEG")
         save(tmp_path / name / "images" / "more" / "one.png")
-        (tmp_path / name / f"{name}_boxes.txt").write_text("n_0.JPEG\t0\t10\t63\t58\n")
+        (tmp_path / name / f"{name}_boxes.txt").write_text(
+            "n_0.JPEG\t0\t10\t63\t58\n", encoding="utf-8"
+        )
     samples = datasets.photographs(tmp_path, side=8)
     assert samples.y.tolist() == [0, 0, 1, 1, 2, 2]
     assert samples.class_names == ("n01443537", "n01629819", "n01641577")
@@ -124,7 +126,7 @@ def test_the_validation_part_of_tiny_imagenet_has_its_classes_in_a_list(tmp_path
         save(tmp_path / "images" / f"val_{number}.JPEG", 10 * number)
     lines = [f"val_{n}.JPEG\t{name}\t0\t32\t44\t62" for n, name in enumerate(("n2", "n1", "n2"))]
     listed = tmp_path / ANNOTATIONS
-    listed.write_text("\n".join(lines) + "\n")
+    listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
     samples = datasets.photographs(tmp_path, side=8)
     assert samples.class_names == ("n1", "n2")
     assert samples.y.tolist() == [1, 0, 1]
@@ -134,7 +136,7 @@ def test_the_validation_part_of_tiny_imagenet_has_its_classes_in_a_list(tmp_path
         ("\n".join([*lines, lines[0]]) + "\n", "line 4 is no new file name"),
         ("\n".join([*lines, "val_9.JPEG"]) + "\n", "line 4 is no new file name"),
     ]:
-        listed.write_text(text)
+        listed.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=sentence):
             datasets.photographs(tmp_path)
 

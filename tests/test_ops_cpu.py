@@ -149,7 +149,6 @@ def run(code, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout

@@ -106,7 +106,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
 def function(tmp_path, monkeypatch):
     """A function in a file of its own, which a cache can be kept for."""
     path = tmp_path / "some_source.py"
-    path.write_text("def add(a, b):\n    return a + 2 * b\n")
+    path.write_text("def add(a, b):\n    return a + 2 * b\n", encoding="utf-8")
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
     specification = importlib.util.spec_from_file_location("some_source", path)
     module = importlib.util.module_from_spec(specification)
@@ -154,7 +154,7 @@ def test_no_file_is_believed_that_is_not_as_it_was_written(function, tmp_path, m
 def test_another_source_is_another_kernel(function, tmp_path):
     assert hits(function) == 0
     source = tmp_path / "some_source.py"
-    source.write_text(source.read_text() + "# more\n")
+    source.write_text(source.read_text(encoding="utf-8") + "# more\n", encoding="utf-8")
     assert hits(function) == 0
 
 

@@ -253,7 +253,7 @@ def test_a_clone_goes_on_from_the_table_it_came_with(tmp_path):
 def test_a_malformed_file_is_refused_in_one_sentence(tmp_path, capsys, text, sentence):
     place = Place(tmp_path, [{}])
     head = "notebook: page.ipynb\nresults: t.csv\nscale: paper\n"
-    (tmp_path / "s.yml").write_text(head + text)
+    (tmp_path / "s.yml").write_text(head + text, encoding="utf-8")
     assert main([str(tmp_path / "s.yml"), "--dry-run"]) == 2
     told = capsys.readouterr()
     assert sentence in told.err
@@ -274,7 +274,7 @@ def written(tmp_path, rows):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
     place.table.parent.mkdir()
     keys = [run.key for run in grid.read(place.file).runs]
-    place.table.write_text(rows.format(*keys))
+    place.table.write_text(rows.format(*keys), encoding="utf-8")
     return place
 
 

@@ -19,7 +19,7 @@ def git(folder, *arguments):
 def checkout(tmp_path, monkeypatch):
     """A checkout with a package and a page; the library is taken to be there."""
     (tmp_path / "package").mkdir()
-    (tmp_path / "package/__init__.py").write_text("")
+    (tmp_path / "package/__init__.py").write_text("", encoding="utf-8")
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
     nbformat.write(page, tmp_path / "page.ipynb")
     git(tmp_path, "init", "-q")
@@ -38,7 +38,7 @@ def test_a_clean_tree_gives_its_commit(checkout):
 
 @pytest.mark.parametrize("name", ["__init__.py", "new.py"])
 def test_a_changed_or_new_file_makes_it_dirty(checkout, name):
-    (checkout / "package" / name).write_text("x = 1")
+    (checkout / "package" / name).write_text("x = 1", encoding="utf-8")
     assert history.commit() == git(checkout, "rev-parse", "HEAD") + " dirty"
     with pytest.raises(ValueError, match="package differs from the last commit"):
         history.check_clean(checkout / "page.ipynb")

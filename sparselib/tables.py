@@ -101,18 +101,22 @@ class Table:
 
     def _repr_html_(self) -> str:
         kind = f"sl-{self.layout}" + (" sl-stacked" if self.layout == "verdicts" else "")
-        caption = f"<caption>{escape(self.caption)}</caption>\n" if self.caption else ""
+        caption = f'<p class="sl-caption">{escape(self.caption)}</p>\n' if self.caption else ""
         body = "\n".join(self._row(row) for row in self.rows)
         table = (
-            f'<table class="sl-table {kind}">\n{caption}<thead>\n{self._head()}\n</thead>\n'
+            f'<table class="sl-table {kind}">\n<thead>\n{self._head()}\n</thead>\n'
             f"<tbody>\n{body}\n</tbody>\n</table>"
         )
         label = escape(self.caption or "Table", quote=True)
         region = f'class="sl-scroll" role="region" aria-label="{label}" tabindex="0"'
-        return f"<div {region}>\n{table}\n</div>"
+        return f"{caption}<div {region}>\n{table}\n</div>"
 
     def _head(self) -> str:
-        flat = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        left = ' style="text-align: left"'
+        flat = "".join(
+            f'<th scope="col"{left if place < self.labels else ""}>{escape(name)}</th>'
+            for place, name in enumerate(self.columns)
+        )
         lines = [f"<tr>{flat}</tr>"]
         if self.groups:
             above = "".join(_span(name, len(list(same))) for name, same in groupby(self.groups))

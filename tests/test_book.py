@@ -151,6 +151,103 @@ def test_guards_see_what_they_guard(expected: str) -> None:
     assert any(expected in fault for fault in faults(page))
 
 
+FIRST_PAGES = sorted(BOOK.glob("*/paper.ipynb"))
+PLAIN_PAGES = [*FIRST_PAGES, *sorted(BOOK.glob("*/results.ipynb")), BOOK / "intro.ipynb"]
+
+
+def prose(page: Path) -> str:
+    """The Markdown of a page, without what stands in code."""
+    cells = nbformat.read(page, as_version=4).cells
+    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as the book and web views of repositories form them."""
+    text = prose(page) if page.suffix == ".ipynb" else page.read_text()
+    heads = re.findall(r"^#+ +(.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Relative links of Markdown that lead to no file, or to no heading of it."""
+    dead = []
+    for address in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        if re.match(r"[a-z]+:|#", address):
+            continue
+        name, _, anchor = address.partition("#")
+        target = folder / name
+        if not target.is_file() or (anchor and anchor not in slugs(target)):
+            dead.append(address)
+    return dead
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda p: str(p.relative_to(BOOK)))
+def test_relative_links_of_notebooks_lead_somewhere(page: Path) -> None:
+    assert dead_links(prose(page), page.parent) == []
+
+
+def test_dead_links_are_seen() -> None:
+    text = "[a](gone.ipynb) [b](intro.ipynb) [c](intro.ipynb#nowhere) [d](https://x.y) `[e](z)`"
+    assert dead_links(text, BOOK) == ["gone.ipynb", "intro.ipynb#nowhere"]
+    assert dead_links("[f](intro.ipynb#how-to-read-it)", BOOK) == []
+
+
+ROLE = re.compile(r"\{[\w:]+\}`")
+
+
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda p: str(p.relative_to(BOOK)))
+def test_plain_pages_show_no_raw_roles(page: Path) -> None:
+    """A role reads as raw text everywhere but in the built book."""
+    assert ROLE.findall(prose(page)) == []
+    assert ROLE.findall("see {doc}`results`, {cite:t}`ertl2021`") == ["{doc}`", "{cite:t}`"]
+
+
+def shown_tables(notebook: nbformat.NotebookNode) -> list[str]:
+    """HTML of the tables that a page shows."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output.get("data", {}) for cell in code for output in cell.outputs]
+    return [data["text/html"] for data in outputs if "<table" in data.get("text/html", "")]
+
+
+def faults_of_tables(shown: list[str]) -> list[str]:
+    """Cut sentences, empty reasons, and tables that are not ours."""
+    found = []
+    for table in shown:
+        if 'class="sl-table' not in table:
+            found.append("a table that sparselib.tables did not draw")
+        if re.search(r"\.\.\.\s*</t[dh]>", table):
+            found.append("a cell that is cut off")
+        if re.search(r'data-label="why"[^>]*>\s*</td>', table):
+            found.append("a difference without a reason")
+    return found
+
+
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda p: str(p.relative_to(BOOK)))
+def test_tables_are_whole(page: Path) -> None:
+    assert faults_of_tables(shown_tables(nbformat.read(page, as_version=4))) == []
+
+
+def test_faults_of_tables_are_seen() -> None:
+    table = '<table class="sl-table"><td data-label="why">{}</td></table>'
+    assert faults_of_tables([table.format("Open.")]) == []
+    assert faults_of_tables([table.format(" ")]) == ["a difference without a reason"]
+    assert faults_of_tables([table.format("The paper nam...")]) == ["a cell that is cut off"]
+    assert len(faults_of_tables(["<table></table>"])) == 1
+
+
+@pytest.mark.parametrize("page", FIRST_PAGES, ids=lambda p: str(p.relative_to(BOOK)))
+def test_chapters_open_with_their_verdict(page: Path) -> None:
+    notebook = nbformat.read(page, as_version=4)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    second = kinds.index("markdown", 1)
+    opening = nbformat.from_dict(notebook | {"cells": notebook.cells[:second]})
+    assert [table.count("sl-verdicts") for table in shown_tables(opening)] == [1]
+    assert len(notebook.cells[0].source) < 900
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all("hide-input" in cell.metadata.get("tags", []) for cell in code[:-1])
+
+
 def test_training_page_must_have_parameters() -> None:
     page = sound_page()
     page.cells[1].metadata.clear()

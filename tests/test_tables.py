@@ -24,7 +24,7 @@ class Cells(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in {"div", "table", "caption", "thead", "tbody", "tr", "th", "td"}
+        assert tag in {"p", "div", "table", "thead", "tbody", "tr", "th", "td"}
         self.open.append(tag)
         self.styles.append(dict(attrs).get("style") or "")
         if tag == "tr":

@@ -20,7 +20,15 @@ from sparselib.evolution import drop as drop
 from sparselib.evolution import grow as grow
 from sparselib.evolution import on_device as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
-from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
+from sparselib.nn import (
+    Averaged,
+    CSRLinear,
+    SparseConv1d,
+    average,
+    densify,
+    masked_product,
+    sparsify,
+)
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
 from sparselib.training import evaluate, fit, predict, sigmoid_squared_error
@@ -33,6 +41,7 @@ __all__ = [
     "OSCNN",
     "SAN",
     "SET",
+    "Averaged",
     "CSRLinear",
     "ECGResNet",
     "Evolution",
@@ -42,9 +51,11 @@ __all__ = [
     "Selector",
     "SparseConv1d",
     "__version__",
+    "average",
     "checkpoint",
     "cost",
     "datasets",
+    "densify",
     "drop",
     "evaluate",
     "fit",

@@ -20,7 +20,7 @@ sizes = st.integers(1, 40)
 
 def layer(rows, columns, sparsity, seed=0):
     torch.manual_seed(seed)
-    linear = sl.CSRLinear(columns, rows, sparsity)
+    linear = sl.CSRLinear(columns, rows, sparsity=sparsity)
     return linear.csr, linear.values.detach()
 
 
@@ -139,9 +139,7 @@ def test_threads_of_python_may_call_at_once():
     x = torch.randn(1000, 100)
     alone = cpu.spmm(values, *csr.indices(), x)
     with ThreadPoolExecutor(4) as pool:
-        calls = [
-            pool.submit(cpu.spmm, values, *csr.indices(), x) for _ in range(40)
-        ]
+        calls = [pool.submit(cpu.spmm, values, *csr.indices(), x) for _ in range(40)]
         assert all(torch.equal(call.result(), alone) for call in calls)
 
 
@@ -160,7 +158,7 @@ def run(code, **environment):
 PRODUCT = """
 import torch, sparselib as sl
 torch.manual_seed(0)
-layer = sl.CSRLinear(60, 40, 0.8)
+layer = sl.CSRLinear(60, 40, sparsity=0.8)
 x = torch.randn(300, 60)
 exact = sl.masked_product(layer.csr, layer.values, x, layer.bias)
 torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)

@@ -20,7 +20,15 @@ from sparselib.evolution import drop as drop
 from sparselib.evolution import grow as grow
 from sparselib.evolution import resident as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
-from sparselib.nn import CSRLinear, SparseConv1d, masked_product, sparsify
+from sparselib.nn import (
+    Averaged,
+    CSRLinear,
+    SparseConv1d,
+    average,
+    densify,
+    masked_product,
+    sparsify,
+)
 from sparselib.optimization import parameter_groups
 from sparselib.pruning import prune
 from sparselib.saliency import Selector
@@ -41,6 +49,7 @@ __all__ = [
     "OSCNN",
     "SAN",
     "SET",
+    "Averaged",
     "CSRLinear",
     "ECGResNet",
     "Evolution",
@@ -50,10 +59,12 @@ __all__ = [
     "Selector",
     "SparseConv1d",
     "__version__",
+    "average",
     "checkpoint",
     "cost",
     "criterion",
     "datasets",
+    "densify",
     "drop",
     "evaluate",
     "fit",

@@ -25,9 +25,18 @@ UNKNOWN = {
 
 
 def parameters(model: nn.Module, count: Count = "nonzero") -> int:
-    """Count trainable numbers; ``count="dense"`` counts absent connections too."""
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    return stored + (_absent(model) if count == "dense" else 0)
+    """Count trainable numbers: a shared parameter once, a frozen one and indices not at all.
+
+    ``count="dense"`` counts the absent connections of trained sparse layers too.
+    """
+    stored = sum(number.numel() for number in model.parameters() if number.requires_grad)
+    if count == "nonzero":
+        return stored
+    trained = (m for m in sparse_layers(model).values() if m.values.requires_grad)
+    distinct = {layer.values: layer for layer in trained}
+    return stored + sum(
+        layer.shape[0] * layer.shape[1] - layer.values.numel() for layer in distinct.values()
+    )
 
 
 def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:

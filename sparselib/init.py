@@ -8,6 +8,23 @@ from torch import Tensor
 
 
 @torch.no_grad()
+def fan_in_(
+    values: Float[Tensor, "nnz"],
+    shape: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "nnz"]:
+    r"""Fill uniformly in :math:`\pm 1 / \sqrt n`, where n is the mean number of inputs of a row.
+
+    The distribution of ``nn.Linear`` and ``nn.Conv1d``, with the connections that there are in
+    place of the columns: a weight has variance :math:`1 / 3n`, so that the outputs of a sparse
+    layer vary as much as those of the dense one. The default of `CSRLinear` and `SparseConv1d`.
+    """
+    mean = values.numel() / max(shape[0], 1)
+    bound = max(mean, 1e-12) ** -0.5
+    return values.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
 def sparse_xavier_(
     values: Float[Tensor, "nnz"],
     shape: tuple[int, int],

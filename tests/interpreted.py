@@ -145,7 +145,7 @@ def gradients(layer, x):
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("strides", ["batch-major", "feature-major"])
 def test_a_layer_and_its_gradients_equal_the_dense_twin(cached, strides):
-    layer = sl.CSRLinear(29, 17, 0.7, cache_transpose=cached)
+    layer = sl.CSRLinear(29, 17, sparsity=0.7, cache_transpose=cached)
     torch.nn.init.normal_(layer.bias)
     twin = copy.deepcopy(layer).double()
     twin.product = sl.masked_product
@@ -156,7 +156,7 @@ def test_a_layer_and_its_gradients_equal_the_dense_twin(cached, strides):
 
 @pytest.mark.parametrize("kind", HALVES)
 def test_a_layer_takes_activations_of_sixteen_bits(kind):
-    layer = sl.CSRLinear(29, 17, 0.7)
+    layer = sl.CSRLinear(29, 17, sparsity=0.7)
     twin = copy.deepcopy(layer).double()
     x = torch.randn(37, 29).to(kind)
     ours, exact = gradients(layer, x), gradients(twin, x.double())

@@ -143,7 +143,7 @@ def test_nothing_is_left_unwritten_where_there_is_nothing():
 def test_a_layer_and_its_gradients_equal_the_definition(padding, dilation, cached):
     reach = sl.topology.kernel_regions(9, 6)
     options = {"padding": padding, "dilation": dilation, "cache_transpose": cached}
-    layer = sl.SparseConv1d(3, 9, 6, 0.7, reach=reach, **options)
+    layer = sl.SparseConv1d(3, 9, 6, sparsity=0.7, reach=reach, **options)
     torch.nn.init.normal_(layer.bias)
     twin, x = copy.deepcopy(layer).double(), torch.randn(2, 3, 70)
     results = []

@@ -130,7 +130,7 @@ def test_without_replacement_the_second_draw_knows_the_first():
 
 
 def test_growth_reads_the_columns_it_should():
-    layer = sl.CSRLinear(6, 50, 0.9)
+    layer = sl.CSRLinear(6, 50, sparsity=0.9)
     importance = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
     context = sl.grow.Context(
         layer.positions, torch.arange(50), generator=torch.Generator().manual_seed(0)
@@ -149,7 +149,7 @@ def test_growth_reads_the_columns_it_should():
 
 def test_the_programs_rule_leaves_out_what_the_papers_rule_takes():
     """Evenly spread importances: the paper's growth follows them, the program's takes the top."""
-    layer = sl.CSRLinear(100, 400, 0.99)
+    layer = sl.CSRLinear(100, 400, sparsity=0.99)
     importance = torch.sigmoid(torch.linspace(0, 1, 100, dtype=torch.float64))
     context = sl.grow.Context(
         layer.positions, torch.arange(400), generator=torch.Generator().manual_seed(0)
@@ -454,7 +454,7 @@ def test_set_grows_at_zero_or_at_the_normal_law_of_scipy():
     for definition in ("text", "keras"):
         model, _, _ = trained(definition)
         assert (model.layers[0].values == 0).sum() == round(0.3 * 22)
-    layer = sl.CSRLinear(300, 300, 0.5)
+    layer = sl.CSRLinear(300, 300, sparsity=0.5)
     context = sl.grow.Context(
         layer.positions, torch.arange(300), generator=torch.Generator().manual_seed(0)
     )

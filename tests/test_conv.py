@@ -20,8 +20,8 @@ PADDINGS = [replicate_right, centred_zeros]
 
 def layer_of(channels=3, filters=9, taps=6, sparsity=0.7, **options):
     reach = topology.kernel_regions(filters, taps) if taps >= 3 else None
-    options = {"reach": reach, "dtype": torch.float64, **options}
-    return sl.SparseConv1d(channels, filters, taps, sparsity, **options)
+    options = {"reach": reach, "dtype": torch.float64, "padding": replicate_right, **options}
+    return sl.SparseConv1d(channels, filters, taps, sparsity=sparsity, **options)
 
 
 def masked(layer, values, bias, x):
@@ -85,7 +85,7 @@ def test_compiles_without_a_graph_break():
     program = """
 import torch, sparselib as sl
 for padding in (sl.nn.replicate_right, sl.nn.centred_zeros):
-    layer = sl.SparseConv1d(3, 5, 4, 0.6, dilation=2, padding=padding)
+    layer = sl.SparseConv1d(3, 5, 4, sparsity=0.6, dilation=2, padding=padding)
     x = torch.randn(2, 3, 20, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for run in (layer, compiled):
@@ -100,7 +100,8 @@ for padding in (sl.nn.replicate_right, sl.nn.centred_zeros):
 
 def test_a_dilated_kernel_is_one_with_zeros_between_its_taps():
     plain = layer_of(taps=6, reach=None)
-    wide = sl.SparseConv1d(3, 9, 16, 0.7, topology=lambda *_: spread(plain, 3), dtype=torch.float64)
+    options = {"padding": replicate_right, "dtype": torch.float64}
+    wide = sl.SparseConv1d(3, 9, 16, topology=lambda *_: spread(plain, 3), **options)
     wide.load_state_dict({**wide.state_dict(), "values": plain.values})
     apart = layer_of(taps=6, reach=None, dilation=3)
     apart.load_state_dict(plain.state_dict())
@@ -116,7 +117,7 @@ def spread(layer, dilation):
 
 
 def test_nothing_of_the_size_of_the_kernels_is_stored():
-    layer = sl.SparseConv1d(47, 141, 30, 0.95)
+    layer = sl.SparseConv1d(47, 141, 30, sparsity=0.95)
     tensors = [*layer.parameters(), *layer.buffers()]
     assert max(tensor.numel() for tensor in tensors) < 47 * 141 * 30 // 15
     assert sum(layer.csr.nbytes) + layer.reach.nbytes < 47 * 141 * 30
@@ -134,8 +135,8 @@ def test_state_dict_carries_values_topology_and_reach():
 
 
 def test_a_dilation_is_said_where_there_is_one():
-    assert "3, 9, 6, bias=True" in repr(layer_of())
-    assert "3, 9, 6, dilation=2, bias=True" in repr(layer_of(dilation=2))
+    assert "3, 9, 6, padding=replicate_right, bias=True" in repr(layer_of())
+    assert "3, 9, 6, dilation=2, bias=True" in repr(layer_of(dilation=2, padding=0))
 
 
 def test_a_generator_fixes_topology_and_weights():
@@ -222,7 +223,7 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
 
 
 def test_one_signal_may_come_without_a_batch():
-    layer, x = sl.nn.SparseConv1d(3, 4, 5, 0.5), torch.randn(1, 3, 20)
+    layer, x = sl.nn.SparseConv1d(3, 4, 5, padding=2, sparsity=0.5), torch.randn(1, 3, 20)
     assert torch.equal(layer(x[0]), layer(x)[0])
     grown = []
     for signals in (x, x[0]):
@@ -236,7 +237,7 @@ def test_one_signal_may_come_without_a_batch():
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_a_gradient_of_another_topology_is_refused(kind):
-    layer = sl.nn.SparseConv1d(3, 4, 5, 0.5, dtype=kind)
+    layer = sl.nn.SparseConv1d(3, 4, 5, sparsity=0.5, dtype=kind)
     y = layer(torch.randn(2, 3, 20, dtype=kind))
     layer.csr.rewire(torch.arange(layer.csr.nnz))
     with pytest.raises(RuntimeError, match=r"topology changed|modified by an inplace"):
@@ -273,7 +274,7 @@ def test_what_is_not_possible_is_refused_in_a_sentence():
     with pytest.raises(ValueError, match=r"dilation must be at least 1, not \(1, 2, 6, 0\)"):
         sl.SparseConv1d(1, 2, 6, dilation=0)
     with pytest.raises(ValueError, match="sparsity must lie in"):
-        sl.SparseConv1d(1, 2, 6, 1.0)
+        sl.SparseConv1d(1, 2, 6, sparsity=1.0)
     with pytest.raises(ValueError, match="a kernel of 2 has too few"):
         topology.kernel_regions(9, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -301,14 +302,57 @@ def test_a_convolution_becomes_sparse_and_keeps_its_largest_weights(taps, paddin
     torch.testing.assert_close(half(x), dense(x), rtol=1e-12, atol=1e-12)
     fresh = sl.sparsify(dense, 0.5, convolutions=True, fresh=True)
     assert fresh(x).shape == dense(x).shape
-    assert fresh.padding is centred_zeros
+    assert fresh.padding == padding
     assert fresh.dilation == dilation
 
 
-@pytest.mark.parametrize(
-    "options", [{"stride": 2}, {"dilation": 2}, {"groups": 3}, {}, {"padding_mode": "circular"}]
-)
-def test_other_convolutions_stay_dense(options):
-    sized = {"padding": 2} if options else {}
-    with pytest.raises(ValueError, match="cannot become sparse"):
-        sl.SparseConv1d.from_dense(torch.nn.Conv1d(3, 6, 5, **sized, **options))
+SETTINGS = [
+    {"stride": 2},
+    {"stride": 3, "padding": 3, "dilation": 2, "bias": False},
+    {"groups": 3, "padding": "same"},
+    {"stride": 2, "groups": 3, "padding": 1, "padding_mode": "reflect"},
+    {"padding": 2, "padding_mode": "circular"},
+    {"stride": 2, "padding": 4, "padding_mode": "replicate"},
+    {"padding": "valid", "dilation": 3},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+@pytest.mark.parametrize("taps", [1, 4, 5])
+def test_stride_groups_and_padding_mean_what_they_mean_in_torch(taps, options):
+    dense = torch.nn.Conv1d(6, 9, taps, **options).double()
+    layer = sl.SparseConv1d.from_dense(dense, 0.5)
+    twin = layer.to_dense()
+    x = torch.randn(2, 6, 23, dtype=torch.float64, requires_grad=True)
+    close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+    for _ in range(2):
+        y, right = layer(x), twin(x)
+        close(y, right)
+        dy = torch.randn_like(y)
+        dx, dvalues = torch.autograd.grad(y, (x, layer.values), dy)
+        theirs = torch.autograd.grad(right, (x, twin.weight), dy)
+        close(dx, theirs[0])
+        close(dvalues, theirs[1].flatten()[layer.positions])
+        rows = torch.tensor([0, 4, 8])
+        close(layer.gradient(x.detach(), dy[:, rows], rows), theirs[1].flatten(1)[rows])
+        layer.rewire(torch.arange(layer.csr.nnz), layer.values.detach().clone())
+        twin = layer.to_dense()
+    built = sl.SparseConv1d(6, 9, taps, sparsity=0.5, dtype=torch.float64, **options)
+    built.load_state_dict(layer.state_dict())
+    assert torch.equal(built(x), layer(x))
+    layer.rewire(torch.arange(7), torch.ones(7, dtype=torch.float64))
+    close(layer(x), layer.to_dense()(x))
+
+
+def test_the_arguments_are_those_of_a_dense_convolution_in_its_order():
+    given = (6, 9, 4, 2, 1, 1, 3, False, "reflect")
+    layer, dense = sl.SparseConv1d(*given), torch.nn.Conv1d(*given)
+    assert str(layer.to_dense()) == str(dense)
+    with pytest.raises(ValueError, match="bias is True or False, not 0"):
+        sl.SparseConv1d(1, 2, 3, 1, 0, 1, 1, 0.9)
+    with pytest.raises(ValueError, match="4 groups must divide"):
+        sl.SparseConv1d(6, 8, 3, groups=4)
+    with pytest.raises(ValueError, match="keeps the length, which a stride does not"):
+        sl.SparseConv1d(6, 8, 3, 2, "same")
+    with pytest.raises(ValueError, match="needs rows="):
+        layer.gradient(torch.randn(2, 6, 20), torch.randn(2, 3, 10))

@@ -11,19 +11,19 @@ import sparselib as sl
 
 
 def test_a_512_layer_at_99_percent_is_56_times_smaller_as_in_figure_7():
-    layer = sl.CSRLinear(512, 512, 0.99)
+    layer = sl.CSRLinear(512, 512, sparsity=0.99)
     assert sl.cost.compression(layer) == pytest.approx(55.9, abs=0.05)
     assert sl.cost.compression(layer, transposed=True) == pytest.approx(34.7, abs=0.05)
 
 
 def test_memory_breaks_even_at_33_4_percent():
-    assert sl.cost.compression(sl.CSRLinear(512, 512, 0.333)) < 1
-    assert sl.cost.compression(sl.CSRLinear(512, 512, 0.335)) > 1
+    assert sl.cost.compression(sl.CSRLinear(512, 512, sparsity=0.333)) < 1
+    assert sl.cost.compression(sl.CSRLinear(512, 512, sparsity=0.335)) > 1
 
 
 def test_compression_is_the_closed_form_of_its_docstring():
     inputs, outputs = 300, 100
-    layer = sl.CSRLinear(inputs, outputs, 0.9)
+    layer = sl.CSRLinear(inputs, outputs, sparsity=0.9)
     nnz = layer.csr.nnz
     sparse = 12 * nnz + 4 * (outputs + 1) + 8 * outputs
     assert sl.cost.compression(layer) == 8 * (inputs + 1) * outputs / sparse
@@ -33,7 +33,7 @@ def test_compression_is_the_closed_form_of_its_docstring():
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_report_agrees_with_what_the_allocator_gave(sparsity, cached):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        layer = sl.CSRLinear(512, 512, sparsity, cache_transpose=cached)
+        layer = sl.CSRLinear(512, 512, sparsity=sparsity, cache_transpose=cached)
         layer(torch.ones(1, 512)).sum().backward()
     allocated = sum(event.self_cpu_memory_usage for event in profiled.events())
     assert allocated == pytest.approx(sum(sl.cost.memory(layer).values()), rel=0.02)

@@ -85,7 +85,7 @@ def test_products_equal_the_definition_in_float64(batch, kind, shape, poisoned):
 
 @pytest.mark.parametrize("kind", [torch.float32, *HALVES])
 def test_a_layer_and_its_gradients_equal_the_dense_twin(kind):
-    layer = sl.CSRLinear(100, 70, 0.8).cuda()
+    layer = sl.CSRLinear(100, 70, sparsity=0.8).cuda()
     twin = copy.deepcopy(layer).double()
     twin.product = sl.masked_product
     x = torch.randn(257, 100, device="cuda").to(kind)
@@ -152,7 +152,10 @@ def test_the_same_numbers_come_every_time():
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [("CSRLinear(64, 48, 0.8)", (96, 64)), ("SparseConv1d(3, 9, 6, 0.7, dilation=2)", (2, 3, 90))],
+    [
+        ("CSRLinear(64, 48, sparsity=0.8)", (96, 64)),
+        ("SparseConv1d(3, 9, 6, padding=5, dilation=2, sparsity=0.7)", (2, 3, 90)),
+    ],
 )
 def test_compiled_layers_give_the_same(layer, shape):
     program = f"""
@@ -164,7 +167,7 @@ torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), rt
 
 
 def test_autocast_multiplies_in_float32():
-    layer, x = sl.CSRLinear(64, 48, 0.8).cuda(), torch.randn(96, 64, device="cuda")
+    layer, x = sl.CSRLinear(64, 48, sparsity=0.8).cuda(), torch.randn(96, 64, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         y = layer(x.bfloat16())
     assert y.dtype == torch.float32

@@ -118,7 +118,7 @@ def test_a_network_and_its_gradients_equal_those_in_float64(padding):
 
 
 def test_the_same_numbers_come_every_time():
-    layer = sl.SparseConv1d(47, 141, 30, 0.95).cuda()
+    layer = sl.SparseConv1d(47, 141, 30, sparsity=0.95).cuda()
     x = torch.randn(16, 47, 3000, device="cuda")
     runs = []
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_evolution_between_replays_is_evolution_between_steps():
     x, labels = torch.randn(8, 3, 300, device="cuda"), torch.randint(9, (8,), device="cuda")
     for is_recorded in (True, False):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(sl.SparseConv1d(3, 9, 6, 0.7)).cuda()
+        model = torch.nn.Sequential(sl.SparseConv1d(3, 9, 6, sparsity=0.7)).cuda()
         optimizer = torch.optim.Adam(model.parameters(), 0.01, capturable=True)
         parts = model, optimizer, score
         call = graphs.training(*parts, x, labels) if is_recorded else partial(plain_step, *parts)

@@ -13,7 +13,7 @@ from sparselib.evolution.grow import Context
 def make(rows, columns, sparsity, seed, batch=6, lr=0.1):
     torch.manual_seed(seed)
     layer = sl.CSRLinear(
-        columns, rows, sparsity, topology=sl.topology.erdos_renyi, dtype=torch.float64
+        columns, rows, sparsity=sparsity, topology=sl.topology.erdos_renyi, dtype=torch.float64
     )
     context = Context(
         occupied=layer.positions,

@@ -19,7 +19,7 @@ import sparselib as sl
     st.booleans(),
 )
 def test_outputs_and_gradients_equal_the_dense_twin(in_features, out_features, sparsity, bias):
-    layer = sl.CSRLinear(in_features, out_features, sparsity, bias, dtype=torch.float64)
+    layer = sl.CSRLinear(in_features, out_features, bias, sparsity=sparsity, dtype=torch.float64)
     dense = layer.to_dense()
     x = torch.randn(4, in_features, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-10, atol=1e-10)
@@ -30,10 +30,10 @@ def test_outputs_and_gradients_equal_the_dense_twin(in_features, out_features, s
 
 
 LAYERS = {
-    "linear": (partial(sl.CSRLinear, 40, 60, 0.9), (5, 40)),
-    "of one sample": (partial(sl.CSRLinear, 40, 60, 0.9), (40,)),
-    "of a sequence": (partial(sl.CSRLinear, 40, 60, 0.9), (2, 3, 40)),
-    "convolution": (partial(sl.nn.SparseConv1d, 3, 8, 5, 0.7), (2, 3, 50)),
+    "linear": (partial(sl.CSRLinear, 40, 60, sparsity=0.9), (5, 40)),
+    "of one sample": (partial(sl.CSRLinear, 40, 60, sparsity=0.9), (40,)),
+    "of a sequence": (partial(sl.CSRLinear, 40, 60, sparsity=0.9), (2, 3, 40)),
+    "convolution": (partial(sl.nn.SparseConv1d, 3, 8, 5, sparsity=0.7), (2, 3, 50)),
     "chain": (lambda **_: sl.MLP(40, 60, 8, layer=sl.CSRLinear, sparsity=0.9), (5, 40)),
 }
 
@@ -117,10 +117,33 @@ def test_a_layer_too_large_to_be_dense_trains_one_step_and_evolves():
     assert layer.values.numel() == connections
 
 
-def test_the_law_of_the_values_is_ertls():
-    layer = sl.CSRLinear(1000, 1000, 0.9)
+def test_a_fresh_layer_has_the_output_variance_of_a_dense_one():
+    x = torch.randn(2000, 400)
+    dense = nn.Linear(400, 300, bias=False)(x).var().item()
+    for layer in (
+        sl.CSRLinear(400, 300, False, sparsity=0.95),
+        sl.sparsify(nn.Linear(400, 300, bias=False), 0.95, fresh=True),
+    ):
+        assert layer(x).var().item() == pytest.approx(dense, rel=0.05)
+        bound = (layer.csr.nnz / 300) ** -0.5
+        assert 0.99 * bound < layer.values.abs().max().item() <= bound
+
+
+def test_the_arguments_are_those_of_a_dense_layer_in_its_order():
+    assert sl.CSRLinear(64, 10, False).bias is None
+    layer = sl.CSRLinear(64, 10, True, "meta", torch.float64)
+    assert layer.values.is_meta
+    assert layer.values.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"CSRLinear\(64, 10, sparsity=0.9\)"):
+        sl.CSRLinear(64, 10, 0.99)
+    with pytest.raises(ValueError, match="sparsity is a number in"):
+        sl.CSRLinear(64, 10, sparsity=False)
+
+
+def test_the_distribution_of_the_papers_values_is_ertls():
+    layer = sl.CSRLinear(1000, 1000, sparsity=0.9, init=sl.init.sparse_xavier_)
     assert layer.values.std().item() == pytest.approx(2 / (2000 * 0.1) ** 0.5, rel=0.02)
-    plain = sl.CSRLinear(1000, 1000, 0.9, init=sl.init.xavier_)
+    plain = sl.CSRLinear(1000, 1000, sparsity=0.9, init=sl.init.xavier_)
     assert plain.values.std().item() == pytest.approx(2 / 2000**0.5, rel=0.02)
     assert layer.bias.count_nonzero() == 0
 
@@ -208,7 +231,7 @@ def test_sparsify_refuses_an_unknown_name_and_an_empty_job():
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5])
 def test_impossible_sparsity_is_refused(sparsity):
     with pytest.raises(ValueError, match="sparsity must lie in"):
-        sl.CSRLinear(4, 4, sparsity)
+        sl.CSRLinear(4, 4, sparsity=sparsity)
 
 
 def test_an_mlp_takes_one_sparsity_or_one_a_layer():

@@ -76,7 +76,7 @@ def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
 for sparsity in (0.6, 0.999):
-    csr = sl.CSRLinear(7, 5, sparsity).csr
+    csr = sl.CSRLinear(7, 5, sparsity=sparsity).csr
     values, x, y = (
         torch.randn(shape, requires_grad=True) for shape in (csr.nnz, (3, 7), (3, 5))
     )
@@ -93,7 +93,7 @@ for sparsity in (0.6, 0.999):
 
 @pytest.mark.parametrize(
     "model",
-    ["sl.CSRLinear(7, 5, 0.6)", "sl.MLP(7, 9, 5, layer=sl.CSRLinear, sparsity=0.6)"],
+    ["sl.CSRLinear(7, 5, sparsity=0.6)", "sl.MLP(7, 9, 5, layer=sl.CSRLinear, sparsity=0.6)"],
 )
 @pytest.mark.slow
 def test_compiles_without_a_graph_break(model):

@@ -16,7 +16,7 @@ CASES = [(1, 4, 3, 20), (3, 5, 1, 300), (5, 7, 4, 257), (4, 2, 30, 700), (2, 3, 
 
 def problem(channels, filters, taps, time, batch=3, sparsity=0.6):
     torch.manual_seed(0)
-    layer = sl.CSRLinear(channels * taps, filters, sparsity)
+    layer = sl.CSRLinear(channels * taps, filters, sparsity=sparsity)
     x = torch.randn(batch, channels, time)
     return layer.csr, layer.values.detach(), torch.randn(filters), x
 
@@ -102,7 +102,7 @@ def test_second_derivatives_equal_the_dense_ones():
 @pytest.mark.parametrize("how", [((0, 0), 1), ((1, 3), 2), ((9, 0), 1)])
 def test_the_products_are_closed_under_differentiation(cached, how):
     torch.manual_seed(0)
-    csr = sl.CSRLinear(2 * 3, 4, 0.5, cache_transpose=cached).csr
+    csr = sl.CSRLinear(2 * 3, 4, sparsity=0.5, cache_transpose=cached).csr
     shapes = ((csr.nnz,), (2, 2, 7), (4,))
     inputs = tuple(torch.randn(shape).double().requires_grad_() for shape in shapes)
     assert gradcheck(lambda *a: conv1d(csr, *a, *how), inputs)
@@ -114,7 +114,7 @@ def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
 import sparselib.ops.conv
-layer = sl.SparseConv1d(2, 5, 3, 0.6)
+layer = sl.SparseConv1d(2, 5, 3, sparsity=0.6)
 indices = [*layer.csr.indices(), *layer.csr.transposed_indices()]
 for kind in (torch.float32, torch.float64):
     values, x, dy = (
@@ -136,7 +136,7 @@ for kind in (torch.float32, torch.float64):
 def test_compiled_layers_stay_sparse():
     program = """
 import torch, sparselib as sl
-layer, x = sl.SparseConv1d(3, 5, 4, 0.6), torch.randn(2, 3, 20, requires_grad=True)
+layer, x = sl.SparseConv1d(3, 5, 4, sparsity=0.6), torch.randn(2, 3, 20, requires_grad=True)
 def seen(module, inputs):
     called = [node.target for node in module.graph.nodes if not isinstance(node.target, type)]
     print(*(target for target in called if "conv" in str(target)))

@@ -20,7 +20,7 @@ sizes = st.integers(1, 40)
 
 def layer(rows, columns, sparsity, seed=0):
     torch.manual_seed(seed)
-    linear = sl.CSRLinear(columns, rows, sparsity)
+    linear = sl.CSRLinear(columns, rows, sparsity=sparsity)
     return linear.csr, linear.values.detach()
 
 
@@ -157,7 +157,7 @@ def run(code, **environment):
 PRODUCT = """
 import torch, sparselib as sl
 torch.manual_seed(0)
-layer = sl.CSRLinear(60, 40, 0.8)
+layer = sl.CSRLinear(60, 40, sparsity=0.8)
 x = torch.randn(300, 60)
 exact = sl.masked_product(layer.csr, layer.values, x, layer.bias)
 torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)

@@ -37,7 +37,7 @@ def test_every_kernel_in_the_interpreter(file):
 
 LAYER = """
 import sys, torch, sparselib as sl
-layer, x = sl.CSRLinear(6, 4, 0.5), torch.randn(3, 6)
+layer, x = sl.CSRLinear(6, 4, sparsity=0.5), torch.randn(3, 6)
 def attempt(call):
     try: call()
     except (ValueError, RuntimeError) as error: print(error)
@@ -49,7 +49,7 @@ def attempt(call):
 def test_the_operators_are_registered_as_torch_demands():
     code = """
 import torch, sparselib as sl
-csr = sl.CSRLinear(7, 5, 0.6).csr
+csr = sl.CSRLinear(7, 5, sparsity=0.6).csr
 values, x, y = (torch.randn(shape, requires_grad=True) for shape in (csr.nnz, (3, 7), (3, 5)))
 indices = [*csr.indices(), *csr.transposed_indices()]
 halves = x.detach().bfloat16(), y.detach().bfloat16()

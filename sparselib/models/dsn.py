@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselib import topology
-from sparselib.nn import SparseConv1d
+from sparselib import init, topology
+from sparselib.nn import SparseConv1d, replicate_right
 from sparselib.nn.gate import Channels
 
 
@@ -74,12 +74,13 @@ class DSN(nn.Module):
             raise ValueError(f"a DSN needs at least one layer, not {layers}")
         width = groups * channels
         options["reach"] = topology.kernel_regions(width, kernel_size, groups if bounded else 1)
+        drawn = {"padding": replicate_right, "init": init.linear_, **options}
         blocks = []
         for layer in range(layers):
             squeeze = [nn.Conv1d(width, channels, 1, bias=False)] if layer else []
             read = channels if layer else inputs
             conv = (
-                SparseConv1d(read, width, kernel_size, sparsity, bias=False, **options)
+                SparseConv1d(read, width, kernel_size, bias=False, sparsity=sparsity, **drawn)
                 if sparsity
                 else _dense(read, width, kernel_size, options.get("dilation", 1))
             )

@@ -7,6 +7,7 @@ from torch import nn
 
 from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.linear import CSRLinear
+from sparselib.nn.sparse_layer import sparse_layers
 
 
 def sparsify(
@@ -30,8 +31,9 @@ def sparsify(
     skip : names
         Layers to leave dense, by their names in ``model.named_modules()``.
     fresh : bool
-        Draw a new topology and new weights, to train from scratch. By default the largest
-        weights of each layer are kept as they are.
+        Draw a new topology and new weights, to train from scratch, by default such that outputs
+        vary as those of the dense layer (`sparselib.init.fan_in_`). Otherwise the largest weights
+        of each layer are kept as they are.
     convolutions : bool
         Replace every ``nn.Conv1d`` by a `SparseConv1d` too.
     **options
@@ -40,8 +42,7 @@ def sparsify(
     Raises
     ------
     ValueError
-        If a name in `skip` is no layer that would be converted, nothing is left to convert, or a
-        convolution has a stride or does not keep the length.
+        If a name in `skip` is no layer that would be converted, or nothing is left to convert.
     """
     kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
     what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
@@ -67,6 +68,44 @@ def sparsify(
                 setattr(parent, name, converted[child])
                 if isinstance(parent, nn.TransformerEncoderLayer):
                     parent.activation_relu_or_gelu = 0  # its fused inference reads dense weights
+    return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every sparse layer of `model` by its dense twin, in place, and return the model.
+
+    The inverse of `sparsify`: the same numbers, with the zeros stored. A layer that is used twice
+    remains one layer, and a bias that two layers share remains one parameter.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; a bare sparse layer is converted and returned.
+
+    Raises
+    ------
+    ValueError
+        If there is no sparse layer, or a convolution's padding has no name in ``nn.Conv1d``. The
+        model is then unchanged.
+    """
+    converted: dict[nn.Module, Any] = {
+        layer: layer.to_dense() for layer in sparse_layers(model).values()
+    }
+    if not converted:
+        raise ValueError("there is no sparse layer to convert in this model")
+    shared: dict[nn.Parameter, nn.Parameter] = {}
+    for layer in sparse_layers(model).values():
+        dense = converted[layer]
+        if layer.bias is not None:
+            dense.bias = shared.setdefault(layer.bias, dense.bias)
+            dense.bias.requires_grad_(layer.bias.requires_grad)
+        dense.weight.requires_grad_(layer.values.requires_grad)
+    if model in converted:
+        return converted[model]
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in converted:
+                setattr(parent, name, converted[child])
     return model
 
 

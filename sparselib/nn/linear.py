@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
-from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.nn.sparse_layer import SparseLayer, check_spelling
 from sparselib.topology import Region
 
 Topology = Callable[..., Tensor]
@@ -19,22 +19,25 @@ Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]
 class CSRLinear(SparseLayer):
     """A linear layer whose weight matrix exists only at its connections: y = x W^T + b.
 
-    Drop-in for ``nn.Linear``, with the same argument order. `values` is an ordinary 1-D
-    ``nn.Parameter``, so any optimizer trains it; the connections are int32 buffers in `csr`.
+    Drop-in for ``nn.Linear``, whose arguments come first and in its order. `values` is an
+    ordinary 1-D ``nn.Parameter``, so any optimizer trains it; the connections are in `csr`.
 
     Parameters
     ----------
     in_features, out_features : int
         Sizes of the input and output samples.
+    bias : bool
+        Learn an additive bias, zero at initialization.
+    device, dtype
+        As for ``nn.Linear``.
     sparsity : float
         Share of absent weights, in [0, 1).
-    bias : bool
-        Learn an additive bias, zero at birth.
     topology : callable
         ``(out_features, in_features, sparsity, generator) -> positions``;
         `sparselib.topology.even_fan_in` is the paper's.
     init : callable
-        ``(values, shape, generator)`` fills the values in place;
+        ``(values, shape, generator)`` fills the values in place. `sparselib.init.fan_in_`
+        keeps the variance that the outputs of ``nn.Linear`` have;
         `sparselib.init.sparse_xavier_` is the paper's.
     product : callable
         ``(csr, values, x, bias) -> y``. The default is the sparse product;
@@ -47,26 +50,29 @@ class CSRLinear(SparseLayer):
     Raises
     ------
     ValueError
-        If the sparsity or a size is impossible, or an input does not fit.
+        If the sparsity or a size is impossible, a sparsity stands in the place of the bias, or an
+        input does not fit.
     """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        sparsity: float = 0.9,
         bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        sparsity: float = 0.9,
         topology: Topology = topology.even_fan_in,
-        init: Callable[..., Any] = init.sparse_xavier_,
+        init: Callable[..., Any] = init.fan_in_,
         product: Product = ops.spmm,
         cache_transpose: bool = True,
         generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        check_spelling(type(self), (in_features, out_features), sparsity, bias)
+        self.in_features = in_features
+        self.out_features = out_features
         self.product = product
         shape = (out_features, in_features)
         device = torch.get_default_device() if device is None else device

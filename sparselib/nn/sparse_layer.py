@@ -178,6 +178,7 @@ class SparseLayer(nn.Module, ABC):
         with torch.no_grad():
             self.csr._rewire_trusted(positions)
             self.values.copy_(values)
+            self._follow()
 
     def _recount(self, positions: Tensor, values: Tensor) -> None:
         if values.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -189,6 +190,7 @@ class SparseLayer(nn.Module, ABC):
         self.csr._replace(positions)
         self.values.grad = None
         self.values.data = fresh
+        self._follow()
 
     def _check_values(self, positions: Tensor, values: Any) -> None:
         if not isinstance(values, Tensor) or values.shape != positions.shape:
@@ -233,6 +235,8 @@ class SparseLayer(nn.Module, ABC):
             self.csr._load(*pattern, assign)
         if region is not None:
             self._adopt_region(region)
+        if pattern is not None:
+            self._follow()
         state_dict.update(dict.fromkeys(arrays, LOADED))
         others = {key: entry for key, entry in state_dict.items() if key not in extras} | numbers
         hooks = self._load_state_dict_pre_hooks
@@ -241,6 +245,9 @@ class SparseLayer(nn.Module, ABC):
             super()._load_from_state_dict(others, prefix, *rest)
         finally:
             self._load_state_dict_pre_hooks = hooks
+
+    def _follow(self) -> None:
+        """Bring up to date what a class derives from the pattern, after every change of it."""
 
     def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
         """Return the region that a state dict's entries named in `extras` say, checked."""
@@ -318,6 +325,21 @@ def _check_alike(
         raise ValueError(
             f"assign=True would leave the layer with tensors of unlike types or devices: {kinds}, "
             f"and the pattern on {device}; load without assign, or convert the state dict"
+        )
+
+
+def check_spelling(layer: type, sizes: tuple[int, ...], sparsity: Any, bias: Any) -> None:
+    """Refuse a sparsity that is a bool and a bias that is none: each in the other's place."""
+    spelled = f"{layer.__name__}({', '.join(map(str, sizes))}"
+    if not isinstance(bias, bool):
+        raise ValueError(
+            f"bias is True or False, not {bias!r}; a sparsity goes by its name, as in "
+            f"{spelled}, sparsity=0.9)"
+        )
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
+        raise ValueError(
+            f"sparsity is a number in [0, 1), not {sparsity!r}; a layer without a bias is "
+            f"{spelled}, bias=False, sparsity=0.9)"
         )
 
 

@@ -214,6 +214,29 @@ def test_pruning_gives_an_ordinary_smaller_network() -> None:
     assert follower(data.test.x[:2]).shape == (2, 1, 32, 32)
 
 
+def test_operations_are_counted_once_and_the_selector_is_checked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, model = placed(64), small()
+    selector = Selector(model, (1, 32, 32), 10, blocks=1)
+    calls = []
+    count = sl.cost.flops_of_layers
+    explains = Selector.explains
+
+    def counted(*args):
+        calls.append("operations")
+        return count(*args)
+
+    def checked(*args):
+        calls.append("explains")
+        return explains(*args)
+
+    monkeypatch.setattr(sl.cost, "flops_of_layers", counted)
+    monkeypatch.setattr(Selector, "explains", checked)
+    sl.prune(model, data, explain=selector, epochs=1, progress=False)
+    assert sorted(calls) == ["explains", "operations"]
+
+
 def test_same_seed_same_network() -> None:
     data, model = placed(96), small()
     first, second = (

@@ -5,6 +5,7 @@ The oracle has dense weights and masks, and follows RigL and Ertl's growth from 
 
 import contextlib
 import copy
+import gc
 import warnings
 from pathlib import Path
 
@@ -283,11 +284,26 @@ def grows_alike_when_compiled():
         assert torch.equal(found[0], found[2])
 
 
+def compiles_in_one_graph_without_an_evolution():
+    """An evolution that has ended, and one of which a copy has no part, leave nothing behind."""
+    model = Net()
+    evolution = sl.RigL(model, torch.optim.SGD(model.parameters(), LR))
+    x = batches_of(0)[0][0]
+    model(x).sum().backward()
+    alone = copy.deepcopy(model)
+    del evolution
+    gc.collect()
+    for each in (model, alone):
+        torch._dynamo.reset()
+        torch.compile(each, backend="aot_eager", fullgraph=True)(x).sum().backward()
+
+
 def test_compiled_code_grows_alike():
     here = str(Path(__file__).parent)
     program = (
         f"import sys; sys.path.insert(0, {here!r}); import test_gathering as t;"
-        "t.follows_the_definition(t.compiled, 'costliest', False, 3); t.grows_alike_when_compiled()"
+        "t.follows_the_definition(t.compiled, 'costliest', False, 3);"
+        "t.grows_alike_when_compiled(); t.compiles_in_one_graph_without_an_evolution()"
     )
     run_plain(program)
 

@@ -9,6 +9,8 @@ import warnings
 
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -92,6 +94,28 @@ def matches_one_process(rank, count):
     return True
 
 
+def refuses_models_that_differ(rank):
+    torch.manual_seed(rank)
+    model = sl.CSRLinear(20, 10, sparsity=0.8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    try:
+        sl.SET(model, optimizer).step()
+    except ValueError as error:
+        is_refused = "differs from process to process" in str(error)
+        return is_refused and sl.SET(model, optimizer, process_group="alone").step()[""] > 0
+    return False
+
+
+def refuses_shards():
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+    try:
+        sl.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
+    except ValueError as error:
+        return "sharded (FSDP)" in str(error)
+    return False
+
+
 def work(rank, count, steps, port):
     torch.set_num_threads(1)
     warnings.filterwarnings("error", message=".*the gradient")
@@ -102,8 +126,9 @@ def work(rank, count, steps, port):
         if rank == 0:
             print(name, *found, sep=",", flush=True)
     found = matches_one_process(rank, count)
+    found = [found, refuses_models_that_differ(rank), refuses_shards()]
     if rank == 0:
-        print("one process", found, sep=",", flush=True)
+        print("one process, own models, shards", *found, sep=",", flush=True)
     distributed.destroy_process_group()
 
 

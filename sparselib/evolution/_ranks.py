@@ -48,3 +48,12 @@ class Ranks:
             return fact
         share = self.average(torch.full((1,), float(fact), device=like.device))
         return float(share) == 1.0
+
+    def hold_the_same(self, positions: Tensor, values: Tensor) -> bool:
+        """Whether connections and, but for rounding, weights are equal in every process."""
+        if self.count == 1:
+            return True
+        sums = torch.stack([positions.double().sum(), values.detach().double().abs().sum()])
+        first = self.share(sums)
+        is_equal = torch.isclose(sums, first, rtol=1e-3).all() & (sums[0] == first[0])
+        return self.is_true_everywhere(bool(is_equal), values)

@@ -209,7 +209,7 @@ class Evolution:
         """Evolve every layer once; return how many connections each replaced."""
         layers = self.layers
         ranks = Ranks(self.process_group)
-        self._check(layers)
+        self._check(layers, ranks)
         states = {name: dict(state) for name, state in self.state.items()}
         plans: dict[str, Plan] = {}
         contexts = self._contexts(layers, ranks)
@@ -301,7 +301,7 @@ class Evolution:
         for name, watch in self._watches.items():
             watch.restore(state_dict.get("gathered", {}).get(name, {}), self._sparse[name].values)
 
-    def _check(self, layers: dict[str, SparseLayer]) -> None:
+    def _check(self, layers: dict[str, SparseLayer], ranks: Ranks) -> None:
         """Raise before anything is planned if a layer cannot evolve."""
         for name, layer in layers.items():
             group_of(layer.values, self.optimizer, name)
@@ -313,6 +313,13 @@ class Evolution:
                 raise ValueError(
                     f"layer {name!r}: {broken} of {layer.values.numel()} weights are not finite; "
                     f"the topology was kept"
+                )
+            if not ranks.hold_the_same(layer.positions, layer.values):
+                raise ValueError(
+                    f"layer {name!r} differs from process to process; processes that train one "
+                    f"model start from the same weights and average their gradients, as "
+                    f"DistributedDataParallel does; if each trains a model of its own, build the "
+                    f"evolution with process_group='alone'"
                 )
 
     def _contexts(
@@ -463,8 +470,7 @@ def _check_whole(name: str, layer: SparseLayer) -> None:
         raise ValueError(
             f"layer {name!r} has {layer.csr.nnz} connections, but its values are a "
             f"{type(values).__name__} of {values.numel()} numbers; values that are sharded "
-            f"(FSDP) or parametrized cannot evolve: leave sparse layers out of the sharding, as "
-            f"with ignored_params"
+            f"(FSDP) or parametrized cannot evolve: train with DistributedDataParallel"
         )
 
 

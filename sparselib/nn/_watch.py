@@ -146,17 +146,25 @@ class Watch:
 
 
 class Watches:
-    """The watches of a layer, held weakly; a copy holds the copies of those that are copied too."""
+    """The watches of a layer, held weakly; a copy holds the copies of those that are copied too.
+
+    Attributes
+    ----------
+    references : list
+        One for each watch that has not ended. Compiled code traces anew when their number changes.
+    """
 
     def __init__(self, watches: Iterable[Watch] = ()) -> None:
-        self._references = [weakref.ref(watch) for watch in watches]
+        self.references: list[weakref.ref[Watch]] = []
+        for watch in watches:
+            self.add(watch)
 
     def add(self, watch: Watch) -> None:
-        """Take in one more; those that have ended go."""
-        self._references = [weakref.ref(one) for one in (*self, watch)]
+        """Take in one more."""
+        self.references.append(weakref.ref(watch, self.references.remove))
 
     def __iter__(self) -> Iterator[Watch]:
-        found = [reference() for reference in self._references]
+        found = [reference() for reference in self.references]
         return iter([watch for watch in found if watch is not None])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -66,5 +66,5 @@ def _is_unobserved(layer: nn.Module) -> bool:
         and layer.product is ops.spmm
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
-        and not (layer.watches is not None and torch.compiler.is_compiling())
+        and not (layer.watches and layer.watches.references and torch.compiler.is_compiling())
     )

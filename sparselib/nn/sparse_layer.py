@@ -122,7 +122,7 @@ class SparseLayer(nn.Module, ABC):
 
     def observed(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return the outputs of a pass, seen by the watches; every forward method ends in it."""
-        if self.watches is not None:
+        if self.watches is not None and self.watches.references:
             observe(self, inputs, outputs)
         return outputs
 

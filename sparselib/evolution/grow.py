@@ -97,7 +97,7 @@ def gradient(
     """
     total = torch.zeros((), dtype=layer.values.dtype, device=layer.values.device)
     for inputs, costs in batches(context):
-        total = total + layer.gradient(inputs, costs[:, rows])
+        total = total + layer.gradient(inputs, costs[:, rows], rows)
     return context.average(total)
 
 

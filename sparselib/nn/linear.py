@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselib import init, ops, topology
@@ -125,7 +125,10 @@ class CSRLinear(SparseLayer):
         return self.csr.cells
 
     def gradient(
-        self, inputs: Float[Tensor, "batch columns"], costs: Float[Tensor, "batch some"]
+        self,
+        inputs: Float[Tensor, "batch columns"],
+        costs: Float[Tensor, "batch some"],
+        rows: Int[Tensor, "some"] | None = None,
     ) -> Float[Tensor, "some columns"]:
         r"""Dense gradient :math:`\nabla_i = \sum_b c_{bi} v_b` of some neurons (Ertl, 3.2.4)."""
         return costs.t() @ inputs

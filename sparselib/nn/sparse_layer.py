@@ -75,7 +75,10 @@ class SparseLayer(nn.Module, ABC):
 
     @abstractmethod
     def gradient(
-        self, inputs: Float[Tensor, "batch ..."], costs: Float[Tensor, "batch some ..."]
+        self,
+        inputs: Float[Tensor, "batch ..."],
+        costs: Float[Tensor, "batch some ..."],
+        rows: Int[Tensor, "some"] | None = None,
     ) -> Float[Tensor, "some columns"]:
         """Dense gradient of some rows, which growth by gradient reads.
 
@@ -85,6 +88,8 @@ class SparseLayer(nn.Module, ABC):
             What the layer read; the first dimension is the batch.
         costs : Tensor
             Gradient of the loss with respect to these rows of the output.
+        rows : Tensor of integers, shape (some,), optional
+            Which rows these are, for layers whose rows read different inputs.
         """
 
     @classmethod

@@ -164,7 +164,7 @@ def prose(page: Path) -> str:
 
 def slugs(page: Path) -> set[str]:
     """Anchors of the headings of a page, as the book and web views of repositories form them."""
-    text = prose(page) if page.suffix == ".ipynb" else page.read_text()
+    text = prose(page) if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
     heads = re.findall(r"^#+ +(.+)$", text, re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 

@@ -182,9 +182,7 @@ class CSR(nn.Module):
         self._place(crow_indices, col_indices)
 
     @classmethod
-    def from_positions(
-        cls, positions: Int[Tensor, "nnz"], shape: tuple[int, int], **options: Any
-    ) -> "CSR":
+    def from_positions(cls, positions: Tensor, shape: tuple[int, int], **options: Any) -> "CSR":
         """Build from flat positions, integers that must ascend strictly."""
         _check_shape(shape)
         check_positions(positions, shape)
@@ -292,7 +290,7 @@ class CSR(nn.Module):
         """Count the connections of each column (input)."""
         return torch.bincount(self.indices()[1], minlength=self.shape[1])
 
-    def rewire(self, positions: Int[Tensor, "nnz"]) -> None:
+    def rewire(self, positions: Tensor) -> None:
         """Replace the topology in place, on its device, by as many other positions.
 
         Parameters

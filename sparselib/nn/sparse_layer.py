@@ -147,7 +147,7 @@ class SparseLayer(nn.Module, ABC):
         return self.csr.sparsity
 
     @torch.no_grad()
-    def rewire(self, positions: Int[Tensor, "count"], values: Float[Tensor, "count"]) -> None:
+    def rewire(self, positions: Tensor, values: Tensor) -> None:
         """Replace connections and values together.
 
         As many connections as before are replaced in place, so that optimizers, graphs and

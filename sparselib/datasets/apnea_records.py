@@ -280,6 +280,8 @@ def _marks(path: Path) -> Marks:
             place += (interval + 1) // 2
         elif code not in FIELDS:
             sample += interval
+            if code == 0:  # moves on, and marks nothing
+                continue
             marks.sample.append(sample)
             marks.symbol.append(SYMBOLS.get(code, f"code {code}"))
     raise ValueError(f"{path} is refused: it has no end mark, so it is cut short or damaged.")

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Int64
@@ -22,6 +22,10 @@ LEARNING = (
 )
 TESTING = tuple(f"x{number:02}" for number in range(1, 36))
 ANSWERS = "event-2-answers"
+SYMBOLS = {1: "N", 8: "A"}  # codes of the MIT format
+SKIP = 59
+FIELDS = (60, 61, 62)
+TEXT = 63
 LIST = "SHA256SUMS.txt"
 # SHA-256 of the sorted lines of the list of apnea-ecg
 OFFICIAL_LIST = "4d27cefb320b0891c3d348ae3cd7eb94319166c5f57ba81fcbaa188b5a768cbd"
@@ -83,7 +87,7 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
 
     def decode() -> np.ndarray:
         found = _marks(beats)
-        return found.sample[np.array(found.symbol) == "N"].astype(np.int64)
+        return np.array(found.sample, dtype=np.int64)[np.array(found.symbol) == "N"]
 
     samples = np.array(cached(f"{sums[beats.name][:16]}-beats.npy", decode))
     if (np.diff(samples) <= 0).any():
@@ -242,18 +246,45 @@ def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
     return (symbols == "A").astype(np.int64)
 
 
-def _marks(path: Path) -> Any:
-    """Read annotations; wfdb warns of what pandas will do some day, and in notebooks of widgets."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import wfdb
+class Marks(NamedTuple):
+    """Annotations: sample numbers, and a symbol for each."""
 
-        try:
-            return wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
-        except Exception as error:
-            raise ValueError(
-                f"{path} is refused: its marks cannot be read ({error or type(error).__name__})."
-            ) from error
+    sample: list[int]
+    symbol: list[str]
+
+
+def _marks(path: Path) -> Marks:
+    """Read annotations in the MIT format: 16-bit words, six bits of code over ten of an interval.
+
+    wfdb is not asked, for it never returns from some damaged files.
+    """
+    data = path.read_bytes()
+    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(int).tolist()
+    marks = Marks([], [])
+    place = 0
+    sample = 0
+    while place + 1 <= len(words):
+        code, interval = divmod(words[place], 1024)
+        place += 1
+        if code == 0 and interval == 0:
+            return marks
+        if code == SKIP:
+            long = sum(word << shift for word, shift in zip(words[place : place + 2], (16, 0)))
+            sample += long - 2**32 if long >= 2**31 else long
+            place += 2
+        elif code == TEXT:
+            # a comment at the start tells the rate and is no mark
+            if data[2 * place : 2 * place + 3] == b"## " and marks.sample:
+                marks.sample.pop()
+                marks.symbol.pop()
+            place += (interval + 1) // 2
+        elif code not in FIELDS:
+            sample += interval
+            if code == 0:  # moves on, and marks nothing
+                continue
+            marks.sample.append(sample)
+            marks.symbol.append(SYMBOLS.get(code, f"code {code}"))
+    raise ValueError(f"{path} is refused: it has no end mark, so it is cut short or damaged.")
 
 
 def whole_minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:

@@ -180,6 +180,8 @@ def test_a_restored_evolution_goes_on_as_the_saved_one():
         evolution.step()
         ends.append([layer.positions for layer in sl.nn.sparse_layers(model).values()])
     assert all(torch.equal(*pair) for pair in zip(*ends))
+    with pytest.raises(ValueError, match=r"belongs to a DST with .*'epochs': 8.*, this one has"):
+        sl.DST(model, optimizer, 9, every=1).load_state_dict(evolution.state_dict())
 
 
 def test_it_learns_to_tell_a_fast_wave_from_a_slow_one():

@@ -118,10 +118,13 @@ class DST:
             raise ValueError(
                 f"the state belongs to a DST with {schedule}, this one has {self._schedule()}"
             )
+        epoch = state_dict.get("epoch")
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"the state of a DST has a number of epochs, not {epoch!r}")
         self.evolution.load_state_dict(state_dict["evolution"])
-        self.epoch = state_dict["epoch"]
+        self.epoch = epoch
 
-    def _schedule(self) -> dict[str, float]:
+    def _schedule(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "last": self.last, "every": self.every}
 
 

@@ -24,14 +24,29 @@ SETUP = "\n".join(SECTIONS.pop("Works with"))
 SECTIONS = {title: blocks for title, blocks in SECTIONS.items() if blocks}
 NEEDS = {"Lightning": "lightning", "Accelerate": "accelerate"}
 IN_TWO_PROCESSES = "DistributedDataParallel"
+COMPILED = "torch.compile"  # a compiler does not see through the checkers of types in these tests
+APART = {IN_TWO_PROCESSES, COMPILED}
 
 
 def test_the_page_has_its_sections() -> None:
     assert len(SECTIONS) >= 10
-    assert {*NEEDS, IN_TWO_PROCESSES} <= SECTIONS.keys()
+    assert {*NEEDS, *APART} <= SECTIONS.keys()
 
 
-@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - {IN_TWO_PROCESSES}))
+def run(program: str, folder: Path, *launcher: str) -> None:
+    file = folder / "program.py"
+    file.write_text(program, encoding="utf-8")
+    answer = subprocess.run(
+        [sys.executable, *launcher, str(file)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+
+
+@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - APART))
 def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
     if title in NEEDS:
         pytest.importorskip(NEEDS[title])
@@ -45,6 +60,11 @@ def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
     assert torch.isfinite(model(torch.randn(2, 64))).all()
 
 
+def test_compiled_layers_train_and_evolve(tmp_path) -> None:
+    ends = "assert evolution.steps == 1 and model[0].sparsity > 0.85\n"
+    run("\n".join([SETUP, *SECTIONS[COMPILED], ends]), tmp_path)
+
+
 def test_two_processes_end_with_the_same_network(tmp_path) -> None:
     ends = (
         "import os\n"
@@ -52,17 +72,8 @@ def test_two_processes_end_with_the_same_network(tmp_path) -> None:
         "torch.save(model.state_dict(), f'{rank}.pt')\n"
         "torch.distributed.destroy_process_group()\n"
     )
-    program = tmp_path / "program.py"
-    program.write_text("\n".join([SETUP, *SECTIONS[IN_TWO_PROCESSES], ends]), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    answer = subprocess.run(
-        [*launch, str(program)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert answer.returncode == 0, answer.stderr[-2000:]
+    program = "\n".join([SETUP, *SECTIONS[IN_TWO_PROCESSES], ends])
+    run(program, tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

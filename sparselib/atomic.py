@@ -100,7 +100,9 @@ def _locked(number: int, name: str) -> bool:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: nobody can clean there either
+    except (
+        OSError
+    ):  # a file system without locks: nobody can clean there either
         return True
     try:
         return os.stat(name).st_ino == os.fstat(number).st_ino

@@ -27,9 +27,27 @@ DIGITS = 64
 TRAILER = len(MARK) + DIGITS + 1
 BLOCK = 1 << 20
 PLAIN = "plain data"
-SCALARS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
+SCALARS = {
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+}
 # what torch and pickle raise for bytes that are not what they should be
-UNREADABLE = (RuntimeError, ValueError, KeyError, EOFError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 Path_ = str | os.PathLike[str]
 
 
@@ -72,7 +90,9 @@ def save(path: Path_, *, generators: bool = True, **parts: Any) -> None:
     >>> checkpoint.save("run.pt", model=model, optimizer=optimizer, evolution=evolution)
     >>> checkpoint.load("run.pt", model=model, optimizer=optimizer, evolution=evolution)
     """
-    everything = {**parts, "generators": _GlobalGenerators()} if generators else parts
+    everything = (
+        {**parts, "generators": _GlobalGenerators()} if generators else parts
+    )
     content = {
         "parts": {name: _state(part) for name, part in everything.items()},
         "kinds": {name: _kind(part) for name, part in everything.items()},
@@ -115,14 +135,19 @@ def load(
     """
     path = Path(path)
     content = _read(path, map_location)
-    states, kinds = content.get("parts"), content.get("kinds")
+    states = content.get("parts")
+    kinds = content.get("kinds")
     if not isinstance(states, dict) or not isinstance(kinds, dict):
-        raise ValueError(f"{path} is not a checkpoint of `save`; use `restore` for a stage")
+        raise ValueError(
+            f"{path} is not a checkpoint of `save`; use `restore` for a stage"
+        )
     targets = dict(parts)
     if generators and "generators" in states:
         targets["generators"] = _GlobalGenerators()
     _check_parts(path, targets, kinds)
-    before = {name: copy.deepcopy(_state(part)) for name, part in targets.items()}
+    before = {
+        name: copy.deepcopy(_state(part)) for name, part in targets.items()
+    }
     for name, part in targets.items():
         try:
             _restore(part, states[name])
@@ -132,7 +157,9 @@ def load(
             raise ValueError(
                 f"{path}: the state of {name!r} does not fit, and nothing was loaded: {error}"
             ) from error
-    return {name: state for name, state in states.items() if kinds[name] == PLAIN}
+    return {
+        name: state for name, state in states.items() if kinds[name] == PLAIN
+    }
 
 
 def stage(
@@ -183,7 +210,14 @@ def stage(
         _restore_module(file, module, kept["state"])
         return dict(kept["history"])
     history = train()
-    _write(file, {"state": module.state_dict(), "history": history, "made_by": dict(made_by)})
+    _write(
+        file,
+        {
+            "state": module.state_dict(),
+            "history": history,
+            "made_by": dict(made_by),
+        },
+    )
     return history
 
 
@@ -209,7 +243,9 @@ class _GlobalGenerators:
         numpy = np.random.get_state(legacy=False)  # noqa: NPY002
         return {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "cuda": torch.cuda.get_rng_state_all()
+            if torch.cuda.is_initialized()
+            else [],
             "python": random.getstate(),
             "numpy": _plain(numpy),
         }
@@ -217,7 +253,9 @@ class _GlobalGenerators:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the states over; those of CUDA devices that are not there are left out."""
         torch.set_rng_state(state["torch"].cpu())
-        for device, of_cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        for device, of_cuda in enumerate(
+            state["cuda"][: torch.cuda.device_count()]
+        ):
             torch.cuda.set_rng_state(of_cuda.cpu(), device)
         random.setstate(state["python"])
         np.random.set_state(_numpy(state["numpy"]))  # noqa: NPY002
@@ -231,7 +269,10 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numpy(state: Mapping[str, Any]) -> dict[str, Any]:
     """The same with the array that NumPy wants."""
-    inner = {**state["state"], "key": np.array(state["state"]["key"], dtype=np.uint32)}
+    inner = {
+        **state["state"],
+        "key": np.array(state["state"]["key"], dtype=np.uint32),
+    }
     return {**state, "state": inner}
 
 
@@ -257,7 +298,9 @@ def _restore(part: Any, state: Any) -> None:
         part.load_state_dict(state)
 
 
-def _check_parts(path: Path, parts: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+def _check_parts(
+    path: Path, parts: Mapping[str, Any], kinds: Mapping[str, str]
+) -> None:
     for name, part in parts.items():
         if name not in kinds:
             raise ValueError(f"{path} holds {sorted(kinds)}, but no {name!r}")
@@ -268,10 +311,14 @@ def _check_parts(path: Path, parts: Mapping[str, Any], kinds: Mapping[str, str])
                 f"{kinds[name]} there"
             )
         if kinds[name] != kind:
-            raise ValueError(f"{name!r} in {path} is of a {kinds[name]}, not of a {kind}")
+            raise ValueError(
+                f"{name!r} in {path} is of a {kinds[name]}, not of a {kind}"
+            )
 
 
-def _restore_module(file: Path, module: nn.Module, state: Mapping[str, Any]) -> None:
+def _restore_module(
+    file: Path, module: nn.Module, state: Mapping[str, Any]
+) -> None:
     before = copy.deepcopy(module.state_dict())
     try:
         module.load_state_dict(state)
@@ -285,7 +332,9 @@ def _restore_module(file: Path, module: nn.Module, state: Mapping[str, Any]) -> 
 def _read_stage(file: Path) -> dict[str, Any]:
     kept = _read(file, "cpu")
     if kept.keys() != {"state", "history", "made_by"}:
-        raise ValueError(f"{file} is not a stage, but holds {sorted(map(str, kept))}")
+        raise ValueError(
+            f"{file} is not a stage, but holds {sorted(map(str, kept))}"
+        )
     return kept
 
 
@@ -310,11 +359,17 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
         _verify(path, file)
         file.seek(0)
         try:
-            content = torch.load(file, map_location=map_location, weights_only=True)
+            content = torch.load(
+                file, map_location=map_location, weights_only=True
+            )
         except UNREADABLE as error:
-            raise ValueError(f"{path} is no checkpoint that can be loaded: {error}") from error
+            raise ValueError(
+                f"{path} is no checkpoint that can be loaded: {error}"
+            ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no checkpoint, but holds a {type(content).__name__}")
+        raise ValueError(
+            f"{path} is no checkpoint, but holds a {type(content).__name__}"
+        )
     return content
 
 
@@ -322,7 +377,11 @@ def _verify(path: Path, file: BinaryIO) -> None:
     length = file.seek(0, os.SEEK_END) - TRAILER
     file.seek(max(0, length))
     trailer = file.read()
-    if length < 0 or not trailer.startswith(MARK) or not trailer.endswith(b"\n"):
+    if (
+        length < 0
+        or not trailer.startswith(MARK)
+        or not trailer.endswith(b"\n")
+    ):
         raise ValueError(
             f"{path} does not end with its checksum: it is truncated or damaged, or was not "
             f"written by this version of sparselib.checkpoint. Take another copy, or make it anew"

@@ -15,12 +15,28 @@ from sparselib.training import in_evaluation
 Count = Literal["nonzero", "dense"]
 NOT_PRODUCTS = (
     *(f"aten::{kind}_norm" for kind in ("batch", "group", "layer", "instance")),
-    *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::grid_sampler"),
+    *(
+        "aten::upsample_nearest2d",
+        "aten::upsample_bilinear2d",
+        "aten::grid_sampler",
+    ),
     "aten::adaptive_avg_pool2d",
 )
 UNKNOWN = {
-    *(f"aten::{kind}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "mv", "dot")),
-    *(f"aten::{kind}" for kind in ("addmv", "addbmm", "baddbmm", "_trilinear", "_cdist_forward")),
+    *(
+        f"aten::{kind}"
+        for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "mv", "dot")
+    ),
+    *(
+        f"aten::{kind}"
+        for kind in (
+            "addmv",
+            "addbmm",
+            "baddbmm",
+            "_trilinear",
+            "_cdist_forward",
+        )
+    ),
 }
 
 
@@ -29,13 +45,18 @@ def parameters(model: nn.Module, count: Count = "nonzero") -> int:
 
     ``count="dense"`` counts the absent connections of trained sparse layers too.
     """
-    stored = sum(number.numel() for number in model.parameters() if number.requires_grad)
+    stored = sum(
+        number.numel() for number in model.parameters() if number.requires_grad
+    )
     if count == "nonzero":
         return stored
-    trained = (m for m in sparse_layers(model).values() if m.values.requires_grad)
+    trained = (
+        m for m in sparse_layers(model).values() if m.values.requires_grad
+    )
     distinct = {layer.values: layer for layer in trained}
     return stored + sum(
-        layer.shape[0] * layer.shape[1] - layer.values.numel() for layer in distinct.values()
+        layer.shape[0] * layer.shape[1] - layer.values.numel()
+        for layer in distinct.values()
     )
 
 
@@ -58,13 +79,20 @@ def memory(model: nn.Module, count: Count = "nonzero") -> dict[str, int]:
     dict
         Bytes as ``weights``, ``biases``, ``gradients``, ``indices``, ``transposed``.
     """
-    biases = sum(p.nbytes for name, p in model.named_parameters() if name.endswith("bias"))
+    biases = sum(
+        p.nbytes
+        for name, p in model.named_parameters()
+        if name.endswith("bias")
+    )
     weights = sum(p.nbytes for p in model.parameters()) - biases
     patterns = [layer.csr.nbytes for layer in sparse_layers(model).values()]
-    indices, transposed = (sum(sizes) for sizes in zip(*patterns)) if patterns else (0, 0)
+    indices, transposed = (
+        (sum(sizes) for sizes in zip(*patterns)) if patterns else (0, 0)
+    )
     if count == "dense":
         weights += sum(
-            _absent(layer) * layer.values.element_size() for layer in sparse_layers(model).values()
+            _absent(layer) * layer.values.element_size()
+            for layer in sparse_layers(model).values()
         )
         indices = transposed = 0
     return {
@@ -152,7 +180,11 @@ def flops_of_layers(
         rows, columns = layer.shape
         each = rows * columns if count == "dense" else layer.values.numel()
         table[name] = each * sum(map(math.prod, outputs[name])) // rows
-    return {name: macs * (2 if unit == "flop" else 1) for name, macs in table.items() if macs}
+    return {
+        name: macs * (2 if unit == "flop" else 1)
+        for name, macs in table.items()
+        if macs
+    }
 
 
 class _Called(nn.Module):
@@ -165,7 +197,9 @@ class _Called(nn.Module):
         if isinstance(example, Mapping):
             self.names = tuple(example)
             example = tuple(example.values())
-        self.tensors: tuple[Tensor, ...] = (example,) if isinstance(example, Tensor) else example
+        self.tensors: tuple[Tensor, ...] = (
+            (example,) if isinstance(example, Tensor) else example
+        )
 
     def forward(self, *tensors: Tensor) -> Any:
         if self.names:
@@ -182,14 +216,20 @@ def _example(model: nn.Module, shape: Any) -> Any:
     first = next(model.parameters())
     owner = next(module for module in model.modules() if module._parameters)
     tokens = isinstance(owner, nn.Embedding | nn.EmbeddingBag)
-    return torch.zeros(shape, dtype=torch.int64 if tokens else first.dtype, device=first.device)
+    return torch.zeros(
+        shape, dtype=torch.int64 if tokens else first.dtype, device=first.device
+    )
 
 
-def _shapes(called: _Called, ours: dict[str, SparseLayer]) -> dict[str, list[tuple[int, ...]]]:
+def _shapes(
+    called: _Called, ours: dict[str, SparseLayer]
+) -> dict[str, list[tuple[int, ...]]]:
     """Return the shapes that each of some layers writes, one per call."""
     outputs: dict[str, list[tuple[int, ...]]] = {name: [] for name in ours}
     hooks = [
-        layer.register_forward_hook(lambda *args, name=name: outputs[name].append(args[2].shape))
+        layer.register_forward_hook(
+            lambda *args, name=name: outputs[name].append(args[2].shape)
+        )
         for name, layer in ours.items()
     ]
     try:
@@ -202,7 +242,9 @@ def _shapes(called: _Called, ours: dict[str, SparseLayer]) -> dict[str, list[tup
 
 
 def _products(
-    called: _Called, ours: dict[str, SparseLayer], outputs: dict[str, list[tuple[int, ...]]]
+    called: _Called,
+    ours: dict[str, SparseLayer],
+    outputs: dict[str, list[tuple[int, ...]]],
 ) -> Counter[str]:
     """Multiply-accumulates of dense products by module, what is inside included: fvcore's count."""
     from fvcore.nn import FlopCountAnalysis
@@ -211,25 +253,36 @@ def _products(
     for name, layer in ours.items():
         calls = iter(outputs[name])
         layer.forward = lambda x, calls=calls: x.new_zeros(next(calls))
-    analysis = FlopCountAnalysis(called, called.tensors).unsupported_ops_warnings(False)
+    analysis = FlopCountAnalysis(
+        called, called.tensors
+    ).unsupported_ops_warnings(False)
     analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     # normalization, pools and interpolation are counted by fvcore, and here are not
     analysis.set_op_handle(**dict.fromkeys(NOT_PRODUCTS, lambda *_: Counter()))
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator that no one can look into
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one operator that no one can look into
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)
-            counted = {name: int(macs) for name, macs in analysis.by_module().items()}
+            counted = {
+                name: int(macs) for name, macs in analysis.by_module().items()
+            }
             unknown = UNKNOWN & analysis.unsupported_ops().keys()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for layer in ours.values():
             del layer.forward
     if unknown:
-        raise ValueError(f"operations of {', '.join(sorted(unknown))} cannot be counted")
-    names = {f"model.{name}" if name else "model": name for name, _ in called.model.named_modules()}
+        raise ValueError(
+            f"operations of {', '.join(sorted(unknown))} cannot be counted"
+        )
+    names = {
+        f"model.{name}" if name else "model": name
+        for name, _ in called.model.named_modules()
+    }
     return Counter({name: counted.get(full, 0) for full, name in names.items()})
 
 

@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sparselib.guarded import Fingerprint, ReadOnly, plain, refuse_assignment, view
+from sparselib.guarded import (
+    Fingerprint,
+    ReadOnly,
+    plain,
+    refuse_assignment,
+    view,
+)
 
 LARGEST_INDEX = 2**31 - 1
 ARRAYS = ("crow_indices", "col_indices")
@@ -26,7 +32,9 @@ UNSEEN = -1  # no version of a tensor
 LOADED = object()
 
 
-def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> None:
+def check(
+    crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]
+) -> None:
     """Raise ValueError with a sentence that names the fault, unless the arrays are a valid CSR.
 
     Valid: one-dimensional integers, row pointers from 0 to nnz that never fall, column indices in
@@ -42,14 +50,19 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
             f"crow_indices is on {crow_indices.device} but col_indices is on {col_indices.device}"
         )
     if nnz > LARGEST_INDEX or max(shape) > LARGEST_INDEX:
-        raise ValueError(f"int32 indices cannot hold a {rows} x {columns} matrix of {nnz} entries")
+        raise ValueError(
+            f"int32 indices cannot hold a {rows} x {columns} matrix of {nnz} entries"
+        )
     if crow_indices.numel() != rows + 1:
         raise ValueError(
             f"crow_indices has {crow_indices.numel()} entries; {rows} rows need {rows + 1}"
         )
-    first, last = int(crow_indices[0]), int(crow_indices[-1])
+    first = int(crow_indices[0])
+    last = int(crow_indices[-1])
     if first != 0 or last != nnz:
-        raise ValueError(f"crow_indices runs from {first} to {last}; it must run from 0 to {nnz}")
+        raise ValueError(
+            f"crow_indices runs from {first} to {last}; it must run from 0 to {nnz}"
+        )
     falls = (crow_indices.diff() < 0).nonzero()
     if falls.numel():
         row = int(falls[0])
@@ -67,7 +80,8 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
     unsorted = (flat.diff() <= 0).nonzero()
     if unsorted.numel():
         entry = int(unsorted[0]) + 1
-        before, here = int(col_indices[entry - 1]), int(col_indices[entry])
+        before = int(col_indices[entry - 1])
+        here = int(col_indices[entry])
         fault = "repeats" if before == here else "is out of order after"
         raise ValueError(
             f"row {int(flat[entry]) // columns}: column {here} {fault} column {before}; columns "
@@ -76,8 +90,12 @@ def check(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> 
 
 
 def _check_shape(shape: tuple[int, int]) -> None:
-    if len(shape) != 2 or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"the shape of a matrix is (rows, columns), whole numbers, not {shape}")
+    if len(shape) != 2 or not all(
+        isinstance(size, int) and size >= 0 for size in shape
+    ):
+        raise ValueError(
+            f"the shape of a matrix is (rows, columns), whole numbers, not {shape}"
+        )
 
 
 def _check_array(name: str, array: Any) -> None:
@@ -88,7 +106,9 @@ def _check_array(name: str, array: Any) -> None:
             f"{name} must be a 1-D int32 or int64 tensor, not {array.ndim}-D of {array.dtype}"
         )
     if array.layout != torch.strided or array.is_meta:
-        raise ValueError(f"{name} must hold its numbers one after the other, in memory")
+        raise ValueError(
+            f"{name} must hold its numbers one after the other, in memory"
+        )
 
 
 def rows_of(crow_indices: Tensor, nnz: int) -> Tensor:
@@ -102,7 +122,9 @@ def _flat(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Tensor:
     return rows_of(crow_indices, col_indices.numel()) * columns + col_indices
 
 
-def compress(positions: Int[Tensor, "nnz"], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def compress(
+    positions: Int[Tensor, "nnz"], shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Return int32 ``(crow_indices, col_indices)`` of sorted flat positions row * columns + col."""
     rows, columns = shape
     starts = torch.arange(rows + 1, device=positions.device) * columns
@@ -110,13 +132,19 @@ def compress(positions: Int[Tensor, "nnz"], shape: tuple[int, int]) -> tuple[Ten
     return crow_indices, (positions % max(columns, 1)).to(torch.int32)
 
 
-def transpose(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Transposed:
+def transpose(
+    crow_indices: Tensor, col_indices: Tensor, columns: int
+) -> Transposed:
     """Build the transposed pattern by one stable sort: rows ascend within each column."""
     ascending, permutation = torch.sort(col_indices, stable=True)
     rows = rows_of(crow_indices, col_indices.numel())
-    starts = torch.arange(columns + 1, dtype=ascending.dtype, device=ascending.device)
+    starts = torch.arange(
+        columns + 1, dtype=ascending.dtype, device=ascending.device
+    )
     pointers = torch.searchsorted(ascending, starts, out_int32=True)
-    return Transposed(pointers, rows[permutation].to(torch.int32), permutation.to(torch.int32))
+    return Transposed(
+        pointers, rows[permutation].to(torch.int32), permutation.to(torch.int32)
+    )
 
 
 class CSR(nn.Module):
@@ -178,15 +206,21 @@ class CSR(nn.Module):
         self.version = 0
         self.register_buffer("topology_id", None, persistent=False)
         self._own: Tensor  # the fingerprint of the pattern as it is
-        self._shared: Tensor  # the same memory as the buffer, which others write
+        self._shared: (
+            Tensor  # the same memory as the buffer, which others write
+        )
         self._place(crow_indices, col_indices)
 
     @classmethod
-    def from_positions(cls, positions: Tensor, shape: tuple[int, int], **options: Any) -> "CSR":
+    def from_positions(
+        cls, positions: Tensor, shape: tuple[int, int], **options: Any
+    ) -> "CSR":
         """Build from flat positions, integers that must ascend strictly."""
         _check_shape(shape)
         check_positions(positions, shape)
-        return cls(*compress(positions.to(torch.int64), shape), shape, **options)
+        return cls(
+            *compress(positions.to(torch.int64), shape), shape, **options
+        )
 
     @classmethod
     def from_dense(cls, matrix: Tensor, **options: Any) -> "CSR":
@@ -211,7 +245,11 @@ class CSR(nn.Module):
         if torch.compiler.is_compiling():
             if not self._is_sound:
                 self._look_again()
-        elif self._seen != (self._crow._version, self._col._version, self._shared._version):
+        elif self._seen != (
+            self._crow._version,
+            self._col._version,
+            self._shared._version,
+        ):
             self._look_again()
         return self._crow, self._col
 
@@ -249,7 +287,9 @@ class CSR(nn.Module):
     @property
     def transposed(self) -> Transposed:
         """The transposed pattern, int32, read-only."""
-        return Transposed(*(view(array, ReadOnly) for array in self.transposed_indices()))
+        return Transposed(
+            *(view(array, ReadOnly) for array in self.transposed_indices())
+        )
 
     @property
     def cells(self) -> int:
@@ -269,7 +309,11 @@ class CSR(nn.Module):
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes of the pattern, and of the cached transposed pattern."""
-        cache = 0 if self._turned is None else sum(array.nbytes for array in self._turned)
+        cache = (
+            0
+            if self._turned is None
+            else sum(array.nbytes for array in self._turned)
+        )
         return self._crow.nbytes + self._col.nbytes, cache
 
     @property
@@ -321,7 +365,9 @@ class CSR(nn.Module):
         """Put as many connections as there are valid positions, in new memory."""
         self._place(*compress(positions.to(torch.int64), self.shape))
 
-    def to_dense(self, values: Float[Tensor, "nnz"]) -> Float[Tensor, "rows columns"]:
+    def to_dense(
+        self, values: Float[Tensor, "nnz"]
+    ) -> Float[Tensor, "rows columns"]:
         """Scatter `values` into a dense matrix; differentiable in `values`."""
         dense = values.new_zeros(self.cells)
         return dense.index_put((self.positions,), values).view(self.shape)
@@ -385,7 +431,11 @@ class CSR(nn.Module):
         self.topology_id = view(self._shared, Fingerprint)
 
     def _note(self) -> None:
-        self._seen = (self._crow._version, self._col._version, self._shared._version)
+        self._seen = (
+            self._crow._version,
+            self._col._version,
+            self._shared._version,
+        )
 
     @torch.compiler.disable
     def _look_again(self) -> None:
@@ -410,8 +460,12 @@ class CSR(nn.Module):
         A CUDA device would have to be waited for, so that there one look per topology has to do,
         unless it is waited for anyway.
         """
-        is_recorded = self._own.is_cuda and torch.cuda.is_current_stream_capturing()
-        if is_recorded or (self._own.is_cuda and self._is_compared and not again):
+        is_recorded = (
+            self._own.is_cuda and torch.cuda.is_current_stream_capturing()
+        )
+        if is_recorded or (
+            self._own.is_cuda and self._is_compared and not again
+        ):
             return
         if not self._own.is_meta and bool(self._shared != self._own):
             raise ValueError(
@@ -422,7 +476,9 @@ class CSR(nn.Module):
             )
         self._is_compared = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CSR":
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "CSR":
         """Move the pattern as a module moves its tensors; it stays int32."""
         before = (self._crow, self._col, *(self._turned or ()))
         after = [_moved(array, fn) for array in before]
@@ -458,22 +514,38 @@ class CSR(nn.Module):
         error_msgs: list[str],
     ) -> None:
         names = [prefix + name for name in ARRAYS]
-        others = {name: entry for name, entry in state_dict.items() if name not in names}
+        others = {
+            name: entry
+            for name, entry in state_dict.items()
+            if name not in names
+        }
         super()._load_from_state_dict(
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            others,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
         )
         if any(state_dict.get(name) is LOADED for name in names):
             return
-        missing_keys += [name for name in names if name not in state_dict and strict]
+        missing_keys += [
+            name for name in names if name not in state_dict and strict
+        ]
         try:
             arrays = self._proposed(state_dict, prefix)
         except ValueError as error:
             error_msgs.append(f"{prefix[:-1] or 'the pattern'}: {error}")
             return
         if arrays is not None:
-            self._load(*arrays, local_metadata.get("assign_to_params_buffers", False))
+            self._load(
+                *arrays, local_metadata.get("assign_to_params_buffers", False)
+            )
 
-    def _proposed(self, state_dict: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor] | None:
+    def _proposed(
+        self, state_dict: dict[str, Any], prefix: str
+    ) -> tuple[Tensor, Tensor] | None:
         """Return the pattern in a state dict, checked, or None if there is none.
 
         Raises
@@ -481,12 +553,16 @@ class CSR(nn.Module):
         ValueError
             If it is no pattern of this shape and as many nonzeros.
         """
-        crow_indices, col_indices = (state_dict.get(prefix + name) for name in ARRAYS)
+        crow_indices, col_indices = (
+            state_dict.get(prefix + name) for name in ARRAYS
+        )
         if crow_indices is None and col_indices is None:
             return None
         if crow_indices is None or col_indices is None:
             absent = ARRAYS[col_indices is None]
-            raise ValueError(f"the state dict has no {absent}; a pattern is loaded as a whole")
+            raise ValueError(
+                f"the state dict has no {absent}; a pattern is loaded as a whole"
+            )
         _check_array("crow_indices", crow_indices)
         _check_array("col_indices", col_indices)
         if col_indices.numel() != self.nnz:
@@ -497,7 +573,9 @@ class CSR(nn.Module):
         check(crow_indices, col_indices, self.shape)
         return plain(crow_indices), plain(col_indices)
 
-    def _load(self, crow_indices: Tensor, col_indices: Tensor, assign: bool) -> None:
+    def _load(
+        self, crow_indices: Tensor, col_indices: Tensor, assign: bool
+    ) -> None:
         """Take a pattern that `_proposed` returned; to `assign` is to change the device too."""
         if assign and crow_indices.device != self.device:
             self._place(crow_indices, col_indices)
@@ -518,14 +596,18 @@ def check_positions(
 ) -> None:
     """Raise ValueError unless positions are integers that ascend strictly within a matrix."""
     if not isinstance(positions, Tensor):
-        raise ValueError(f"positions must be a tensor, not {type(positions).__name__}")
+        raise ValueError(
+            f"positions must be a tensor, not {type(positions).__name__}"
+        )
     if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"positions must be a 1-D int32 or int64 tensor, not {positions.ndim}-D of "
             f"{positions.dtype}"
         )
     if device is not None and positions.device != device:
-        raise ValueError(f"the positions are on {positions.device}, the pattern is on {device}")
+        raise ValueError(
+            f"the positions are on {positions.device}, the pattern is on {device}"
+        )
     cells = shape[0] * shape[1]
     if positions.numel() == 0:
         return
@@ -546,7 +628,9 @@ def check_positions(
 def _owned(array: Tensor) -> Tensor:
     """Copy, contiguous, and with a version, which tensors of inference mode lack."""
     with torch.inference_mode(False):
-        return plain(array).detach().clone(memory_format=torch.contiguous_format)
+        return (
+            plain(array).detach().clone(memory_format=torch.contiguous_format)
+        )
 
 
 def _moved(array: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

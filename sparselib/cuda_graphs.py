@@ -47,7 +47,11 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def training(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Criterion, x: Tensor, y: Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Criterion,
+    x: Tensor,
+    y: Tensor,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Record one training step; nothing is trained by recording it.
 
@@ -81,7 +85,9 @@ def training(
 
     if not x.is_cuda:
         return call
-    if not all(group.get("capturable", True) for group in optimizer.param_groups):
+    if not all(
+        group.get("capturable", True) for group in optimizer.param_groups
+    ):
         raise ValueError(
             f"{type(optimizer).__name__} counts its steps on the CPU, where a graph cannot; build "
             f"it with capturable=True"
@@ -90,7 +96,9 @@ def training(
         return _recorded(call, x, y)
 
 
-def _recorded(call: Callable[..., Tensor], *batch: Tensor) -> Callable[..., Tensor]:
+def _recorded(
+    call: Callable[..., Tensor], *batch: Tensor
+) -> Callable[..., Tensor]:
     inputs = [tensor.clone() for tensor in batch]
     with torch.cuda.device(inputs[0].device):
         stream = torch.cuda.Stream()
@@ -119,12 +127,16 @@ def _recorded(call: Callable[..., Tensor], *batch: Tensor) -> Callable[..., Tens
 
 
 @contextmanager
-def _untrained(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _untrained(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
     """Put parameters, buffers and the optimizer's state back, in place, where they were."""
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     kept = {
-        parameter: {name: tensor.clone() for name, tensor in _tensors(state).items()}
+        parameter: {
+            name: tensor.clone() for name, tensor in _tensors(state).items()
+        }
         for parameter, state in optimizer.state.items()
     }
     yield
@@ -138,4 +150,8 @@ def _untrained(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[N
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }

@@ -9,8 +9,14 @@ from torch import Tensor
 Kind = TypeVar("Kind", bound="_Guarded")
 
 IN_PLACE = {
-    *(f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod")),
-    *(f"__i{name}__" for name in ("pow", "and", "or", "xor", "lshift", "rshift", "matmul")),
+    *(
+        f"__i{name}__"
+        for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod")
+    ),
+    *(
+        f"__i{name}__"
+        for name in ("pow", "and", "or", "xor", "lshift", "rshift", "matmul")
+    ),
     *("__setitem__", "__set__", "__delete__"),
 }
 ALIASING = {"numpy", "__array__", "__dlpack__"}
@@ -66,7 +72,9 @@ class ReadOnly(_Guarded):
             if name in ALIASING:
                 args = [plain(args[0]).clone(), *args[1:]]
             result = func(*args, **kwargs)
-            owners = [tensor for tensor in _tensors(args) if isinstance(tensor, cls)]
+            owners = [
+                tensor for tensor in _tensors(args) if isinstance(tensor, cls)
+            ]
             return _guarded(result, owners, cls)
 
 
@@ -150,35 +158,51 @@ def _written(
     name: str, args: Sequence[Any], kwargs: dict[str, Any], kind: type[_Guarded]
 ) -> Iterator[Tensor]:
     """Yield the guarded tensors that a function would write."""
-    is_in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    is_in_place = name in IN_PLACE or (
+        name.endswith("_") and not name.endswith("__")
+    )
     targets = [*args[:1]] if is_in_place else []
     targets.append(kwargs.get("out"))
     return (tensor for tensor in _tensors(targets) if isinstance(tensor, kind))
 
 
 def _is_equal(target: Tensor, source: Any) -> bool:
-    if not isinstance(source, Tensor) or source.shape != target.shape or source.is_meta:
+    if (
+        not isinstance(source, Tensor)
+        or source.shape != target.shape
+        or source.is_meta
+    ):
         return False
     return bool((plain(source).to(target.device) == plain(target)).all())
 
 
 def _guarded(result: Any, owners: Sequence[Tensor], kind: type[Kind]) -> Any:
     """Guard what shares the memory of a guarded tensor; pass everything else on."""
-    if isinstance(result, list | tuple) and any(isinstance(part, Tensor) for part in result):
+    if isinstance(result, list | tuple) and any(
+        isinstance(part, Tensor) for part in result
+    ):
         parts = [_guarded(part, owners, kind) for part in result]
         return parts if isinstance(result, list) else tuple(parts)
     if not isinstance(result, Tensor) or isinstance(result, kind):
         return result
-    return view(result, kind) if any(shares_memory(result, o) for o in owners) else result
+    return (
+        view(result, kind)
+        if any(shares_memory(result, o) for o in owners)
+        else result
+    )
 
 
-def _calculable(name: str, args: Sequence[Any], kept: dict[int, Tensor] | None = None) -> list[Any]:
+def _calculable(
+    name: str, args: Sequence[Any], kept: dict[int, Tensor] | None = None
+) -> list[Any]:
     """Return the arguments with fingerprints as float64, in which averages keep all digits."""
     if name in PASSING or name == "__get__":
         return list(args)
     found: list[Any] = []
     for argument in args:
-        if isinstance(argument, Fingerprint) and id(argument) not in (kept or {}):
+        if isinstance(argument, Fingerprint) and id(argument) not in (
+            kept or {}
+        ):
             found.append(plain(argument).double())
         elif isinstance(argument, list | tuple):
             found.append(_calculable(name, argument, kept))
@@ -197,7 +221,11 @@ def _replaced(args: Sequence[Any], scratch: dict[int, Tensor]) -> list[Any]:
 
 
 def _passed(name: str, result: Any, kind: type[Kind]) -> Any:
-    if name in PASSING and isinstance(result, Tensor) and not isinstance(result, kind):
+    if (
+        name in PASSING
+        and isinstance(result, Tensor)
+        and not isinstance(result, kind)
+    ):
         return view(result, kind)
     return result
 

@@ -35,7 +35,11 @@ def sparse_xavier_(
     The density :math:`1 - s` is that of the layer as it is, nnz / cells.
     """
     density = values.numel() / max(shape[0] * shape[1], 1)
-    return xavier_(values, shape, generator).div_(math.sqrt(density)) if density else values
+    return (
+        xavier_(values, shape, generator).div_(math.sqrt(density))
+        if density
+        else values
+    )
 
 
 @torch.no_grad()
@@ -49,7 +53,9 @@ def xavier_(
     Glorot and Bengio's normal law is :math:`\sqrt{2 / (N_{in} + N_{out})}`, smaller by
     :math:`\sqrt 2`; the paper's is kept as printed.
     """
-    return values.normal_(0.0, 2 / math.sqrt(max(sum(shape), 1)), generator=generator)
+    return values.normal_(
+        0.0, 2 / math.sqrt(max(sum(shape), 1)), generator=generator
+    )
 
 
 @torch.no_grad()

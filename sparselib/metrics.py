@@ -9,7 +9,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
-def accuracy(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]) -> float:
+def accuracy(
+    outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]
+) -> float:
     """Share of samples whose largest output is that of their true class, in [0, 1]."""
     if len(labels) == 0:
         raise ValueError("accuracy of no samples is undefined")
@@ -41,7 +43,10 @@ def apnea_rates(
         The night of each minute.
     """
     nights = groups.unique()
-    return {int(n): 60 * float(is_apnea[groups == n].double().mean()) for n in nights}
+    return {
+        int(n): 60 * float(is_apnea[groups == n].double().mean())
+        for n in nights
+    }
 
 
 def ahi_class(rate: float) -> str:
@@ -84,7 +89,9 @@ def ara(accuracies: Sequence[float], b: float = 0.5) -> float:
     """
     n = len(accuracies)
     if n == 0 or not b >= 0:
-        raise ValueError(f"ARA needs at least one epoch and b >= 0, not {n} epochs and b={b}")
+        raise ValueError(
+            f"ARA needs at least one epoch and b >= 0, not {n} epochs and b={b}"
+        )
     if n == 1:
         return float(accuracies[0])
     c1 = (n - n * b) / (n - 1)
@@ -123,20 +130,25 @@ def compression_ratio(
     """
     dimensions = maps.ndim - 2
     if definition not in ("text", "code", "corrected"):
-        raise ValueError(f"definition must be 'text', 'code' or 'corrected', not {definition!r}")
+        raise ValueError(
+            f"definition must be 'text', 'code' or 'corrected', not {definition!r}"
+        )
     if len(kernel_sizes) != maps.shape[1] or dimensions < 1:
         raise ValueError(
             f"maps of shape {tuple(maps.shape)} and {len(kernel_sizes)} kernel sizes do not fit: "
             f"they are (samples, kernels, *size) and one size per kernel"
         )
-    weights = sum(m ** (1 if definition == "code" else dimensions) for m in kernel_sizes)
+    weights = sum(
+        m ** (1 if definition == "code" else dimensions) for m in kernel_sizes
+    )
     numbers = 2 if definition == "corrected" else dimensions + 1
     active = (maps != 0).flatten(1).sum(1).double()
     return math.prod(maps.shape[2:]) / (weights + numbers * active)
 
 
 def normalised_loss(
-    reconstruction: Float[Tensor, "samples *size"], x: Float[Tensor, "samples *size"]
+    reconstruction: Float[Tensor, "samples *size"],
+    x: Float[Tensor, "samples *size"],
 ) -> Float64[Tensor, "samples"]:
     r"""Mean absolute error relative to that of a reconstruction by zeros (Bizopoulos, Eq. 5).
 
@@ -186,7 +198,11 @@ def description(
     maps = model.encode(x)
     verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
     error = normalised_loss(model.decode(maps), x)
-    return {"verbosity": verbosity, "error": error, "phi": torch.hypot(verbosity, error)}
+    return {
+        "verbosity": verbosity,
+        "error": error,
+        "phi": torch.hypot(verbosity, error),
+    }
 
 
 def phi(
@@ -215,7 +231,9 @@ def phi(
     return description(model, x, definition)["phi"]
 
 
-def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]) -> float:
+def auroc(
+    outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "samples"]
+) -> float:
     """Area under the ROC curve (AUROC), the mean over the classes, each against the rest.
 
     Raises
@@ -228,7 +246,9 @@ def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "sample
     classes = outputs.shape[1]
     missing = set(range(classes)) - set(labels.tolist())
     if missing:
-        raise ValueError(f"AUROC needs samples of every class, but there is none of {min(missing)}")
+        raise ValueError(
+            f"AUROC needs samples of every class, but there is none of {min(missing)}"
+        )
     probabilities = outputs.double().softmax(1).cpu().numpy()
     if classes == 2:
         return float(roc_auc_score(labels.cpu(), probabilities[:, 1]))
@@ -236,19 +256,23 @@ def auroc(outputs: Float[Tensor, "samples classes"], labels: Int[Tensor, "sample
 
 
 def fidelity(
-    outputs: Float[Tensor, "samples classes"], reference: Float[Tensor, "samples classes"]
+    outputs: Float[Tensor, "samples classes"],
+    reference: Float[Tensor, "samples classes"],
 ) -> float:
     """Share of samples for which two networks predict the same class, in [0, 1]."""
     return accuracy(outputs, reference.argmax(1))
 
 
-def mask_area(masks: Float[Tensor, "samples 1 *size"]) -> Float64[Tensor, "samples"]:
+def mask_area(
+    masks: Float[Tensor, "samples 1 *size"],
+) -> Float64[Tensor, "samples"]:
     """Share of an image that its mask keeps: the mean over its pixels, in [0, 1]."""
     return masks.double().flatten(1).mean(1)
 
 
 def localisation(
-    masks: Float[Tensor, "samples 1 height width"], boxes: Int[Tensor, "samples 4"]
+    masks: Float[Tensor, "samples 1 height width"],
+    boxes: Int[Tensor, "samples 4"],
 ) -> tuple[float, float]:
     """How well masks find what is known to lie in a box.
 

@@ -84,9 +84,13 @@ def parameter_groups(
     >>> optimizer = torch.optim.AdamW(groups)
     """
     if optimizer not in EXPONENTS:
-        raise ValueError(f"optimizer is one of {sorted(EXPONENTS)}, not {optimizer!r}")
+        raise ValueError(
+            f"optimizer is one of {sorted(EXPONENTS)}, not {optimizer!r}"
+        )
     if lr < 0 or weight_decay < 0:
-        raise ValueError(f"lr={lr} and weight_decay={weight_decay} have to be 0 or larger")
+        raise ValueError(
+            f"lr={lr} and weight_decay={weight_decay} have to be 0 or larger"
+        )
     densities = _densities(model)
     embeddings = _embeddings(model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -94,13 +98,22 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         density = densities.get(parameter, 1.0)
-        decays = parameter in densities or (parameter.ndim > 1 and parameter not in embeddings)
+        decays = parameter in densities or (
+            parameter.ndim > 1 and parameter not in embeddings
+        )
         scale = density ** EXPONENTS[optimizer] if density_step else 1.0
         decay = weight_decay * scale if decays else 0.0
-        group = {"params": [], "lr": lr / scale, "weight_decay": decay, "density": density}
+        group = {
+            "params": [],
+            "lr": lr / scale,
+            "weight_decay": decay,
+            "density": density,
+        }
         groups.setdefault((density, decay), group)["params"].append(parameter)
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
+        raise ValueError(
+            f"{type(model).__name__} has no parameter that requires a gradient"
+        )
     return list(groups.values())
 
 
@@ -116,4 +129,6 @@ def _densities(model: nn.Module) -> dict[torch.Tensor, float]:
 def _embeddings(model: nn.Module) -> set[torch.Tensor]:
     """Return the weights that are looked up; one that is tied to a layer is one of them."""
     kinds = nn.Embedding | nn.EmbeddingBag
-    return {module.weight for module in model.modules() if isinstance(module, kinds)}
+    return {
+        module.weight for module in model.modules() if isinstance(module, kinds)
+    }

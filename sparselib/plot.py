@@ -14,8 +14,14 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#8A8A8A"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+PURPLE = "#CC79A7"
+SKY = "#56B4E9"
+BLACK = "#222222"
+GREY = "#8A8A8A"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
@@ -37,9 +43,14 @@ STYLE: Any = {
 }
 
 
-def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def subplots(
+    rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, Any]:
     """Switch to the house style and return ``plt.subplots``, 3.2 inches high a row by default."""
-    options.setdefault("figsize", (5.0 if columns == 1 else min(8.0, 3.6 * columns), 3.2 * rows))
+    options.setdefault(
+        "figsize",
+        (5.0 if columns == 1 else min(8.0, 3.6 * columns), 3.2 * rows),
+    )
     plt.rcParams.update(STYLE)
     return plt.subplots(rows, columns, **options)
 
@@ -68,7 +79,9 @@ def curves(
         place = np.arange(1, runs.shape[1] + 1) if x is None else np.asarray(x)
         axes.plot(place, runs.mean(0), color=colour, linestyle=dash, label=name)
         if len(runs) > 1:
-            axes.fill_between(place, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0)
+            axes.fill_between(
+                place, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0
+            )
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     if len(series) > 1:
@@ -77,7 +90,10 @@ def curves(
 
 
 def dots(
-    axes: Axes, groups: Mapping[str, Any], paper: float | None = None, percent: bool = True
+    axes: Axes,
+    groups: Mapping[str, Any],
+    paper: float | None = None,
+    percent: bool = True,
 ) -> Axes:
     """Draw every run as a dot in the column of its group, with the mean of the group as a bar.
 
@@ -92,14 +108,36 @@ def dots(
     percent : bool
         Numbers are shares; label them in per cent.
     """
-    for place, (values, colour) in enumerate(zip(groups.values(), itertools.cycle(COLOURS))):
+    for place, (values, colour) in enumerate(
+        zip(groups.values(), itertools.cycle(COLOURS))
+    ):
         values = np.asarray(values, dtype=float)
-        axes.plot(np.full(len(values), place), values, "o", color=colour, alpha=0.55, ms=5)
-        axes.plot([place - 0.25, place + 0.25], [values.mean()] * 2, color=colour)
+        axes.plot(
+            np.full(len(values), place),
+            values,
+            "o",
+            color=colour,
+            alpha=0.55,
+            ms=5,
+        )
+        axes.plot(
+            [place - 0.25, place + 0.25], [values.mean()] * 2, color=colour
+        )
     if paper is not None:
         axes.axhline(paper, color=GREY, lw=1)
-        label: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate("paper", (1, paper), (-2, 2), ha="right", color=GREY, fontsize=9, **label)
+        label: Any = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+        }
+        axes.annotate(
+            "paper",
+            (1, paper),
+            (-2, 2),
+            ha="right",
+            color=GREY,
+            fontsize=9,
+            **label,
+        )
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlim(-0.5, len(groups) - 0.5)
     if percent:
@@ -107,7 +145,9 @@ def dots(
     return axes
 
 
-def heat(axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[Any]) -> None:
+def heat(
+    axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[Any]
+) -> None:
     """Draw ratios as a map of numbers: orange below 1, blue above, on a logarithmic scale.
 
     Parameters
@@ -121,11 +161,21 @@ def heat(axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[
     """
     palette = LinearSegmentedColormap.from_list("heat", [ORANGE, "white", BLUE])
     shades = np.clip(np.log2(ratios) / 4, -1, 1)
-    axes.imshow(shades, cmap=palette, vmin=-1, vmax=1, aspect="auto", origin="lower")
+    axes.imshow(
+        shades, cmap=palette, vmin=-1, vmax=1, aspect="auto", origin="lower"
+    )
     for (row, column), ratio in np.ndenumerate(ratios):
         colour = "white" if abs(shades[row, column]) > 0.75 else BLACK
         text = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks(range(len(rows)), list(rows))
     axes.grid(False)
@@ -146,7 +196,9 @@ def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
     for panel, (title, mask) in zip(axes, masks.items()):
         here = np.asarray(mask, dtype=int)
         new = np.zeros_like(here) if before is None else here * (1 - before)
-        panel.imshow(here + new, cmap=palette, vmin=0, vmax=2, interpolation="none")
+        panel.imshow(
+            here + new, cmap=palette, vmin=0, vmax=2, interpolation="none"
+        )
         panel.set(title=title, xticks=[], yticks=[])
         panel.grid(False)
         before = here
@@ -156,26 +208,51 @@ def compressed_rows(
     axes: Axes, matrix: Any, crow_indices: Any, col_indices: Any, values: Any
 ) -> None:
     """Draw a small matrix beside its three CSR arrays, one colour a row, as in Ertl's Figure 1."""
-    matrix, crow = np.asarray(matrix), np.asarray(crow_indices)
+    matrix = np.asarray(matrix)
+    crow = np.asarray(crow_indices)
     rows, columns = matrix.shape
     colours = [COLOURS[row % len(COLOURS)] for row in range(rows)]
     for (row, column), value in np.ndenumerate(matrix):
         _cell(axes, column, row, f"{value:g}", colours[row] if value else None)
     left = columns + 1.5
-    arrays = {"crow_indices": crow, "col_indices": col_indices, "values": values}
+    arrays = {
+        "crow_indices": crow,
+        "col_indices": col_indices,
+        "values": values,
+    }
     owner = np.repeat(np.arange(rows), np.diff(crow))
     for line, (name, array) in enumerate(arrays.items()):
         y = 0.6 + 1.75 * line
-        axes.text(left, y - 0.62, name, va="bottom", family="monospace", fontsize=9)
+        axes.text(
+            left, y - 0.62, name, va="bottom", family="monospace", fontsize=9
+        )
         for place, entry in enumerate(np.asarray(array)):
-            row = owner[place] if name != "crow_indices" else min(place, rows - 1)
-            shown = colours[row] if name != "crow_indices" or place < rows else None
+            row = (
+                owner[place] if name != "crow_indices" else min(place, rows - 1)
+            )
+            shown = (
+                colours[row] if name != "crow_indices" or place < rows else None
+            )
             _cell(axes, left + 0.5 + place, y, f"{entry:g}", shown)
-    axes.set(xlim=(-0.6, left + len(owner) + 0.6), ylim=(rows - 0.2, -0.8), aspect="equal")
+    axes.set(
+        xlim=(-0.6, left + len(owner) + 0.6),
+        ylim=(rows - 0.2, -0.8),
+        aspect="equal",
+    )
     axes.axis("off")
 
 
-def _cell(axes: Axes, x: float, y: float, text: str, colour: str | None) -> None:
+def _cell(
+    axes: Axes, x: float, y: float, text: str, colour: str | None
+) -> None:
     face = colour or "#F2F2F2"
     axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, color=face))
-    axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if colour else GREY)
+    axes.text(
+        x,
+        y,
+        text,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color="white" if colour else GREY,
+    )

@@ -19,7 +19,9 @@ def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
     if not 0 <= count <= scores.numel():
         raise ValueError(f"cannot take {count} of {scores.numel()} scores")
     if torch.isnan(scores).any():
-        raise ValueError(f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are NaN")
+        raise ValueError(
+            f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are NaN"
+        )
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.topk(scores, count, sorted=False).values.min()
@@ -27,21 +29,30 @@ def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
 
 
 def first_at_least(
-    scores: Float[Tensor, "*batch n"], threshold: Float[Tensor, "..."], count: int | Int[Tensor, ""]
+    scores: Float[Tensor, "*batch n"],
+    threshold: Float[Tensor, "..."],
+    count: int | Int[Tensor, ""],
 ) -> Bool[Tensor, "*batch n"]:
     """Mark the scores above a threshold, and of those equal to it the first: `count` in all."""
-    above, tied = scores > threshold, scores == threshold
-    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+    above = scores > threshold
+    tied = scores == threshold
+    return above | (
+        tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True))
+    )
 
 
-def nth_free(ranks: Int[Tensor, "ranks"], taken: Int[Tensor, "taken"]) -> Int[Tensor, "ranks"]:
+def nth_free(
+    ranks: Int[Tensor, "ranks"], taken: Int[Tensor, "taken"]
+) -> Int[Tensor, "ranks"]:
     """Return the cells of these ranks among the free ones; `taken`, ascending, are not free."""
     # the r-th free cell lies behind as many taken cells as have at most r free cells before them
     before = taken - torch.arange(taken.numel(), device=taken.device)
     return ranks + torch.searchsorted(before, ranks, right=True)
 
 
-def draw(cells: int, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count"]:
+def draw(
+    cells: int, count: int, generator: torch.Generator | None = None
+) -> Int[Tensor, "count"]:
     """Draw `count` distinct numbers of ``range(cells)`` uniformly, sorted, in O(count) memory.
 
     Drawn on the CPU, so that the same seed gives the same numbers for every device.
@@ -58,7 +69,9 @@ def draw(cells: int, count: int, generator: torch.Generator | None = None) -> In
     drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < count:
         # twice the missing number, so that one or two rounds do
-        more = torch.randint(cells, (2 * (count - drawn.numel()) + 8,), generator=generator)
+        more = torch.randint(
+            cells, (2 * (count - drawn.numel()) + 8,), generator=generator
+        )
         drawn = torch.cat([drawn, more]).unique()
     surplus = torch.randperm(drawn.numel(), generator=generator)[:count]
     return drawn[surplus].sort().values
@@ -82,26 +95,40 @@ def weighted_draw(
     ValueError
         If the columns of positive weight have fewer than `count` free cells.
     """
-    free = height - torch.bincount(taken // max(height, 1), minlength=weights.numel())
+    free = height - torch.bincount(
+        taken // max(height, 1), minlength=weights.numel()
+    )
     room = int(free[weights > 0].sum())
     if count > room:
-        raise ValueError(f"cannot draw {count} distinct cells of {room} with a weight above 0")
+        raise ValueError(
+            f"cannot draw {count} distinct cells of {room} with a weight above 0"
+        )
     drawn = taken[:0]
     while drawn.numel() < count:
         occupied = torch.cat([taken, drawn]).sort().values
-        more = _free_draws(weights.double(), height, occupied, count - drawn.numel(), generator)
+        more = _free_draws(
+            weights.double(), height, occupied, count - drawn.numel(), generator
+        )
         drawn = torch.cat([drawn, more])
     return drawn
 
 
 def _free_draws(
-    weights: Tensor, height: int, taken: Tensor, count: int, generator: torch.Generator | None
+    weights: Tensor,
+    height: int,
+    taken: Tensor,
+    count: int,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """Draw `count` times with replacement; return the distinct cells in order of appearance."""
     free = height - torch.bincount(taken // height, minlength=weights.numel())
     mass = (weights / weights.max() * free).cumsum(0)
-    which, where = torch.rand(2, count, dtype=torch.float64, generator=generator)
-    column = torch.searchsorted(mass, which * mass[-1], right=True).clamp(max=mass.argmax())
+    which, where = torch.rand(
+        2, count, dtype=torch.float64, generator=generator
+    )
+    column = torch.searchsorted(mass, which * mass[-1], right=True).clamp(
+        max=mass.argmax()
+    )
     inside = torch.minimum((where * free[column]).long(), free[column] - 1)
     rank = (free.cumsum(0) - free)[column] + inside
     ordered = nth_free(rank, taken).sort(stable=True)

@@ -93,22 +93,38 @@ class Table:
         """Return lines of text: the caption, the heads, the rows."""
         heads = self.columns
         if self.groups:
-            heads = tuple(f"{g}, {c}" if g else c for g, c in zip(self.groups, self.columns))
+            heads = tuple(
+                f"{g}, {c}" if g else c
+                for g, c in zip(self.groups, self.columns)
+            )
         lines = [heads, *([cell.text for cell in row] for row in self.rows)]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
-        padded = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        widths = [
+            max(len(line[place]) for line in lines)
+            for place in range(len(heads))
+        ]
+        padded = [
+            "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
+        ]
         return "\n".join([self.caption, *padded] if self.caption else padded)
 
     def _repr_html_(self) -> str:
-        kind = f"sl-{self.layout}" + (" sl-stacked" if self.layout == "verdicts" else "")
-        caption = f'<p class="sl-caption">{escape(self.caption)}</p>\n' if self.caption else ""
+        kind = f"sl-{self.layout}" + (
+            " sl-stacked" if self.layout == "verdicts" else ""
+        )
+        caption = (
+            f'<p class="sl-caption">{escape(self.caption)}</p>\n'
+            if self.caption
+            else ""
+        )
         body = "\n".join(self._row(row) for row in self.rows)
         table = (
             f'<table class="sl-table {kind}">\n<thead>\n{self._head()}\n</thead>\n'
             f"<tbody>\n{body}\n</tbody>\n</table>"
         )
         label = escape(self.caption or "Table", quote=True)
-        region = f'class="sl-scroll" role="region" aria-label="{label}" tabindex="0"'
+        region = (
+            f'class="sl-scroll" role="region" aria-label="{label}" tabindex="0"'
+        )
         return f"{caption}<div {region}>\n{table}\n</div>"
 
     def _head(self) -> str:
@@ -119,7 +135,10 @@ class Table:
         )
         lines = [f"<tr>{flat}</tr>"]
         if self.groups:
-            above = "".join(_span(name, len(list(same))) for name, same in groupby(self.groups))
+            above = "".join(
+                _span(name, len(list(same)))
+                for name, same in groupby(self.groups)
+            )
             lines.insert(0, f"<tr>{above}</tr>")
         return "\n".join(lines)
 
@@ -182,7 +201,9 @@ def measured(value: Any, spec: str = ".2f", unit: str = "") -> str:
         return NO_RUN
     text = _rounded(numbers.mean(), spec)
     if len(numbers) > 1:
-        text += f"{SPACE}±{SPACE}{format(numbers.std(ddof=1), spec.lstrip('+'))}"
+        text += (
+            f"{SPACE}±{SPACE}{format(numbers.std(ddof=1), spec.lstrip('+'))}"
+        )
     return f"{text}{SPACE}{unit}" if unit else text
 
 
@@ -237,22 +258,36 @@ def compare(
     runs = [len(_numbers(value)) if np.ndim(value) else 0 for value in ours]
     gaps = [_difference(*row) for row in zip(paper, ours, specs)]
     shown = [NOT_PRINTED if value is None else value for value in paper]
-    names = {name: [Cell(human(value)) for value in column] for name, column in labels.items()}
+    names = {
+        name: [Cell(human(value)) for value in column]
+        for name, column in labels.items()
+    }
     reasons = list(zip(why, paper, ours, specs, zip(*names.values())))
     body = names | {
-        "paper": [Cell(measured(*row), number=True) for row in zip(shown, specs, units)],
-        "ours": [Cell(measured(*row), number=True) for row in zip(ours, specs, units)],
+        "paper": [
+            Cell(measured(*row), number=True)
+            for row in zip(shown, specs, units)
+        ],
+        "ours": [
+            Cell(measured(*row), number=True) for row in zip(ours, specs, units)
+        ],
     }
     if max(runs, default=0) > 1:
         body["runs"] = [Cell(str(number or ""), number=True) for number in runs]
         caption += " Ours: mean ± standard deviation of the runs."
     if any(text for text, _ in gaps):
-        body["difference"] = [Cell(text, number=True, tint=tint) for text, tint in gaps]
+        body["difference"] = [
+            Cell(text, number=True, tint=tint) for text, tint in gaps
+        ]
         caption += f" {SHADED}"
     if scale is not None:
         body["scale"] = [Cell(text) for text in scale]
-    body["why"] = [Cell(given.strip() or _reason(*row)) for given, *row in reasons]
-    return Table(tuple(body), tuple(zip(*body.values())), len(labels), caption.strip())
+    body["why"] = [
+        Cell(given.strip() or _reason(*row)) for given, *row in reasons
+    ]
+    return Table(
+        tuple(body), tuple(zip(*body.values())), len(labels), caption.strip()
+    )
 
 
 def grouped(
@@ -287,7 +322,11 @@ def grouped(
     ValueError
         If columns differ in length.
     """
-    flat = {f"{g}, {c}": column for g, inner in groups.items() for c, column in inner.items()}
+    flat = {
+        f"{g}, {c}": column
+        for g, inner in groups.items()
+        for c, column in inner.items()
+    }
     count = _check_lengths(dict(labels) | flat)
     lines = []
     for place in range(count):
@@ -299,8 +338,12 @@ def grouped(
                 beside = None if name == "paper" else theirs
                 line.append(_shaded(column[place], beside, form))
         lines.append(tuple(line))
-    heads = tuple(labels) + tuple(name for inner in groups.values() for name in inner)
-    above = ("",) * len(labels) + tuple(g for g, inner in groups.items() for _ in inner)
+    heads = tuple(labels) + tuple(
+        name for inner in groups.values() for name in inner
+    )
+    above = ("",) * len(labels) + tuple(
+        g for g, inner in groups.items() for _ in inner
+    )
     if any("paper" in inner for inner in groups.values()):
         caption = f"{caption} {SHADED}".strip()
     return Table(heads, tuple(lines), len(labels), caption, above, "wide")
@@ -341,13 +384,19 @@ def listing(
     lines = []
     for place in range(count):
         line = [Cell(human(list(column)[place])) for column in labels.values()]
-        line += [_shaded(column[place], None, spec) for column in inner.values()]
+        line += [
+            _shaded(column[place], None, spec) for column in inner.values()
+        ]
         lines.append(tuple(line))
     layout = "stacked" if len(inner) < 6 else "wide"
-    return Table((*labels, *inner), tuple(lines), len(labels), caption, layout=layout)
+    return Table(
+        (*labels, *inner), tuple(lines), len(labels), caption, layout=layout
+    )
 
 
-def verdicts(claims: Sequence[tuple[str, str, str, str, str]], *, caption: str = "") -> Table:
+def verdicts(
+    claims: Sequence[tuple[str, str, str, str, str]], *, caption: str = ""
+) -> Table:
     """Say of each claim of a paper whether it holds here.
 
     Parameters
@@ -375,8 +424,13 @@ def verdicts(claims: Sequence[tuple[str, str, str, str, str]], *, caption: str =
                 f"the verdict on {claim!r} is {verdict!r}; it has to be one of {list(VERDICTS)}"
             )
         if not why.strip():
-            raise ValueError(f"the verdict on {claim!r} has no reason; write one sentence")
-        mark = Cell(f"{VERDICTS[verdict]}{SPACE}{verdict.replace(' ', SPACE)}", tint=TINTS[verdict])
+            raise ValueError(
+                f"the verdict on {claim!r} has no reason; write one sentence"
+            )
+        mark = Cell(
+            f"{VERDICTS[verdict]}{SPACE}{verdict.replace(' ', SPACE)}",
+            tint=TINTS[verdict],
+        )
         lines.append((Cell(claim), mark, Cell(paper), Cell(ours), Cell(why)))
     heads = ("claim", "verdict", "paper", "ours", "why")
     return Table(heads, tuple(lines), 1, caption, layout="verdicts")
@@ -408,8 +462,12 @@ def _check_lengths(columns: Mapping[str, Sequence[Any]]) -> int:
     """Number of rows, the same in every column."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        told = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-        raise ValueError(f"every column needs one entry for each row, but {told}")
+        told = ", ".join(
+            f"{name!r} has {length}" for name, length in lengths.items()
+        )
+        raise ValueError(
+            f"every column needs one entry for each row, but {told}"
+        )
     return next(iter(lengths.values()))
 
 
@@ -421,13 +479,17 @@ def _gap(paper: Any, ours: Any, spec: str) -> float | None:
     if not len(mine):
         return None
     digits = _digits(spec)
-    return round(round(float(mine.mean()), digits) - round(float(paper), digits), digits)
+    return round(
+        round(float(mine.mean()), digits) - round(float(paper), digits), digits
+    )
 
 
 def _within(paper: Any, ours: Any) -> bool:
     """Whether the paper's number lies within one standard deviation of our runs."""
     mine = _numbers(ours)
-    return len(mine) > 1 and bool(abs(mine.mean() - float(paper)) <= mine.std(ddof=1))
+    return len(mine) > 1 and bool(
+        abs(mine.mean() - float(paper)) <= mine.std(ddof=1)
+    )
 
 
 def _level(gap: float, paper: float) -> int:
@@ -451,9 +513,15 @@ def _shaded(value: Any, paper: Any, spec: str) -> Cell:
     """Cell of a number, shaded and with an arrow if it differs from the paper's."""
     text = "" if value is None else measured(value, spec)
     gap = _gap(paper, value, spec)
-    level = 0 if gap is None or _within(paper, value) else _level(gap, float(paper))
+    level = (
+        0 if gap is None or _within(paper, value) else _level(gap, float(paper))
+    )
     arrow = f"{SPACE}{'↑' if level > 0 else '↓'}" if level else ""
-    return Cell(text + arrow, number=not isinstance(value, str), tint=SHADES.get(level, ""))
+    return Cell(
+        text + arrow,
+        number=not isinstance(value, str),
+        tint=SHADES.get(level, ""),
+    )
 
 
 def _reason(paper: Any, ours: Any, spec: str, labels: Sequence[Cell]) -> str:

@@ -20,7 +20,9 @@ class Timing(NamedTuple):
     rounds: int
 
 
-def milliseconds(call: Call, rounds: int = 20, device: torch.device | str = "cpu") -> Timing:
+def milliseconds(
+    call: Call, rounds: int = 20, device: torch.device | str = "cpu"
+) -> Timing:
     """Time one call.
 
     Parameters
@@ -47,11 +49,15 @@ def ratios(
     and the median of the ratios is returned. The order alternates.
     """
     times = measure(calls, rounds, device)
-    return {name: quantiles(times[baseline] / row) for name, row in times.items()}
+    return {
+        name: quantiles(times[baseline] / row) for name, row in times.items()
+    }
 
 
 def measure(
-    calls: Mapping[str, Call], rounds: int = 20, device: torch.device | str = "cpu"
+    calls: Mapping[str, Call],
+    rounds: int = 20,
+    device: torch.device | str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Return milliseconds of each call, one per round, without the rounds that were disturbed.
 
@@ -70,8 +76,14 @@ def measure(
         for place in range(len(names))[:: 1 if turn % 2 else -1]:
             name = names[place]
             calls[name]()
-            wall[turn, place], busy[turn, place] = _time(calls[name], repeats[name], device)
-    quiet = undisturbed(busy) if device.type == "cpu" else np.ones(rounds, dtype=bool)
+            wall[turn, place], busy[turn, place] = _time(
+                calls[name], repeats[name], device
+            )
+    quiet = (
+        undisturbed(busy)
+        if device.type == "cpu"
+        else np.ones(rounds, dtype=bool)
+    )
     return {name: 1000 * wall[quiet, place] for place, name in enumerate(names)}
 
 
@@ -90,7 +102,11 @@ def quantiles(values: np.ndarray) -> Timing:
 
 def cores() -> int:
     """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def _repeats(call: Call, device: torch.device) -> int:
@@ -99,7 +115,9 @@ def _repeats(call: Call, device: torch.device) -> int:
     return max(1, round(0.002 / max(seconds, 1e-7)))
 
 
-def _time(call: Call, repeats: int, device: torch.device) -> tuple[float, float]:
+def _time(
+    call: Call, repeats: int, device: torch.device
+) -> tuple[float, float]:
     if device.type == "cuda":
         return _time_events(call, repeats), 1.0
     wall_start = time.perf_counter()

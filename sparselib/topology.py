@@ -25,7 +25,9 @@ def connections(out_features: int, in_features: int, sparsity: float) -> int:
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), not {sparsity}")
     if out_features < 0 or in_features < 0:
-        raise ValueError(f"sizes cannot be negative: {out_features} x {in_features}")
+        raise ValueError(
+            f"sizes cannot be negative: {out_features} x {in_features}"
+        )
     return round(out_features * in_features * (1 - sparsity))
 
 
@@ -53,7 +55,11 @@ def even_fan_in(
     start = slices * in_features // counts[rows]
     width = (slices + 1) * in_features // counts[rows] - start
     uniform = torch.rand(total, dtype=torch.float64, generator=generator)
-    return rows * in_features + start + torch.minimum((uniform * width).long(), width - 1)
+    return (
+        rows * in_features
+        + start
+        + torch.minimum((uniform * width).long(), width - 1)
+    )
 
 
 def erdos_renyi(
@@ -71,7 +77,9 @@ def erdos_renyi(
     return draw(out_features * in_features, count, generator)
 
 
-def epsilon_to_sparsity(out_features: int, in_features: int, epsilon: float) -> float:
+def epsilon_to_sparsity(
+    out_features: int, in_features: int, epsilon: float
+) -> float:
     r"""Sparsity of a layer with :math:`\epsilon (n^k + n^{k-1})` connections (Radu, Eq. 1).
 
     Clipped at 0, where the layer has no more cells than that.
@@ -90,7 +98,9 @@ def epsilon_to_sparsity(out_features: int, in_features: int, epsilon: float) -> 
     return max(0.0, 1 - epsilon * (out_features + in_features) / cells)
 
 
-def sparsity_to_epsilon(out_features: int, in_features: int, sparsity: float) -> float:
+def sparsity_to_epsilon(
+    out_features: int, in_features: int, sparsity: float
+) -> float:
     """Invert `epsilon_to_sparsity`, as far as it was not clipped."""
     cells = out_features * in_features
     if not 0 <= sparsity < 1 or cells <= 0:
@@ -135,8 +145,10 @@ class Region(NamedTuple):
         self, cells: Int[Tensor, "cells"], rows: Int[Tensor, "some"]
     ) -> Int[Tensor, "cells"]:
         """Count open cells of some rows as if no others existed; `cells` are counted with all."""
-        place, column = cells // self.columns, cells % self.columns
-        room, reach = self.room[rows], self.reach[rows]
+        place = cells // self.columns
+        column = cells % self.columns
+        room = self.room[rows]
+        reach = self.reach[rows]
         before = (room.cumsum(0) - room)[place]
         return before + column // self.taps * reach[place] + column % self.taps
 
@@ -147,13 +159,16 @@ class Region(NamedTuple):
         room = self.room[rows]
         ends = room.cumsum(0)
         place = torch.searchsorted(ends, numbers, right=True)
-        rest, row = numbers - (ends - room)[place], rows[place]
+        rest = numbers - (ends - room)[place]
+        row = rows[place]
         reach = self.reach[row]
         return row * self.columns + rest // reach * self.taps + rest % reach
 
     def check(self, positions: Int[Tensor, "nnz"]) -> None:
         """Raise ValueError, naming the first, if a position lies outside; other faults pass."""
-        rows = (positions // max(self.columns, 1)).clamp(0, max(len(self.reach) - 1, 0))
+        rows = (positions // max(self.columns, 1)).clamp(
+            0, max(len(self.reach) - 1, 0)
+        )
         outside = (positions % self.taps >= self.reach[rows]).nonzero()
         if outside.numel():
             position = int(positions[outside[0]])
@@ -166,10 +181,16 @@ class Region(NamedTuple):
     def groups(self) -> list[Int[Tensor, "group"]]:
         """Return the rows of each run of equal reach."""
         sizes = torch.unique_consecutive(self.reach, return_counts=True)[1]
-        return list(torch.arange(len(self.reach), device=self.reach.device).split(sizes.tolist()))
+        return list(
+            torch.arange(len(self.reach), device=self.reach.device).split(
+                sizes.tolist()
+            )
+        )
 
 
-def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[Tensor, "filters"]:
+def kernel_regions(
+    out_channels: int, kernel_size: int, groups: int = 3
+) -> Int[Tensor, "filters"]:
     r"""Return how many taps each filter may use, so that receptive fields differ (Xiao, 2022).
 
     The filters are cut into equal groups, the last one smaller if need be, and group
@@ -187,7 +208,9 @@ def kernel_regions(out_channels: int, kernel_size: int, groups: int = 3) -> Int[
             f"{groups} groups of filters need at least one tap each; a kernel of {kernel_size} "
             f"has too few"
         )
-    group = torch.arange(out_channels, device="cpu") // max(math.ceil(out_channels / groups), 1)
+    group = torch.arange(out_channels, device="cpu") // max(
+        math.ceil(out_channels / groups), 1
+    )
     return (group + 1) * (kernel_size // groups)
 
 
@@ -205,7 +228,9 @@ def scattered(
         If `sparsity` is outside [0, 1).
     """
     found = [
-        region.position(draw(int(region.room[rows].sum()), count, generator), rows)
+        region.position(
+            draw(int(region.room[rows].sum()), count, generator), rows
+        )
         for rows, count in _shares(region, sparsity)
     ]
     return torch.cat(found)
@@ -219,11 +244,17 @@ def first_taps(
     ``remain_sort`` in the program of Xiao and others (2022), which its instructions use. Nothing
     is drawn; at 95 % the kernels are one or two taps wide at birth.
     """
-    channels, found = region.columns // region.taps, []
+    channels = region.columns // region.taps
+    found = []
     for rows, count in _shares(region, sparsity):
         order = torch.arange(count)
-        tap, pair = order // (len(rows) * channels), order % (len(rows) * channels)
-        found.append(rows[pair // channels] * region.columns + pair % channels * region.taps + tap)
+        tap = order // (len(rows) * channels)
+        pair = order % (len(rows) * channels)
+        found.append(
+            rows[pair // channels] * region.columns
+            + pair % channels * region.taps
+            + tap
+        )
     return torch.cat(found).sort().values
 
 
@@ -232,4 +263,7 @@ def _shares(region: Region, sparsity: float) -> Iterator[tuple[Tensor, int]]:
         raise ValueError(f"sparsity must lie in [0, 1), not {sparsity}")
     for rows in region.groups():
         # rounded first, because 1 - 0.8 is a little less than 0.2
-        yield rows, math.floor(round(int(region.room[rows].sum()) * (1 - sparsity), 6))
+        yield (
+            rows,
+            math.floor(round(int(region.room[rows].sum()) * (1 - sparsity), 6)),
+        )

@@ -204,7 +204,9 @@ def fit(
     _check_samples(data.train, monitor, batch_size)
     start, due = _position(optimizer, start_epoch)
     columns = _continued(history, start)
-    batches = _Batches(data.train, batch_size, drop_last, torch.Generator().manual_seed(seed))
+    batches = _Batches(
+        data.train, batch_size, drop_last, torch.Generator().manual_seed(seed)
+    )
     batches.skip(start)
     between = _all(after_epoch)
     if due:
@@ -212,7 +214,9 @@ def fit(
         _run(between)
     best = _Best(model, keep, columns)
     stop = start + epochs
-    bar = tqdm(range(start, stop), "epochs", stop, initial=start, disable=not progress)
+    bar = tqdm(
+        range(start, stop), "epochs", stop, initial=start, disable=not progress
+    )
     for epoch in bar:
         began = time.perf_counter()
         mean = _epoch(model, batches, optimizer, loss, _all(after_step))
@@ -224,7 +228,13 @@ def fit(
         for name, number in {"loss": mean, **numbers}.items():
             columns.setdefault(name, []).append(number)
         best.compare(numbers)
-        bar.set_postfix({name: f"{column[-1]:.4g}" for name, column in columns.items() if column})
+        bar.set_postfix(
+            {
+                name: f"{column[-1]:.4g}"
+                for name, column in columns.items()
+                if column
+            }
+        )
         last = epoch + 1 == stop
         _record(optimizer, epoch + 1, due=last)
         if not last:
@@ -258,7 +268,9 @@ def predict(
     like = _like(model)
     parts = torch.arange(_count(x)).split(batch_size)
     with in_evaluation(model):
-        return torch.cat([_outputs(model, _inputs(_take(x, part), like)) for part in parts])
+        return torch.cat(
+            [_outputs(model, _inputs(_take(x, part), like)) for part in parts]
+        )
 
 
 @contextmanager
@@ -272,7 +284,11 @@ def in_evaluation(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, function: Criterion
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    function: Criterion,
 ) -> Tensor:
     """Take one training step with a loss function of outputs and targets; return the loss before.
 
@@ -281,7 +297,9 @@ def step(
     return _descend(optimizer, lambda: function(model(x), y))
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Tensor:
+def _descend(
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+) -> Tensor:
     optimizer.zero_grad()
     error = loss()
     error.backward()
@@ -290,9 +308,14 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Te
 
 
 @torch.no_grad()
-def _measured(model: nn.Module, monitor: Any, measure: Measure, keep: str) -> dict[str, float]:
+def _measured(
+    model: nn.Module, monitor: Any, measure: Measure, keep: str
+) -> dict[str, float]:
     with in_evaluation(model):
-        numbers = {name: float(number) for name, number in measure(model, monitor).items()}
+        numbers = {
+            name: float(number)
+            for name, number in measure(model, monitor).items()
+        }
     if numbers.keys() & {"loss", "seconds"} or (keep and keep not in numbers):
         raise ValueError(
             f"measures are called {sorted(numbers)}: 'loss' and 'seconds' are taken by the "
@@ -305,7 +328,11 @@ class _Batches:
     """The samples of one epoch after the other, shuffled anew in each."""
 
     def __init__(
-        self, samples: Any, batch_size: int, drop_last: bool, generator: torch.Generator
+        self,
+        samples: Any,
+        batch_size: int,
+        drop_last: bool,
+        generator: torch.Generator,
     ) -> None:
         self.samples = samples
         self.count = _count(samples.y)
@@ -322,11 +349,18 @@ class _Batches:
         """Shuffle, and yield batches on the device and of the type of a parameter."""
         order = torch.randperm(self.count, generator=self.generator)
         parts = list(order.split(self.batch_size))
-        if self.drop_last and len(parts) > 1 and len(parts[-1]) < self.batch_size:
+        if (
+            self.drop_last
+            and len(parts) > 1
+            and len(parts[-1]) < self.batch_size
+        ):
             parts.pop()
         for indices in parts:
             x = _inputs(_take(self.samples.x, indices), like)
-            y = _each(lambda tensor: tensor.to(like.device), _take(self.samples.y, indices))
+            y = _each(
+                lambda tensor: tensor.to(like.device),
+                _take(self.samples.y, indices),
+            )
             yield Batch(x, y, indices)
 
 
@@ -337,7 +371,11 @@ class _Best:
         self.model = model
         self.name = name
         self.lowest = min(history.get(name, []), default=math.inf)
-        self.state = copy.deepcopy(model.state_dict()) if name and history.get(name) else None
+        self.state = (
+            copy.deepcopy(model.state_dict())
+            if name and history.get(name)
+            else None
+        )
 
     def compare(self, numbers: Mapping[str, float]) -> None:
         if self.name and numbers[self.name] < self.lowest:
@@ -365,7 +403,9 @@ def _epoch(
     for batch in batches.epoch(like):
         # whole batches weigh 1, so that their mean is exact
         weight = len(batch.indices) / batches.batch_size
-        total += weight * _descend(optimizer, functools.partial(call, model, batch))
+        total += weight * _descend(
+            optimizer, functools.partial(call, model, batch)
+        )
         weights += weight
         call = loss
         _run(after_step)
@@ -377,13 +417,23 @@ def _checked(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     try:
         error = loss(model, batch)
     except (TypeError, AttributeError) as fault:
-        codes = {frame.f_code for frame, _ in traceback.walk_tb(fault.__traceback__)}
+        codes = {
+            frame.f_code for frame, _ in traceback.walk_tb(fault.__traceback__)
+        }
         if nn.Module._call_impl.__code__ in codes:
             raise
-        raise TypeError(f"fit called loss(model, batch): {fault}. {_spelling(loss)}") from fault
+        raise TypeError(
+            f"fit called loss(model, batch): {fault}. {_spelling(loss)}"
+        ) from fault
     if not isinstance(error, Tensor) or error.numel() != 1:
-        found = tuple(error.shape) if isinstance(error, Tensor) else type(error).__name__
-        raise TypeError(f"a loss returns one number, a tensor of shape (), not {found}")
+        found = (
+            tuple(error.shape)
+            if isinstance(error, Tensor)
+            else type(error).__name__
+        )
+        raise TypeError(
+            f"a loss returns one number, a tensor of shape (), not {found}"
+        )
     return error
 
 
@@ -393,7 +443,11 @@ def _check_loss(loss: Any) -> None:
     while isinstance(function, functools.partial):
         function = function.func
     torchs = str(getattr(function, "__module__", "")).startswith("torch.")
-    if isinstance(function, nn.Module) or torchs or function is sigmoid_squared_error:
+    if (
+        isinstance(function, nn.Module)
+        or torchs
+        or function is sigmoid_squared_error
+    ):
         raise TypeError(f"fit calls loss(model, batch). {_spelling(function)}")
 
 
@@ -423,7 +477,9 @@ def _check_samples(train: Any, monitor: Any, batch_size: int) -> None:
         raise ValueError(f"a batch has at least one sample, not {batch_size}")
 
 
-def _position(optimizer: torch.optim.Optimizer, start_epoch: int | None) -> tuple[int, bool]:
+def _position(
+    optimizer: torch.optim.Optimizer, start_epoch: int | None
+) -> tuple[int, bool]:
     """How many epochs were trained before, and whether the hooks of the last are due."""
     if start_epoch is not None and start_epoch < 0:
         raise ValueError(f"start_epoch counts epochs from 0, not {start_epoch}")
@@ -434,13 +490,17 @@ def _position(optimizer: torch.optim.Optimizer, start_epoch: int | None) -> tupl
     return start, due and start > 0
 
 
-def _record(optimizer: torch.optim.Optimizer, epochs: int, *, due: bool) -> None:
+def _record(
+    optimizer: torch.optim.Optimizer, epochs: int, *, due: bool
+) -> None:
     # beside "initial_lr" of the schedulers: state_dict carries it, whatever the optimizer
     optimizer.param_groups[0]["epochs"] = epochs
     optimizer.param_groups[0]["after_epoch_due"] = due
 
 
-def _continued(history: Mapping[str, list[float]] | None, start: int) -> History:
+def _continued(
+    history: Mapping[str, list[float]] | None, start: int
+) -> History:
     if history is None:
         return {"loss": [], "seconds": []}
     if {len(column) for column in history.values()} != {start}:
@@ -463,7 +523,11 @@ def _all(hooks: Hook | Iterable[Hook]) -> list[Hook]:
 
 def _like(model: nn.Module) -> Tensor:
     """A parameter whose device and type inputs take: the first floating-point one."""
-    floating = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    floating = (
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+    )
     return next(floating, torch.empty(()))
 
 
@@ -479,13 +543,20 @@ def _inputs(x: Any, like: Tensor) -> Any:
     """Move inputs to the device of a parameter, and floating-point ones to its type."""
 
     def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+        return (
+            tensor.to(like)
+            if tensor.is_floating_point()
+            else tensor.to(like.device)
+        )
 
     return _each(moved, x)
 
 
 def _take(tensors: Any, indices: Tensor) -> Any:
-    return _each(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), tensors)
+    return _each(
+        lambda tensor: tensor.index_select(0, indices.to(tensor.device)),
+        tensors,
+    )
 
 
 def _each(function: Callable[[Tensor], Tensor], tensors: Any) -> Any:

@@ -22,7 +22,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict(
         METADATA | {k: v for k, v in notebook.metadata.items() if k == "mystnb"}
     )
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.nbformat = 4
+    notebook.nbformat_minor = 5
     notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
     taken: set[str] = set()
     for position, cell in enumerate(notebook.cells):

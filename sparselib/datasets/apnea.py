@@ -104,15 +104,21 @@ def apnea_ecg(
         records = (*LEARNING, *TESTING) if by == "official" else LEARNING
     _check(source, by, fold, folds, valid, neighbours, normalise, records)
     sets = (LEARNING, TESTING) if by == "official" else ((*LEARNING, *TESTING),)
-    found, left = _nights(source, folder, neighbours, records, database, seed, sets)
+    found, left = _nights(
+        source, folder, neighbours, records, database, seed, sets
+    )
     scaled = [_normalised(minutes, normalise) for _, minutes in found]
-    labels = np.concatenate([night.labels[: len(x)] for (night, _), x in zip(found, scaled)])
+    labels = np.concatenate(
+        [night.labels[: len(x)] for (night, _), x in zip(found, scaled)]
+    )
     group = np.repeat(np.arange(len(found)), [len(x) for x in scaled])
     # two sources, so that what is removed does not change the parts
     rng = np.random.default_rng([seed, 0])
     removing = np.random.default_rng([seed, 1])
     kept = np.ones(len(labels), dtype=bool)
-    kept[removing.choice(_removable(labels, remove), remove, replace=False)] = False
+    kept[removing.choice(_removable(labels, remove), remove, replace=False)] = (
+        False
+    )
     names = tuple(night.record for night, _ in found)
     if by == "minute":
         part = _by_minute(kept, fold, folds, valid, rng)
@@ -121,7 +127,8 @@ def apnea_ecg(
         part = choose(names, fold, folds, valid, rng)[group]
         kept |= part > 0
     train, chosen, tested = (
-        _part(scaled, labels, group, kept & (part == number)) for number in range(3)
+        _part(scaled, labels, group, kept & (part == number))
+        for number in range(3)
     )
     split = f"split by {by}, fold {fold} of {folds} with seed {seed}"
     if by == "official":
@@ -131,21 +138,32 @@ def apnea_ecg(
         f"{len(names)} {CONTENT[source]}, {split}; "
         f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
     )
-    return Split(train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names)
+    return Split(
+        train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names
+    )
 
 
-def write_synthetic(folder: Path, records: Sequence[str] = LEARNING, seed: int = 0) -> None:
+def write_synthetic(
+    folder: Path, records: Sequence[str] = LEARNING, seed: int = 0
+) -> None:
     """Write synthetic nights as a WFDB database with its list of checksums, to be read as one."""
     import hashlib
 
     for record in records:
         number = LEARNING.index(record)
         synthetic_ecg.write(
-            folder, synthetic_ecg.draw_night(record, number, seed=seed), seed=1000 * seed + number
+            folder,
+            synthetic_ecg.draw_night(record, number, seed=seed),
+            seed=1000 * seed + number,
         )
     (folder / "RECORDS").write_text("\n".join(records) + "\n", encoding="utf-8")
-    paths = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS.txt")
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n" for path in paths]
+    paths = sorted(
+        path for path in folder.iterdir() if path.name != "SHA256SUMS.txt"
+    )
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n"
+        for path in paths
+    ]
     (folder / "SHA256SUMS.txt").write_text("".join(sums), encoding="utf-8")
 
 
@@ -160,15 +178,25 @@ def _check(
     records: Sequence[str],
 ) -> None:
     if source not in SOURCES:
-        raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}")
+        raise ValueError(
+            f"source must be one of {', '.join(SOURCES)}, not {source!r}"
+        )
     if by not in ("record", "minute", "official"):
-        raise ValueError(f"by must be 'record' or 'minute' or 'official', not {by!r}")
+        raise ValueError(
+            f"by must be 'record' or 'minute' or 'official', not {by!r}"
+        )
     if by == "official" and source == "synthetic":
-        raise ValueError("synthetic nights have no official split: pass source='ecg' or 'rr'")
+        raise ValueError(
+            "synthetic nights have no official split: pass source='ecg' or 'rr'"
+        )
     if by == "official" and fold:
-        raise ValueError(f"the official split has one test part, so fold must be 0, not {fold}")
+        raise ValueError(
+            f"the official split has one test part, so fold must be 0, not {fold}"
+        )
     if normalise not in ("none", "minute", "night"):
-        raise ValueError(f"normalise must be 'none', 'minute' or 'night', not {normalise!r}")
+        raise ValueError(
+            f"normalise must be 'none', 'minute' or 'night', not {normalise!r}"
+        )
     tested = 1 / folds if folds and by != "official" else 0.0
     if folds < 0 or not 0 <= fold < max(folds, 1) or neighbours < 0:
         raise ValueError(
@@ -208,7 +236,10 @@ def _nights(
             synthetic_ecg.draw_night(record, LEARNING.index(record), seed=seed)
             for record in records
         ]
-        return [(night, apnea_records.intervals(night, neighbours)) for night in drawn], ""
+        return [
+            (night, apnea_records.intervals(night, neighbours))
+            for night in drawn
+        ], ""
     sums = apnea_records.checksums(database, folder)
     makers: dict[str, Minutes] = {
         "rr": lambda night: apnea_records.intervals(night, neighbours),
@@ -231,7 +262,9 @@ def _nights(
         return found, ""
     left = f"{len(failures)} nights left out: {', '.join(failures)}"
     reason = next(iter(failures.values()))
-    warnings.warn(f"{database}: {left}. The first because: {reason}", stacklevel=3)
+    warnings.warn(
+        f"{database}: {left}. The first because: {reason}", stacklevel=3
+    )
     return found, f"; {left}"
 
 
@@ -242,7 +275,9 @@ def _normalised(minutes: np.ndarray, normalise: str) -> np.ndarray:
     axis = 1 if normalise == "minute" else None
     x = minutes.astype(np.float64)
     spread = x.std(axis=axis, keepdims=True)
-    return (x - x.mean(axis=axis, keepdims=True)) / np.where(spread > 0, spread, 1)
+    return (x - x.mean(axis=axis, keepdims=True)) / np.where(
+        spread > 0, spread, 1
+    )
 
 
 def _part(
@@ -259,25 +294,38 @@ def _part(
         rows.append((taken / scale).round(4).astype(np.float32))
         start += len(minutes)
     x = torch.from_numpy(np.concatenate(rows))
-    return Samples(x, torch.from_numpy(labels[which]), torch.from_numpy(group[which]))
+    return Samples(
+        x, torch.from_numpy(labels[which]), torch.from_numpy(group[which])
+    )
 
 
 def _removable(labels: np.ndarray, remove: int) -> np.ndarray:
     quiet = np.flatnonzero(labels == 0)
     if not 0 <= remove <= len(quiet):
-        raise ValueError(f"{remove} of {len(quiet):,} minutes without apnea cannot be left out")
+        raise ValueError(
+            f"{remove} of {len(quiet):,} minutes without apnea cannot be left out"
+        )
     return quiet
 
 
 def _by_record(
-    records: Sequence[str], fold: int, folds: int, valid: float, rng: np.random.Generator
+    records: Sequence[str],
+    fold: int,
+    folds: int,
+    valid: float,
+    rng: np.random.Generator,
 ) -> Int64[np.ndarray, "records"]:
     """Return the part of each record: 0 to train, 1 to choose, 2 to test."""
     if folds > len(records):
-        raise ValueError(f"{len(records)} nights cannot be split into {folds} folds")
+        raise ValueError(
+            f"{len(records)} nights cannot be split into {folds} folds"
+        )
     kinds = sorted({record[0] for record in records})
     order = np.concatenate(
-        [rng.permutation([i for i, r in enumerate(records) if r[0] == kind]) for kind in kinds]
+        [
+            rng.permutation([i for i, r in enumerate(records) if r[0] == kind])
+            for kind in kinds
+        ]
     ).astype(np.int64)
     part = np.zeros(len(records), dtype=np.int64)
     if folds:
@@ -290,18 +338,30 @@ def _by_record(
 
 
 def _by_set(
-    records: Sequence[str], fold: int, folds: int, valid: float, rng: np.random.Generator
+    records: Sequence[str],
+    fold: int,
+    folds: int,
+    valid: float,
+    rng: np.random.Generator,
 ) -> Int64[np.ndarray, "records"]:
     """Return the part of each record by the set that it belongs to; folds have no meaning here."""
-    learning = [index for index, record in enumerate(records) if record in LEARNING]
+    learning = [
+        index for index, record in enumerate(records) if record in LEARNING
+    ]
     part = np.full(len(records), 2, dtype=np.int64)
     if learning:
-        part[learning] = _by_record([records[index] for index in learning], 0, 0, valid, rng)
+        part[learning] = _by_record(
+            [records[index] for index in learning], 0, 0, valid, rng
+        )
     return part
 
 
 def _by_minute(
-    kept: np.ndarray, fold: int, folds: int, valid: float, rng: np.random.Generator
+    kept: np.ndarray,
+    fold: int,
+    folds: int,
+    valid: float,
+    rng: np.random.Generator,
 ) -> Int64[np.ndarray, "minutes"]:
     order = rng.permutation(len(kept))
     order = order[kept[order]]

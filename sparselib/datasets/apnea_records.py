@@ -28,7 +28,9 @@ FIELDS = (60, 61, 62)
 TEXT = 63
 LIST = "SHA256SUMS.txt"
 # SHA-256 of the sorted lines of the list of apnea-ecg
-OFFICIAL_LIST = "4d27cefb320b0891c3d348ae3cd7eb94319166c5f57ba81fcbaa188b5a768cbd"
+OFFICIAL_LIST = (
+    "4d27cefb320b0891c3d348ae3cd7eb94319166c5f57ba81fcbaa188b5a768cbd"
+)
 SAMPLES = 100  # per second of a recording
 RATE = 4  # points per second at which RR intervals are read
 UNITS = 200  # steps of the converter per millivolt
@@ -56,7 +58,9 @@ def checksums(database: str, folder: Folder) -> dict[str, str]:
     path = locate(database, LIST, folder) or find(database, LIST, folder)
     sums = read_checksums(path)
     if database == "apnea-ecg":
-        content = "".join(f"{digest} {name}\n" for name, digest in sorted(sums.items()))
+        content = "".join(
+            f"{digest} {name}\n" for name, digest in sorted(sums.items())
+        )
         found = hashlib.sha256(content.encode()).hexdigest()
         if found != OFFICIAL_LIST:
             raise ValueError(
@@ -67,7 +71,9 @@ def checksums(database: str, folder: Folder) -> dict[str, str]:
     return sums
 
 
-def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Night:
+def read(
+    record: str, database: str, folder: Folder, sums: dict[str, str]
+) -> Night:
     """Read beats and labels of one night.
 
     Labels are those of `.apn`; those of x01 to x35 are in the official file `event-2-answers`,
@@ -87,12 +93,16 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
 
     def decode() -> np.ndarray:
         found = _marks(beats)
-        return np.array(found.sample, dtype=np.int64)[np.array(found.symbol) == "N"]
+        return np.array(found.sample, dtype=np.int64)[
+            np.array(found.symbol) == "N"
+        ]
 
     samples = np.array(cached(f"{sums[beats.name][:16]}-beats.npy", decode))
     if (np.diff(samples) <= 0).any():
         late = int((np.diff(samples) <= 0).argmax()) + 1
-        raise ValueError(f"{beats} is refused: beat {late} does not follow the one before.")
+        raise ValueError(
+            f"{beats} is refused: beat {late} does not follow the one before."
+        )
     minutes = int(samples[-1]) // POINTS + 1 if len(samples) else 0
     # the last label may be of a minute that has no beat any more
     if len(labels) > minutes + 2:
@@ -103,12 +113,18 @@ def read(record: str, database: str, folder: Folder, sums: dict[str, str]) -> Ni
     return Night(record, samples, labels)
 
 
-def _answer(record: str, database: str, folder: Folder) -> Int64[np.ndarray, "minutes"]:
-    present = (locate(database, name, folder) for name in (ANSWERS, f"{ANSWERS}.txt"))
+def _answer(
+    record: str, database: str, folder: Folder
+) -> Int64[np.ndarray, "minutes"]:
+    present = (
+        locate(database, name, folder) for name in (ANSWERS, f"{ANSWERS}.txt")
+    )
     path = next(filter(None, present), None) or find(database, ANSWERS, folder)
     known = answers(path)
     if record not in known:
-        raise ValueError(f"{path} holds no labels of {record}, but of {', '.join(known)}.")
+        raise ValueError(
+            f"{path} holds no labels of {record}, but of {', '.join(known)}."
+        )
     return known[record]
 
 
@@ -124,12 +140,17 @@ def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
     """
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if not text.endswith("\n"):
-        raise ValueError(f"{path} is refused: its last line has no end, so it is cut short.")
+        raise ValueError(
+            f"{path} is refused: its last line has no end, so it is cut short."
+        )
     found: dict[str, list[int]] = {}
     record = ""
     for number, line in enumerate(text.splitlines(), 1):
         hour = re.fullmatch(r"(\d+)\s+([AN]{1,60})", line.strip().upper())
-        if line.strip().lower() in TESTING and line.strip().lower() not in found:
+        if (
+            line.strip().lower() in TESTING
+            and line.strip().lower() not in found
+        ):
             record = line.strip().lower()
             found[record] = []
         elif hour and record and int(hour[1]) * 60 == len(found[record]):
@@ -140,7 +161,9 @@ def answers(path: Path) -> dict[str, Int64[np.ndarray, "minutes"]]:
                 f"next hour with 60 letters A and N, fewer in the last, but "
                 f"{line.strip()[:40]!r}."
             )
-    return {name: np.array(labels, dtype=np.int64) for name, labels in found.items()}
+    return {
+        name: np.array(labels, dtype=np.int64) for name, labels in found.items()
+    }
 
 
 def ecg(
@@ -156,20 +179,28 @@ def ecg(
                 warnings.simplefilter("ignore")
                 import wfdb
 
-                found = wfdb.rdrecord(str(header.with_suffix("")), channels=[0], physical=False)
+                found = wfdb.rdrecord(
+                    str(header.with_suffix("")), channels=[0], physical=False
+                )
         except Exception as error:
-            raise ValueError(f"{signal} is refused: it cannot be read ({error}).") from error
+            raise ValueError(
+                f"{signal} is refused: it cannot be read ({error})."
+            ) from error
         if found.fs != SAMPLES or found.adc_gain[0] != UNITS:
             raise ValueError(
                 f"{header} is refused: it tells of {found.fs} samples per second and "
                 f"{found.adc_gain[0]} steps per millivolt, not {SAMPLES} and {UNITS}."
             )
-        return whole_minutes(found.d_signal[:, 0] - found.baseline[0], len(night.labels))
+        return whole_minutes(
+            found.d_signal[:, 0] - found.baseline[0], len(night.labels)
+        )
 
     return cached(f"{sums[signal.name][:16]}-ecg.npy", decode)
 
 
-def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes points"]:
+def intervals(
+    night: Night, neighbours: int
+) -> Float64[np.ndarray, "minutes points"]:
     """Return RR intervals in seconds at 4 Hz, of every minute and its neighbours.
 
     Raises
@@ -184,7 +215,9 @@ def intervals(night: Night, neighbours: int) -> Float64[np.ndarray, "minutes poi
         series = resampled(night.beats, points / RATE)
     except ValueError as error:
         raise ValueError(f"{night.record} is refused: {error}.") from error
-    wide = np.lib.stride_tricks.sliding_window_view(series, (2 * neighbours + 1) * each)
+    wide = np.lib.stride_tricks.sliding_window_view(
+        series, (2 * neighbours + 1) * each
+    )
     return np.round(wide[::each][:minutes], 4)
 
 
@@ -210,22 +243,30 @@ def resampled(
     """
     between = np.diff(beats) / SAMPLES
     if (between <= 0).any():
-        raise ValueError(f"beat {int((between <= 0).argmax()) + 1} does not follow the one before")
+        raise ValueError(
+            f"beat {int((between <= 0).argmax()) + 1} does not follow the one before"
+        )
     sound = _is_of_a_heart(between)
     if not sound.any():
-        raise ValueError(f"none of {len(between)} intervals between beats is that of a heart")
+        raise ValueError(
+            f"none of {len(between)} intervals between beats is that of a heart"
+        )
     return np.interp(times, beats[1:][sound] / SAMPLES, between[sound])
 
 
 def _is_of_a_heart(between: np.ndarray) -> Bool[np.ndarray, "intervals"]:
     around = np.pad(between, 4, mode="edge") if len(between) else np.zeros(8)
-    median = np.median(np.lib.stride_tricks.sliding_window_view(around, 9), axis=1)
+    median = np.median(
+        np.lib.stride_tricks.sliding_window_view(around, 9), axis=1
+    )
     median = median[: len(between)]
     in_range = (between >= 0.3) & (between <= 2.0)
     return in_range & (np.abs(between - median) <= 0.3 * median)
 
 
-def _file(record: str, kind: str, database: str, folder: Folder, sums: dict[str, str]) -> Path:
+def _file(
+    record: str, kind: str, database: str, folder: Folder, sums: dict[str, str]
+) -> Path:
     name = f"{record}.{kind}"
     if name not in sums:
         raise ValueError(f"{database}/SHA256SUMS.txt does not list {name}.")
@@ -238,7 +279,9 @@ def _labels(path: Path) -> Int64[np.ndarray, "minutes"]:
     samples = np.asarray(marks.sample)
     symbols = np.array(marks.symbol)
     if not np.array_equal(samples, np.arange(len(samples)) * POINTS):
-        raise ValueError(f"{path} is refused: its marks are not one per minute from the start.")
+        raise ValueError(
+            f"{path} is refused: its marks are not one per minute from the start."
+        )
     if not np.isin(symbols, ["A", "N"]).all():
         raise ValueError(
             f"{path} is refused: it holds the labels {sorted(set(symbols))}, not A, N."
@@ -259,7 +302,9 @@ def _marks(path: Path) -> Marks:
     wfdb is not asked, for it never returns from some damaged files.
     """
     data = path.read_bytes()
-    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(int).tolist()
+    words = (
+        np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(int).tolist()
+    )
     marks = Marks([], [])
     place = 0
     sample = 0
@@ -269,7 +314,10 @@ def _marks(path: Path) -> Marks:
         if code == 0 and interval == 0:
             return marks
         if code == SKIP:
-            long = sum(word << shift for word, shift in zip(words[place : place + 2], (16, 0)))
+            long = sum(
+                word << shift
+                for word, shift in zip(words[place : place + 2], (16, 0))
+            )
             sample += long - 2**32 if long >= 2**31 else long
             place += 2
         elif code == TEXT:
@@ -284,10 +332,14 @@ def _marks(path: Path) -> Marks:
                 continue
             marks.sample.append(sample)
             marks.symbol.append(SYMBOLS.get(code, f"code {code}"))
-    raise ValueError(f"{path} is refused: it has no end mark, so it is cut short or damaged.")
+    raise ValueError(
+        f"{path} is refused: it has no end mark, so it is cut short or damaged."
+    )
 
 
-def whole_minutes(signal: np.ndarray, minutes: int) -> Int16[np.ndarray, "minutes points"]:
+def whole_minutes(
+    signal: np.ndarray, minutes: int
+) -> Int16[np.ndarray, "minutes points"]:
     """Cut into whole minutes; what lies past the last label or fills no minute is left."""
     kept = min(minutes, len(signal) // POINTS)
     whole = signal[: kept * POINTS].clip(-32768, 32767)
@@ -318,4 +370,6 @@ def _is_sound(path: Path) -> bool:
     if not path.is_file():
         return False
     content = path.read_bytes()
-    return len(content) > 4 and zlib.crc32(content[:-4]) == int.from_bytes(content[-4:], "big")
+    return len(content) > 4 and zlib.crc32(content[:-4]) == int.from_bytes(
+        content[-4:], "big"
+    )

@@ -49,7 +49,9 @@ class _Version(NamedTuple):
     read: Callable[[Path], Batch]
 
 
-def cifar10(folder: Folder = None, valid: int | float = 0.1, seed: int = 0) -> Split:
+def cifar10(
+    folder: Folder = None, valid: int | float = 0.1, seed: int = 0
+) -> Split:
     """Return CIFAR-10 (Krizhevsky, 2009), each color standardized by its usual mean and spread.
 
     Exactly the five training batches and the test batch are read. Where the test batch is missing,
@@ -155,7 +157,9 @@ def _entry(path: Path, batch: object, key: str) -> np.ndarray:
     try:
         return np.asarray(found)
     except ValueError as error:
-        raise ValueError(f"{path} is refused: its {key!r} is no array ({error})") from error
+        raise ValueError(
+            f"{path} is refused: its {key!r} is no array ({error})"
+        ) from error
 
 
 def _batch(path: Path, pixels: np.ndarray, labels: np.ndarray) -> Batch:
@@ -170,7 +174,9 @@ def _batch(path: Path, pixels: np.ndarray, labels: np.ndarray) -> Batch:
         )
     unknown = labels[(labels < 0) | (labels > 9)]
     if len(unknown):
-        raise ValueError(f"{path} is refused: it holds class {unknown[0]}, but there are 0 to 9")
+        raise ValueError(
+            f"{path} is refused: it holds class {unknown[0]}, but there are 0 to 9"
+        )
     return Batch(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
 
 
@@ -193,14 +199,18 @@ def _batches(names: tuple[str, ...], folder: Folder) -> dict[Path, Batch]:
                 _warn_of_strangers(inner, names, version.ending)
                 return _read(present, version.read)
     searched = ", ".join(str(place) for place in folders(folder))
-    inner_folders = " or ".join(f"cifar-10/{version.folder}" for version in VERSIONS)
+    inner_folders = " or ".join(
+        f"cifar-10/{version.folder}" for version in VERSIONS
+    )
     raise DataUnavailable(
         f"no {' and no '.join(names)} of CIFAR-10 lies in {inner_folders} below {searched}. "
         f"Unpack the official archive there, or use the embedded datasets.placed_digits() instead."
     )
 
 
-def _read(paths: list[Path], read: Callable[[Path], Batch]) -> dict[Path, Batch]:
+def _read(
+    paths: list[Path], read: Callable[[Path], Batch]
+) -> dict[Path, Batch]:
     found: dict[Path, Batch] = {}
     digests: dict[str, Path] = {}
     for path in paths:
@@ -225,15 +235,23 @@ def _read(paths: list[Path], read: Callable[[Path], Batch]) -> dict[Path, Batch]
 
 def _digest(batch: Batch) -> str:
     labels = batch.labels.astype(np.uint8)[:, None]
-    rows = np.concatenate([labels, batch.pixels.reshape(len(labels), -1)], axis=1)
+    rows = np.concatenate(
+        [labels, batch.pixels.reshape(len(labels), -1)], axis=1
+    )
     return hashlib.sha1(rows.data, usedforsecurity=False).hexdigest()
 
 
-def _warn_of_strangers(folder: Path, names: tuple[str, ...], ending: str) -> None:
+def _warn_of_strangers(
+    folder: Path, names: tuple[str, ...], ending: str
+) -> None:
     """Name the files that look like a batch but are none of the official ones."""
     known = {f"{name}{ending}" for name in (*names, PART_OF_TESTING)}
     start = names[0].removesuffix("_1")
-    alike = (path.name for path in folder.iterdir() if path.name.lower().startswith(start))
+    alike = (
+        path.name
+        for path in folder.iterdir()
+        if path.name.lower().startswith(start)
+    )
     strangers = sorted(set(alike) - known)
     if strangers:
         warnings.warn(

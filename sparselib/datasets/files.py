@@ -17,8 +17,12 @@ SOURCES = {
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-    "higgs": ("https://archive.ics.uci.edu/ml/machine-learning-databases/00280/",),
+    "fashion-mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+    "higgs": (
+        "https://archive.ics.uci.edu/ml/machine-learning-databases/00280/",
+    ),
     "apnea-ecg": ("https://physionet.org/files/apnea-ecg/1.0.0/",),
 }
 
@@ -183,7 +187,12 @@ def find(
     if path is None:
         path = _fetch(dataset, filename, folder, addresses, known)
     if known:
-        _verify(path, known, None if sha256 else CONTENT.get(key), again=bool(addresses))
+        _verify(
+            path,
+            known,
+            None if sha256 else CONTENT.get(key),
+            again=bool(addresses),
+        )
     return path
 
 
@@ -206,7 +215,9 @@ def read_content(path: Path) -> bytes:
         with open_content(path) as file:
             return file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is refused: it is no complete gzip file ({error}).") from error
+        raise ValueError(
+            f"{path} is refused: it is no complete gzip file ({error})."
+        ) from error
 
 
 def read_checksums(path: Path) -> dict[str, str]:
@@ -225,9 +236,12 @@ def read_checksums(path: Path) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"(?P<digest>[0-9a-fA-F]{64})\s+\*?(?P<name>\S.*)", line.strip())
+        match = re.fullmatch(
+            r"(?P<digest>[0-9a-fA-F]{64})\s+\*?(?P<name>\S.*)", line.strip()
+        )
         match = match or re.fullmatch(
-            r"SHA256 \((?P<name>.+)\) = (?P<digest>[0-9a-fA-F]{64})", line.strip()
+            r"SHA256 \((?P<name>.+)\) = (?P<digest>[0-9a-fA-F]{64})",
+            line.strip(),
         )
         name = match["name"].removeprefix("./") if match else ""
         digest = match["digest"].lower() if match else ""
@@ -247,7 +261,9 @@ def _home() -> Path:
     return derived()
 
 
-def _spelled_otherwise(place: Path, dataset: str, filename: str) -> Iterator[Path]:
+def _spelled_otherwise(
+    place: Path, dataset: str, filename: str
+) -> Iterator[Path]:
     """Yield the files of other names that may hold the same, those closest to it first."""
     plain = filename.removesuffix(".gz")
     dotted = plain.replace("-idx", ".idx")
@@ -259,7 +275,11 @@ def _spelled_otherwise(place: Path, dataset: str, filename: str) -> Iterator[Pat
                 yield folder / name
         present = sorted(folder.iterdir()) if folder.is_dir() else []
         lower = [name.lower() for name in names]
-        yield from (path for path in present if path.name.lower() in lower and path.is_file())
+        yield from (
+            path
+            for path in present
+            if path.name.lower() in lower and path.is_file()
+        )
 
 
 def _content_digest(path: Path) -> str:
@@ -281,8 +301,12 @@ def _verify(path: Path, sha256: str, content: str | None, again: bool) -> None:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256 and (content is None or _content_digest(path) != content):
-        advice = "Delete it to have it fetched again, or pass" if again else "Pass"
+    if found != sha256 and (
+        content is None or _content_digest(path) != content
+    ):
+        advice = (
+            "Delete it to have it fetched again, or pass" if again else "Pass"
+        )
         raise ValueError(
             f"{path} is refused: its SHA-256 is {found} ({status.st_size:,} bytes), but {sha256} "
             f"was expected, so the file is damaged, cut short or another version. "
@@ -294,7 +318,9 @@ def _verify(path: Path, sha256: str, content: str | None, again: bool) -> None:
 def derived() -> Path:
     """Return the cache folder of the user, for what is computed from data and can be again."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in notebooks pooch's bar warns that it has no widgets
+        warnings.simplefilter(
+            "ignore"
+        )  # in notebooks pooch's bar warns that it has no widgets
         import pooch
 
     return Path(pooch.os_cache("sparselib"))
@@ -308,12 +334,20 @@ def _destination(folder: Folder) -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    nearest = next(
+        place
+        for place in (folder, *folder.absolute().parents)
+        if place.exists()
+    )
     return os.access(nearest, os.W_OK)
 
 
 def _fetch(
-    dataset: str, filename: str, folder: Folder, sources: Sequence[str], sha256: str | None
+    dataset: str,
+    filename: str,
+    folder: Folder,
+    sources: Sequence[str],
+    sha256: str | None,
 ) -> Path:
     """Try each source in turn; pooch checks the content and only then gives the file its name."""
     failures = []

@@ -14,7 +14,17 @@ from .split import Samples
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 STD = (0.229, 0.224, 0.225)
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".pgm",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 LONGEST = 100  # times the shorter side
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet
@@ -58,16 +68,22 @@ def photographs(
     root = Path(folder)
     found = _labelled(root)
     if not found:
-        raise ValueError(f"{root} holds no .jpg, .jpeg or .png: name a folder of pictures")
+        raise ValueError(
+            f"{root} holds no .jpg, .jpeg or .png: name a folder of pictures"
+        )
     names = sorted(set(found.values()))
     known = names if classes is None else list(classes)
     if len(set(known)) < len(known):
         raise ValueError(f"classes must be distinct, not {known}")
     if strange := sorted(set(names) - set(known)):
-        raise ValueError(f"{root} holds the class {strange[0]!r}, which is not among `classes`")
+        raise ValueError(
+            f"{root} holds the class {strange[0]!r}, which is not among `classes`"
+        )
     pixels = np.stack([_picture(path, side) for path in found])
     labels = torch.tensor([known.index(name) for name in found.values()])
-    return Samples(standardized(pixels, MEAN, STD), labels, class_names=tuple(known))
+    return Samples(
+        standardized(pixels, MEAN, STD), labels, class_names=tuple(known)
+    )
 
 
 def standardized(
@@ -78,7 +94,9 @@ def standardized(
     """Divide bytes by 255, and each color by its standard deviation once its mean is subtracted."""
     x = torch.from_numpy(pixels.astype(np.float32)).div_(255)
     shape = (1, -1, 1, 1)
-    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    return x.sub_(torch.tensor(mean).view(shape)).div_(
+        torch.tensor(std).view(shape)
+    )
 
 
 def _labelled(root: Path) -> dict[Path, str]:
@@ -114,8 +132,14 @@ def _entries(folder: Path) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise ValueError(f"{folder} is refused: it cannot be listed ({error.strerror})") from error
-    return [folder / name for name in names if not name.startswith(".") and name != "__MACOSX"]
+        raise ValueError(
+            f"{folder} is refused: it cannot be listed ({error.strerror})"
+        ) from error
+    return [
+        folder / name
+        for name in names
+        if not name.startswith(".") and name != "__MACOSX"
+    ]
 
 
 def _pictures(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
@@ -149,7 +173,9 @@ def _annotated(root: Path, paths: list[Path]) -> dict[Path, str]:
             )
         listed[fields[0]] = fields[1]
     if text and not text.endswith("\n"):
-        raise ValueError(f"{file} is refused: its last line has no end, so the file is cut short")
+        raise ValueError(
+            f"{file} is refused: its last line has no end, so the file is cut short"
+        )
     if different := sorted(listed.keys() ^ {path.name for path in paths}):
         raise ValueError(
             f"{file} is refused: it lists {len(listed):,} pictures where {root / 'images'} holds "
@@ -200,7 +226,9 @@ def _rgb(image: Any) -> Any:
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.mode == "F":
-        raise ValueError("its gray values are floating-point numbers of unknown range")
+        raise ValueError(
+            "its gray values are floating-point numbers of unknown range"
+        )
     if image.mode in ("LA", "PA", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "RGBa"):
@@ -216,5 +244,9 @@ def _from_16_bits(image: Any) -> Any:
 
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its gray values reach {values.max():,}, more than 16 bits hold")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+        raise ValueError(
+            f"its gray values reach {values.max():,}, more than 16 bits hold"
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert(
+        "RGB"
+    )

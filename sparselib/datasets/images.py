@@ -22,14 +22,24 @@ def digits(seed: int = 0) -> Split:
 
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
-    x, x_test, y, y_test = train_test_split(x, y, test_size=300, stratify=y, random_state=seed)
-    x, x_valid, y, y_valid = train_test_split(x, y, test_size=300, stratify=y, random_state=seed)
-    parts = (_samples(x, y), _samples(x_valid, y_valid), _samples(x_test, y_test))
+    x, x_test, y, y_test = train_test_split(
+        x, y, test_size=300, stratify=y, random_state=seed
+    )
+    x, x_valid, y, y_valid = train_test_split(
+        x, y, test_size=300, stratify=y, random_state=seed
+    )
+    parts = (
+        _samples(x, y),
+        _samples(x_valid, y_valid),
+        _samples(x_test, y_test),
+    )
     note = f"scikit-learn's 1,797 digits of 8 x 8 pixels, stratified split with seed {seed}"
     return Split(*parts, classes=10, name="digits", note=note)
 
 
-def mnist(folder: Folder = None, valid: int | float = 10_000, seed: int = 0) -> Split:
+def mnist(
+    folder: Folder = None, valid: int | float = 10_000, seed: int = 0
+) -> Split:
     """Return MNIST (LeCun, Bottou, Bengio and Haffner, 1998), pixels x / 255.
 
     Ertl's Table 1 counts 60k training samples: that is `valid=0`, which leaves nothing to choose
@@ -56,7 +66,9 @@ def mnist(folder: Folder = None, valid: int | float = 10_000, seed: int = 0) -> 
     return _load("mnist", "mnist", folder, valid, seed)
 
 
-def fashion_mnist(folder: Folder = None, valid: int | float = 10_000, seed: int = 0) -> Split:
+def fashion_mnist(
+    folder: Folder = None, valid: int | float = 10_000, seed: int = 0
+) -> Split:
     """Return Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), pixels x / 255.
 
     Ertl's Table 1 counts 50k training samples where the files hold 60,000: that is the default,
@@ -103,7 +115,9 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _load(dataset: str, name: str, folder: Folder, valid: int | float, seed: int) -> Split:
+def _load(
+    dataset: str, name: str, folder: Folder, valid: int | float, seed: int
+) -> Split:
     whole = _part(dataset, "train", folder)
     train, held = hold_out(whole, valid, seed)
     test = _part(dataset, "t10k", folder)

@@ -46,12 +46,25 @@ def placed_digits(
         source = getattr(sources, name)
         samples, boxes[name] = _placed(source, count, rng)
         parts.append(samples)
-    note = f"scikit-learn's digits placed in clutter, 32 x 32 pixels, seed {seed}"
-    return Split(parts[0], parts[1], parts[2], classes=10, name="placed_digits", note=note), boxes
+    note = (
+        f"scikit-learn's digits placed in clutter, 32 x 32 pixels, seed {seed}"
+    )
+    return Split(
+        parts[0],
+        parts[1],
+        parts[2],
+        classes=10,
+        name="placed_digits",
+        note=note,
+    ), boxes
 
 
 def placed_spells(
-    train: int = 800, valid: int = 100, test: int = 200, seconds: int = 60, seed: int = 0
+    train: int = 800,
+    valid: int = 100,
+    test: int = 200,
+    seconds: int = 60,
+    seed: int = 0,
 ) -> tuple[Split, dict[str, Int64[torch.Tensor, "samples 2"]]]:
     """Return synthetic ECG, each signal with one spell at a random place, and the places.
 
@@ -81,17 +94,26 @@ def placed_spells(
         If there is no room for a spell.
     """
     if seconds < SECONDS + 2:
-        raise ValueError(f"{seconds} seconds have no room for a spell of {SECONDS}: at least 6")
+        raise ValueError(
+            f"{seconds} seconds have no room for a spell of {SECONDS}: at least 6"
+        )
     rng = np.random.default_rng(seed)
     parts = []
     spells = {}
     for name, count in {"train": train, "valid": valid, "test": test}.items():
         labels = rng.integers(3, size=count)
-        start = rng.integers(SAMPLES, (seconds - SECONDS - 1) * SAMPLES + 1, size=count)
+        start = rng.integers(
+            SAMPLES, (seconds - SECONDS - 1) * SAMPLES + 1, size=count
+        )
         drawn = [
-            _heart(rng, *which, seconds * SAMPLES) for which in zip(labels.tolist(), start.tolist())
+            _heart(rng, *which, seconds * SAMPLES)
+            for which in zip(labels.tolist(), start.tolist())
         ]
-        x = np.reshape(drawn, (count, 1, seconds * SAMPLES)).round(4).astype(np.float32)
+        x = (
+            np.reshape(drawn, (count, 1, seconds * SAMPLES))
+            .round(4)
+            .astype(np.float32)
+        )
         parts.append(Samples(torch.from_numpy(x), torch.from_numpy(labels)))
         ends = np.stack([start, start + SECONDS * SAMPLES], 1)
         spells[name] = torch.from_numpy(ends)
@@ -105,14 +127,18 @@ def _heart(
     """Draw beats, leave those out that a pause or a run of other beats takes, and add the spell."""
     end = start + SECONDS * SAMPLES
     pace = rng.uniform(0.75, 1.0)
-    between = SAMPLES * pace * (1 + 0.03 * rng.normal(size=2 * samples // SAMPLES))
+    between = (
+        SAMPLES * pace * (1 + 0.03 * rng.normal(size=2 * samples // SAMPLES))
+    )
     beats = np.rint(between.cumsum()).astype(np.int64)
     if label < 2:
         beats = beats[(beats < start) | (beats >= end)]
     signal = waveform(beats, samples, int(rng.integers(2**31)))
     if label == 1:
         runs = np.arange(start + 20, end - 20, 0.4 * SAMPLES)
-        signal += pulses(samples, runs, 6.0, 1.5) - pulses(samples, runs + 16, 8.0, 0.6)
+        signal += pulses(samples, runs, 6.0, 1.5) - pulses(
+            samples, runs + 16, 8.0, 0.6
+        )
     elif label == 2:
         phase = np.arange(SECONDS * SAMPLES) * 5 / SAMPLES + rng.uniform()
         signal[start:end] += 0.6 * (phase % 1) - 0.3
@@ -127,14 +153,22 @@ def _placed(
     canvas = rng.uniform(0, 0.2, (count, SIDE, SIDE)).astype(np.float32)
     for _ in range(2):
         piece = rng.integers(len(source), size=count)
-        _paste(canvas, drawn[piece], rng.integers(DIGIT - PATCH + 1, size=(count, 2)), PATCH, rng)
+        _paste(
+            canvas,
+            drawn[piece],
+            rng.integers(DIGIT - PATCH + 1, size=(count, 2)),
+            PATCH,
+            rng,
+        )
     corner = _paste(canvas, drawn[which], np.zeros((count, 2), int), DIGIT, rng)
     x = np.rint(canvas.clip(0, 1) * 255).astype(np.float32)[:, None] / 255
     box = torch.from_numpy(np.concatenate([corner, corner + DIGIT], 1))
     return Samples(torch.from_numpy(x), source.y[torch.from_numpy(which)]), box
 
 
-def _enlarged(small: Float[np.ndarray, "samples 8 8"]) -> Float[np.ndarray, "samples 14 14"]:
+def _enlarged(
+    small: Float[np.ndarray, "samples 8 8"],
+) -> Float[np.ndarray, "samples 14 14"]:
     """Scale by linear interpolation between the pixels' centres."""
     place = ((np.arange(DIGIT) + 0.5) * 8 / DIGIT - 0.5).clip(0, 7)
     left = np.minimum(place.astype(int), 6)
@@ -145,11 +179,19 @@ def _enlarged(small: Float[np.ndarray, "samples 8 8"]) -> Float[np.ndarray, "sam
 
 
 def _paste(
-    canvas: np.ndarray, pictures: np.ndarray, start: np.ndarray, side: int, rng: np.random.Generator
+    canvas: np.ndarray,
+    pictures: np.ndarray,
+    start: np.ndarray,
+    side: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Lay a square of each picture at a random place, the brighter pixel on top; return where."""
     corner = rng.integers(SIDE - side + 1, size=(len(canvas), 2))
-    for image, picture, (top, left), (row, column) in zip(canvas, pictures, start, corner):
+    for image, picture, (top, left), (row, column) in zip(
+        canvas, pictures, start, corner
+    ):
         square = image[row : row + side, column : column + side]
-        np.maximum(square, picture[top : top + side, left : left + side], out=square)
+        np.maximum(
+            square, picture[top : top + side, left : left + side], out=square
+        )
     return corner

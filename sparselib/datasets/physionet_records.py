@@ -83,7 +83,15 @@ def physionet(
     note = f"signal {name} of PhysioNet's {record}, windows of {length:,} samples from the start"
     if rate:
         note = f"{note}, {rate:g} samples per second"
-    return _split(signal[:needed], path, name, f"physionet/{record}", note, windows, length)
+    return _split(
+        signal[:needed],
+        path,
+        name,
+        f"physionet/{record}",
+        note,
+        windows,
+        length,
+    )
 
 
 def apnea_excerpt(
@@ -126,7 +134,9 @@ def apnea_excerpt(
         )
     signal = arrays[part][:needed]
     note = f"ECG of apnea-ecg, {part}, windows of {length:,} samples"
-    return _split(signal, path, "ECG", f"apnea-ecg/{part}", note, windows, length)
+    return _split(
+        signal, path, "ECG", f"apnea-ecg/{part}", note, windows, length
+    )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -156,7 +166,9 @@ def _split(
     length: int,
 ) -> Split:
     cut = torch.from_numpy(signal.astype(np.float32))
-    still = (cut.view(-1, length).amin(1) == cut.view(-1, length).amax(1)).nonzero()
+    still = (
+        cut.view(-1, length).amin(1) == cut.view(-1, length).amax(1)
+    ).nonzero()
     if len(still):
         first = int(still[0]) * length
         raise ValueError(
@@ -193,11 +205,17 @@ def _signal(path: Path, channel: int) -> tuple[np.ndarray, str, float | None]:
         )
     data = path.with_name(header.file_name[channel])
     if not data.is_file():
-        raise DataUnavailable(f"{data} is missing, which {path.name} names. Place it beside that.")
+        raise DataUnavailable(
+            f"{data} is missing, which {path.name} names. Place it beside that."
+        )
     _check_format(path, header, channel)
     _check_size(data, header, channel)
     single = (header.samps_per_frame[channel] or 1) == 1
-    options = {"channels": [channel], "physical": False, "smooth_frames": single}
+    options = {
+        "channels": [channel],
+        "physical": False,
+        "smooth_frames": single,
+    }
     read = _read(data, wfdb.rdrecord, stem, **options)
     digital = read.d_signal[:, 0] if single else read.e_d_signal[0]
     name = read.sig_name[0] or str(channel)
@@ -221,9 +239,15 @@ def _header(path: Path, stem: str) -> Any:
     import wfdb
 
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     if not lines:
-        raise ValueError(f"{path} is refused: it holds no line. Fetch the record again.")
+        raise ValueError(
+            f"{path} is refused: it holds no line. Fetch the record again."
+        )
     record = lines[0].split()[0]
     name, _, segments = record.partition("/")
     if segments:
@@ -290,7 +314,9 @@ def _read(path: Path, reader: Any, *names: str, **options: Any) -> Any:
             warnings.simplefilter("ignore")
             return reader(*names, **options)
     except ImportError as error:
-        raise ValueError(f"{path} cannot be read without another package: {error}.") from error
+        raise ValueError(
+            f"{path} cannot be read without another package: {error}."
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{path} is refused: it is damaged or cut short ({error or type(error).__name__}). "

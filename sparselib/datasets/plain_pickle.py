@@ -28,7 +28,17 @@ NUMBER = re.compile(r"[iu][1248]|f[48]")
 DEPTH = 8  # of containers one in another
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = (
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *(
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+    ),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 )
@@ -144,13 +154,19 @@ class _Machine:
         if name in LITERALS:
             return argument
         if name in BYTES:
-            return argument.encode("latin-1") if isinstance(argument, str) else argument
+            return (
+                argument.encode("latin-1")
+                if isinstance(argument, str)
+                else argument
+            )
         if name in CONSTANTS:
             return CONSTANTS[name]
         if name in EMPTY:
             return EMPTY[name]()
         if name in SHORT_TUPLES:
-            return tuple(reversed([self.pop() for _ in range(SHORT_TUPLES[name])]))
+            return tuple(
+                reversed([self.pop() for _ in range(SHORT_TUPLES[name])])
+            )
         return self._composed(name, argument)
 
     def _composed(self, name: str, argument: Any) -> Any:
@@ -177,7 +193,9 @@ class _Machine:
         elif name.endswith("S"):
             items = self.pop_to_mark()
         else:
-            items = [self.pop() for _ in range(1 if name == "APPEND" else 2)][::-1]
+            items = [self.pop() for _ in range(1 if name == "APPEND" else 2)][
+                ::-1
+            ]
         target = self.pop()
         self.stack.append(target)
         if name == "BUILD":
@@ -201,7 +219,11 @@ def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
 
 
 def _named(module: Any, name: Any) -> _Name:
-    kind = NAMES.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
+    kind = (
+        NAMES.get((module, name))
+        if isinstance(module, str) and isinstance(name, str)
+        else None
+    )
     if kind is None:
         raise Refused(f"it asks for {module}.{name}")
     return _Name(kind)
@@ -242,7 +264,9 @@ def _converted(value: Any, known: dict[int, Any], depth: int) -> Any:
     if type(value) is _Array:
         return _array(value)
     if type(value) is dict:
-        return {key: _plain(item, known, depth + 1) for key, item in value.items()}
+        return {
+            key: _plain(item, known, depth + 1) for key, item in value.items()
+        }
     return type(value)(_plain(item, known, depth + 1) for item in value)
 
 

@@ -86,8 +86,12 @@ class Split:
 
     def __post_init__(self) -> None:
         for part in ("train", "valid", "test"):
-            _check_part(self.name, part, getattr(self, part), self.train, self.classes)
-        object.__setattr__(self, "checksum", _checksum(self.train, self.valid, self.test))
+            _check_part(
+                self.name, part, getattr(self, part), self.train, self.classes
+            )
+        object.__setattr__(
+            self, "checksum", _checksum(self.train, self.valid, self.test)
+        )
 
     @property
     def features(self) -> int:
@@ -105,10 +109,16 @@ class Split:
         if count == 0:
             return self
         if not 0 < count <= len(self.train):
-            raise ValueError(f"{count} samples cannot be drawn from {len(self.train):,}")
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+            raise ValueError(
+                f"{count} samples cannot be drawn from {len(self.train):,}"
+            )
+        order = torch.randperm(
+            len(self.train), generator=torch.Generator().manual_seed(seed)
+        )
         chosen = order[:count].sort().values
-        note = f"{self.note}; {count:,} of {len(self.train):,} drawn to train on"
+        note = (
+            f"{self.note}; {count:,} of {len(self.train):,} drawn to train on"
+        )
         return replace(self, train=_only(self.train, chosen), note=note)
 
     def __repr__(self) -> str:
@@ -117,7 +127,9 @@ class Split:
         return f"Split({self.name}: {sizes}; {kind}; checksum {self.checksum})"
 
 
-def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, Samples]:
+def hold_out(
+    samples: Samples, size: int | float, seed: int
+) -> tuple[Samples, Samples]:
     """Take a random part away from the samples.
 
     Both parts keep the order of the samples; the training loop shuffles.
@@ -142,7 +154,9 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
         If less than nothing or everything would be taken.
     """
     total = len(samples)
-    count = round(size * total) if isinstance(size, float) and size < 1 else size
+    count = (
+        round(size * total) if isinstance(size, float) and size < 1 else size
+    )
     if not 0 <= count < total or count != int(count):
         raise ValueError(
             f"valid={size} cannot be taken from {total:,} training samples: "
@@ -156,7 +170,9 @@ def hold_out(samples: Samples, size: int | float, seed: int) -> tuple[Samples, S
 
 def _only(samples: Samples, which: Tensor) -> Samples:
     groups = None if samples.groups is None else samples.groups[which]
-    return Samples(samples.x[which], samples.y[which], groups, samples.class_names)
+    return Samples(
+        samples.x[which], samples.y[which], groups, samples.class_names
+    )
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:
@@ -173,7 +189,9 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
 
 
 def _check_groups(y: Tensor, groups: Tensor | None) -> None:
-    if groups is not None and (groups.dtype != torch.int64 or groups.shape != y.shape):
+    if groups is not None and (
+        groups.dtype != torch.int64 or groups.shape != y.shape
+    ):
         raise ValueError(
             f"groups are int64, one for each of {len(y)} samples, but came as {groups.dtype} of "
             f"shape {tuple(groups.shape)}."
@@ -186,12 +204,16 @@ def _check_values(x: Tensor, y: Tensor) -> None:
         flat = x.flatten(1)
         broken = (~torch.isfinite(flat)).nonzero()
         row, column = broken[0].tolist()
-        raise ValueError(f"x holds {flat[row, column].item()} at row {row}, column {column}.")
+        raise ValueError(
+            f"x holds {flat[row, column].item()} at row {row}, column {column}."
+        )
     if len(y) and y.min() < 0:
         raise ValueError(f"Labels count from 0, but y holds {y.min().item()}.")
 
 
-def _check_part(name: str, part: str, samples: Samples, train: Samples, classes: int) -> None:
+def _check_part(
+    name: str, part: str, samples: Samples, train: Samples, classes: int
+) -> None:
     if samples.x.shape[1:] != train.x.shape[1:]:
         found = " x ".join(map(str, samples.x.shape[1:]))
         wanted = " x ".join(map(str, train.x.shape[1:]))

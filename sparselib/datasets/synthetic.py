@@ -24,8 +24,17 @@ STYLES = 2
 STROKES = 3
 
 # the lepton is 0, the missing energy 1, the jets 2 to 5
-W_PAIR, B_PAIR = [2, 3], [4, 5]
-GROUPS = [W_PAIR, [2, 3, 4], [0, 1], [0, 1, 2], B_PAIR, [0, 1, 4, 5], [0, 1, 2, 3, 4, 5]]
+W_PAIR = [2, 3]
+B_PAIR = [4, 5]
+GROUPS = [
+    W_PAIR,
+    [2, 3, 4],
+    [0, 1],
+    [0, 1, 2],
+    B_PAIR,
+    [0, 1, 4, 5],
+    [0, 1, 2, 3, 4, 5],
+]
 
 
 def images(
@@ -59,7 +68,9 @@ def images(
     prototypes = _strokes(rng, classes * STYLES, side)
     chosen = prototypes[labels * STYLES + rng.integers(STYLES, size=total)]
     grid = _bent_grid(rng, total, side)
-    drawn = functional.grid_sample(chosen[:, None], grid, align_corners=True)[:, 0].numpy()
+    drawn = functional.grid_sample(chosen[:, None], grid, align_corners=True)[
+        :, 0
+    ].numpy()
     ink = rng.uniform(0.6, 1.2, (total, 1, 1))
     noise = 0.12 * rng.standard_normal(drawn.shape, np.float32) * (drawn > 0.02)
     grey = np.rint((drawn * ink + noise).clip(0, 1) * 255).astype(np.float32)
@@ -70,7 +81,9 @@ def images(
     return Split(*parts, classes=classes, name="synthetic.images", note=note)
 
 
-def collisions(train: int = 5000, valid: int = 500, test: int = 1000, seed: int = 0) -> Split:
+def collisions(
+    train: int = 5000, valid: int = 500, test: int = 1000, seed: int = 0
+) -> Split:
     r"""Return synthetic particle collisions, in the shape of HIGGS: 28 features, 2 classes.
 
     The 21 low-level features are the momentum, direction and b-tag of a lepton, the missing energy
@@ -88,12 +101,18 @@ def collisions(train: int = 5000, valid: int = 500, test: int = 1000, seed: int 
     columns = np.concatenate([momentum, eta, phi, tags, masses], axis=1)
     x = torch.from_numpy(np.round(columns, 4).astype(np.float32))
     parts = standardised(*_parts(x, labels, train, valid, test))
-    note = f"synthetic collisions, seed {seed}: no real and no simulated physics"
+    note = (
+        f"synthetic collisions, seed {seed}: no real and no simulated physics"
+    )
     return Split(*parts, classes=2, name="synthetic.collisions", note=note)
 
 
 def letters(
-    train: int = 6238, valid: int = 0, test: int = 1559, features: int = 617, seed: int = 0
+    train: int = 6238,
+    valid: int = 0,
+    test: int = 1559,
+    features: int = 617,
+    seed: int = 0,
 ) -> Split:
     """Return synthetic spoken letters, in the shape of ISOLET: 617 features, 26 classes.
 
@@ -106,16 +125,26 @@ def letters(
     speakers = 150
     labels = rng.integers(26, size=total)
     heard = speakers * (train + valid) // max(total, 1)
-    first = rng.integers(heard, size=train + valid) if heard else np.zeros(0, dtype=int)
+    first = (
+        rng.integers(heard, size=train + valid)
+        if heard
+        else np.zeros(0, dtype=int)
+    )
     speaker = np.concatenate([first, rng.integers(heard, speakers, size=test)])
     place = np.linspace(0, 1, features)
     waves = np.sin(np.pi * np.arange(1, 25)[:, None] * place)
     fade = 1 / np.sqrt(np.arange(1, 25))
     letter, voice = (
-        rng.normal(0, size, (count, 24)) * fade @ waves for size, count in ((0.35, 26), (0.3, 150))
+        rng.normal(0, size, (count, 24)) * fade @ waves
+        for size, count in ((0.35, 26), (0.3, 150))
     )
     spoken = rng.normal(0, 0.2, (total, 24)) * fade @ waves
-    x = letter[labels] + voice[speaker] + spoken + rng.normal(0, 0.25, (total, features))
+    x = (
+        letter[labels]
+        + voice[speaker]
+        + spoken
+        + rng.normal(0, 0.25, (total, features))
+    )
     silent = rng.permutation(features)[: features // 5]
     x[:, silent] = rng.normal(0, 0.4, (total, silent.size))
     rounded = torch.from_numpy(np.round(x.clip(-1, 1), 4).astype(np.float32))
@@ -155,51 +184,97 @@ def signals(
     ValueError
         If a kind is unknown, or there is none.
     """
-    makers = {"ecg": _ecg, "eeg": _eeg, "respiration": _respiration, "emg": _emg}
+    makers = {
+        "ecg": _ecg,
+        "eeg": _eeg,
+        "respiration": _respiration,
+        "emg": _emg,
+    }
     if not kinds or not set(kinds) <= set(makers):
-        raise ValueError(f"kinds are some of {', '.join(makers)}, not {kinds!r}")
+        raise ValueError(
+            f"kinds are some of {', '.join(makers)}, not {kinds!r}"
+        )
     rng = np.random.default_rng(seed)
     total = train + valid + test
     labels = rng.integers(len(kinds), size=total)
-    long = [torch.from_numpy(makers[kind](rng, total * length)) for kind in kinds]
-    windows = torch.stack([standardised_windows(signal, length) for signal in long])
-    x = windows[torch.from_numpy(labels), torch.arange(total)].mul(1e4).round().div(1e4).float()
+    long = [
+        torch.from_numpy(makers[kind](rng, total * length)) for kind in kinds
+    ]
+    windows = torch.stack(
+        [standardised_windows(signal, length) for signal in long]
+    )
+    x = (
+        windows[torch.from_numpy(labels), torch.arange(total)]
+        .mul(1e4)
+        .round()
+        .div(1e4)
+        .float()
+    )
     parts = _parts(x, torch.from_numpy(labels), train, valid, test)
     note = f"synthetic signals ({', '.join(kinds)}) of {length:,} samples, seed {seed}: no person's"
-    return Split(*parts, classes=len(kinds), name="synthetic.signals", note=note)
+    return Split(
+        *parts, classes=len(kinds), name="synthetic.signals", note=note
+    )
 
 
 def _ecg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     breath = _slow(rng, count, 4 * RATE)
-    beats = (0.8 + rng.normal(0, 0.03, count // 100 + 2)).clip(0.6, 1).cumsum() * RATE
+    beats = (0.8 + rng.normal(0, 0.03, count // 100 + 2)).clip(
+        0.6, 1
+    ).cumsum() * RATE
     height = 1 + 0.1 * breath[beats.astype(int).clip(max=count - 1)]
-    waves = (pulses(count, beats + at * RATE, w * RATE, h * height) for at, w, h in HEARTBEAT)
+    waves = (
+        pulses(count, beats + at * RATE, w * RATE, h * height)
+        for at, w, h in HEARTBEAT
+    )
     return sum(waves) + 0.1 * breath + rng.normal(0, 0.02, count)
 
 
 def _eeg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     hertz = np.fft.rfftfreq(count, 1 / RATE)
-    noise = np.fft.irfft(np.fft.rfft(rng.normal(0, 1, count)) / (1 + hertz / 2), count)
-    waves = np.sin(2 * np.pi * 10 * np.arange(count) / RATE + 2 * _slow(rng, count, RATE))
-    return noise / noise.std() + np.maximum(_slow(rng, count, 2 * RATE), 0) * waves
+    noise = np.fft.irfft(
+        np.fft.rfft(rng.normal(0, 1, count)) / (1 + hertz / 2), count
+    )
+    waves = np.sin(
+        2 * np.pi * 10 * np.arange(count) / RATE + 2 * _slow(rng, count, RATE)
+    )
+    return (
+        noise / noise.std() + np.maximum(_slow(rng, count, 2 * RATE), 0) * waves
+    )
 
 
-def _respiration(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
+def _respiration(
+    rng: np.random.Generator, count: int
+) -> Float64[np.ndarray, "count"]:
     phase = 2 * np.pi * np.cumsum(1 + 0.15 * _slow(rng, count, 5 * RATE)) / RATE
     depth = 1 + 0.2 * _slow(rng, count, 3 * RATE)
-    return depth * (np.sin(phase) + 0.25 * np.sin(2 * phase + 0.5)) + rng.normal(0, 0.02, count)
+    return depth * (
+        np.sin(phase) + 0.25 * np.sin(2 * phase + 0.5)
+    ) + rng.normal(0, 0.02, count)
 
 
 def _emg(rng: np.random.Generator, count: int) -> Float64[np.ndarray, "count"]:
     signal = rng.normal(0, 0.05, count)
-    for height, every, width in ((1.0, 90, 2.5), (0.6, 65, 4.0), (0.35, 47, 3.0)):
-        fires = rng.normal(every, every / 6, 2 * count // every + 2).clip(every / 2).cumsum()
+    for height, every, width in (
+        (1.0, 90, 2.5),
+        (0.6, 65, 4.0),
+        (0.35, 47, 3.0),
+    ):
+        fires = (
+            rng.normal(every, every / 6, 2 * count // every + 2)
+            .clip(every / 2)
+            .cumsum()
+        )
         for shift, share in ((-2, -0.4), (0, 1.0), (2, -0.6)):
-            signal += pulses(count, fires + shift * width, width, share * height)
+            signal += pulses(
+                count, fires + shift * width, width, share * height
+            )
     return signal
 
 
-def _slow(rng: np.random.Generator, count: int, period: int) -> Float64[np.ndarray, "count"]:
+def _slow(
+    rng: np.random.Generator, count: int, period: int
+) -> Float64[np.ndarray, "count"]:
     """Wander about 0 within [-1, 1]: four sines with periods of that order."""
     periods = period * rng.uniform(0.6, 1.8, (4, 1))
     phases = rng.uniform(0, 2 * np.pi, (4, 1))
@@ -210,11 +285,15 @@ def _parts(
     x: Tensor, y: Int64[Tensor, "samples"], train: int, valid: int, test: int
 ) -> tuple[Samples, Samples, Samples]:
     sizes = [train, valid, test]
-    first, second, third = (Samples(*part) for part in zip(x.split(sizes), y.split(sizes)))
+    first, second, third = (
+        Samples(*part) for part in zip(x.split(sizes), y.split(sizes))
+    )
     return first, second, third
 
 
-def _strokes(rng: np.random.Generator, count: int, side: int) -> Float64[Tensor, "count side side"]:
+def _strokes(
+    rng: np.random.Generator, count: int, side: int
+) -> Float64[Tensor, "count side side"]:
     """Draw prototypes: quadratic Bezier curves, with a pen of Gaussian width."""
     points = rng.uniform(-0.62, 0.62, (count, STROKES, 3, 1, 2))
     t = np.linspace(0, 1, 24)[:, None]
@@ -223,7 +302,9 @@ def _strokes(rng: np.random.Generator, count: int, side: int) -> Float64[Tensor,
     axis = np.linspace(-1, 1, side)
     pixels = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 2)
     squared = ((pixels - curves.reshape(count, 1, -1, 2)) ** 2).sum(-1).min(-1)
-    return torch.from_numpy(np.exp(-squared / (2 * 0.07**2)).reshape(count, side, side))
+    return torch.from_numpy(
+        np.exp(-squared / (2 * 0.07**2)).reshape(count, side, side)
+    )
 
 
 def _bent_grid(
@@ -232,14 +313,20 @@ def _bent_grid(
     """Sample where each pixel is read: turned and scaled, then moved by a few smooth cosines."""
     angle = rng.normal(0, 0.15, count)
     scale = rng.uniform(0.9, 1.15, (count, 2, 1))
-    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1)
+    turn = np.stack(
+        [np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1
+    )
     bend = rng.normal(0, 0.042, (count, 9, 2))
     axis = np.linspace(-1, 1, side)
     x, y = (plane.ravel() for plane in np.meshgrid(axis, axis))
-    along, across = ([np.cos(np.pi / 2 * k * (a + 1)) for k in range(3)] for a in (x, y))
+    along, across = (
+        [np.cos(np.pi / 2 * k * (a + 1)) for k in range(3)] for a in (x, y)
+    )
     waves = [first * second for first in along for second in across]
     basis = np.stack([x, y, *waves], axis=1)
-    grid = basis @ np.concatenate([turn.reshape(count, 2, 2) * scale, bend], axis=1)
+    grid = basis @ np.concatenate(
+        [turn.reshape(count, 2, 2) * scale, bend], axis=1
+    )
     return torch.from_numpy(grid.reshape(count, side, side, 2))
 
 
@@ -267,16 +354,30 @@ def _masses(
 ) -> Float64[np.ndarray, "samples 7"]:
     """Compute the invariant masses of `GROUPS`; the missing energy has eta = 0."""
     eta = np.insert(eta, 1, 0, axis=1)
-    space = [momentum * np.cos(phi), momentum * np.sin(phi), momentum * np.sinh(eta)]
+    space = [
+        momentum * np.cos(phi),
+        momentum * np.sin(phi),
+        momentum * np.sinh(eta),
+    ]
     vectors = np.stack([momentum * np.cosh(eta), *space])
-    energy, *rest = np.stack([vectors[..., group].sum(-1) for group in GROUPS], axis=-1)
+    energy, *rest = np.stack(
+        [vectors[..., group].sum(-1) for group in GROUPS], axis=-1
+    )
     return np.sqrt(np.maximum(energy**2 - sum(part**2 for part in rest), 0))
 
 
 def _evidence(
-    masses: Float64[np.ndarray, "samples 7"], tags: Float64[np.ndarray, "samples 4"]
+    masses: Float64[np.ndarray, "samples 7"],
+    tags: Float64[np.ndarray, "samples 4"],
 ) -> Float64[np.ndarray, "samples"]:
     """Return the log-odds of signal: high where two pairs of jets have a mass near 1.4."""
-    pairs = np.log(masses[:, [GROUPS.index(B_PAIR), GROUPS.index(W_PAIR)]] + 1e-3) - np.log(1.4)
+    pairs = np.log(
+        masses[:, [GROUPS.index(B_PAIR), GROUPS.index(W_PAIR)]] + 1e-3
+    ) - np.log(1.4)
     peaks = np.exp(-0.5 * (pairs / 0.4) ** 2)
-    return 5 * peaks[:, 0] + 3 * peaks[:, 1] + 0.3 * (tags[:, 2] + tags[:, 3]) - 4.25
+    return (
+        5 * peaks[:, 0]
+        + 3 * peaks[:, 1]
+        + 0.3 * (tags[:, 2] + tags[:, 3])
+        - 4.25
+    )

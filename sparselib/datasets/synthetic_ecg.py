@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int16, Int64
 
-from .apnea_records import POINTS, RATE, SAMPLES, UNITS, Night, cached, whole_minutes
+from .apnea_records import (
+    POINTS,
+    RATE,
+    SAMPLES,
+    UNITS,
+    Night,
+    cached,
+    whole_minutes,
+)
 
 # seconds from the beat, seconds of width, height: P, Q, R, S, T
 HEARTBEAT = [(-0.16, 0.02, 0.15), (-0.04, 0.01, -0.12), (0, 0.011, 1)]
@@ -48,12 +56,16 @@ def waveform(
     """
     rng = np.random.default_rng(seed)
     time = np.arange(samples) / SAMPLES
-    breath = 2 * np.pi * rng.uniform(0.2, 0.3) * time + np.cumsum(rng.normal(0, 0.01, samples))
+    breath = 2 * np.pi * rng.uniform(0.2, 0.3) * time + np.cumsum(
+        rng.normal(0, 0.01, samples)
+    )
     breath = np.sin(breath)
     inside = beats[(beats >= 0) & (beats < samples)]
     height = rng.uniform(0.8, 1.8) * (1 + 0.1 * breath[inside])
     height = height * (1 + 0.05 * rng.normal(0, 1, len(inside)))
-    pace = np.sqrt(np.diff(inside, prepend=inside[:1] - SAMPLES).clip(30, 200) / SAMPLES)
+    pace = np.sqrt(
+        np.diff(inside, prepend=inside[:1] - SAMPLES).clip(30, 200) / SAMPLES
+    )
     signal = 0.1 * breath + rng.uniform(0.01, 0.03) * rng.normal(0, 1, samples)
     for shift, width, share in HEARTBEAT:
         late = shift * (pace if shift > 0.1 else 1)
@@ -62,7 +74,9 @@ def waveform(
     return signal
 
 
-def draw_night(record: str, number: int, minutes: int = 40, seed: int = 0) -> Night:
+def draw_night(
+    record: str, number: int, minutes: int = 40, seed: int = 0
+) -> Night:
     """Draw the beats of a night: a heart that waves with breath, and more slowly with apnea.
 
     Patients differ in the pace of the heart and in how deep both waves are; the slow wave has a
@@ -85,29 +99,56 @@ def draw_night(record: str, number: int, minutes: int = 40, seed: int = 0) -> Ni
     labels = np.empty(minutes, dtype=np.int64)
     for minute in range(minutes):
         goes_on = minute and rng.random() < 0.75
-        labels[minute] = labels[minute - 1] if goes_on else rng.random() < likely
+        labels[minute] = (
+            labels[minute - 1] if goes_on else rng.random() < likely
+        )
     time = np.arange(minutes * 60 * RATE) / RATE
-    ill = np.convolve(np.repeat(labels, 60 * RATE), np.ones(40) / 40, mode="same")
-    breath = 2 * np.pi * (rng.uniform(0.2, 0.3) * time + rng.normal(0, 0.02, time.size).cumsum())
-    cycle = 2 * np.pi * (time / rng.uniform(20, 60) + rng.normal(0, 0.01, time.size).cumsum())
-    drift = np.convolve(rng.normal(0, 1, time.size), np.ones(400) / 400, mode="same")
+    ill = np.convolve(
+        np.repeat(labels, 60 * RATE), np.ones(40) / 40, mode="same"
+    )
+    breath = (
+        2
+        * np.pi
+        * (
+            rng.uniform(0.2, 0.3) * time
+            + rng.normal(0, 0.02, time.size).cumsum()
+        )
+    )
+    cycle = (
+        2
+        * np.pi
+        * (time / rng.uniform(20, 60) + rng.normal(0, 0.01, time.size).cumsum())
+    )
+    drift = np.convolve(
+        rng.normal(0, 1, time.size), np.ones(400) / 400, mode="same"
+    )
     waves = rng.uniform(0.01, 0.05) * np.sin(breath) * (1 - 0.6 * ill)
     waves += rng.uniform(0.05, 0.12) * np.sin(cycle) * ill
-    series = rng.uniform(0.7, 1.1) + waves + 0.6 * drift + rng.normal(0, 0.02, time.size)
+    series = (
+        rng.uniform(0.7, 1.1)
+        + waves
+        + 0.6 * drift
+        + rng.normal(0, 0.02, time.size)
+    )
     beats = _beats(series.clip(0.4, 1.8), minutes * 60)
     missed = rng.random(len(beats)) < 1 / 300
     twice = beats[rng.random(len(beats)) < 1 / 300] + 15
-    beats = np.unique(np.concatenate([beats[~missed], twice[twice < minutes * 60 * SAMPLES]]))
+    beats = np.unique(
+        np.concatenate([beats[~missed], twice[twice < minutes * 60 * SAMPLES]])
+    )
     return Night(record, beats, labels)
 
 
-def rhythm(night: Night, sums: dict[str, str], seed: int) -> Int16[np.ndarray, "minutes points"]:
+def rhythm(
+    night: Night, sums: dict[str, str], seed: int
+) -> Int16[np.ndarray, "minutes points"]:
     """Return minutes of an ECG drawn over recorded beats, as `apnea_records.ecg` returns them."""
     minutes = len(night.labels)
 
     def draw() -> np.ndarray:
         return whole_minutes(
-            np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS), minutes
+            np.rint(waveform(night.beats, minutes * POINTS, seed) * UNITS),
+            minutes,
         )
 
     digest = sums[f"{night.record}.qrs"][:16]
@@ -119,11 +160,25 @@ def write(folder: Path, night: Night, seed: int = 0) -> None:
     import wfdb
 
     folder.mkdir(parents=True, exist_ok=True)
-    ecg = np.rint(waveform(night.beats, len(night.labels) * 60 * SAMPLES, seed) * UNITS)
-    options = {"fmt": ["16"], "adc_gain": [float(UNITS)], "baseline": [0], "units": ["mV"]}
+    ecg = np.rint(
+        waveform(night.beats, len(night.labels) * 60 * SAMPLES, seed) * UNITS
+    )
+    options = {
+        "fmt": ["16"],
+        "adc_gain": [float(UNITS)],
+        "baseline": [0],
+        "units": ["mV"],
+    }
     signal = ecg.clip(-32767, 32767).astype(np.int16)[:, None]
     where = {"write_dir": str(folder)}
-    wfdb.wrsamp(night.record, SAMPLES, sig_name=["ECG"], d_signal=signal, **options, **where)
+    wfdb.wrsamp(
+        night.record,
+        SAMPLES,
+        sig_name=["ECG"],
+        d_signal=signal,
+        **options,
+        **where,
+    )
     beats = ["N"] * len(night.beats)
     wfdb.wrann(night.record, "qrs", night.beats, beats, fs=SAMPLES, **where)
     marks = np.arange(len(night.labels)) * 60 * SAMPLES

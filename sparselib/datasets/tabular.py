@@ -19,7 +19,10 @@ from .split import Samples, Split, hold_out
 OFFICIAL = ("HIGGS.csv.gz", "HIGGS.csv")
 SUBSET = "HIGGS_subset35298.csv.gz"
 LETTERS = {"isolet1+2+3+4.data": 6238, "isolet5.data": 1559}
-SEGMENTS = (11_500, 179)  # rows and columns of epilepsy, the last of which is the class
+SEGMENTS = (
+    11_500,
+    179,
+)  # rows and columns of epilepsy, the last of which is the class
 # SHA-256 of the numbers of epilepsy as 16-bit integers, row by row
 EPILEPSY = "9b2e89a4d8f0a0e255b1ff6ebc896f932ea861912b90d7e72ce00d123b3b3c71"
 UNPACKING = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -78,7 +81,10 @@ def higgs(
 
 
 def isolet(
-    folder: Folder = None, valid: int | float = 0, seed: int = 0, definition: str = "text"
+    folder: Folder = None,
+    valid: int | float = 0,
+    seed: int = 0,
+    definition: str = "text",
 ) -> Split:
     """Return ISOLET (Cole and Fanty, 1994): 617 features of spoken letters, 26 classes.
 
@@ -107,7 +113,9 @@ def isolet(
         If a file lies nowhere.
     """
     if definition not in ("text", "code"):
-        raise ValueError(f"definition must be 'text' or 'code', not {definition!r}")
+        raise ValueError(
+            f"definition must be 'text' or 'code', not {definition!r}"
+        )
     lost = 1 if definition == "code" else 0
     whole, test = (
         _samples(_letters(name, rows, folder)[lost:], label=617, first=1)
@@ -142,7 +150,9 @@ def epilepsy(folder: Folder = None, definition: str = "code") -> Split:
         If the file lies nowhere.
     """
     if definition not in ("text", "code"):
-        raise ValueError(f"definition must be 'text' or 'code', not {definition!r}")
+        raise ValueError(
+            f"definition must be 'text' or 'code', not {definition!r}"
+        )
     table = _segments(find("uci-epilepsy", "data.csv", folder))
     values = table[:, :-1].astype(np.float64)
     merged = np.array([0, 1, 1, 2, 2])[table[:, -1] - 1]
@@ -157,7 +167,9 @@ def epilepsy(folder: Folder = None, definition: str = "code") -> Split:
     return Split(train, valid, test, classes=3, name="epilepsy", note=note)
 
 
-def standardised(train: Samples, valid: Samples, test: Samples) -> tuple[Samples, Samples, Samples]:
+def standardised(
+    train: Samples, valid: Samples, test: Samples
+) -> tuple[Samples, Samples, Samples]:
     """Give each feature mean 0 and standard deviation 1 on the training part.
 
     A feature that is constant there is only centred.
@@ -168,7 +180,12 @@ def standardised(train: Samples, valid: Samples, test: Samples) -> tuple[Samples
     std[std == 0] = 1
 
     def scaled(part: Samples) -> Samples:
-        return Samples(torch.from_numpy(((part.x.numpy() - mean) / std).astype(np.float32)), part.y)
+        return Samples(
+            torch.from_numpy(
+                ((part.x.numpy() - mean) / std).astype(np.float32)
+            ),
+            part.y,
+        )
 
     return scaled(train), scaled(valid), scaled(test)
 
@@ -199,14 +216,20 @@ def read_csv(
                 quoting=csv.QUOTE_NONE,
             ).to_numpy()
     except UNPACKING as error:
-        raise ValueError(f"{path} is refused: it is no complete gzip file ({error}).") from error
+        raise ValueError(
+            f"{path} is refused: it is no complete gzip file ({error})."
+        ) from error
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is refused: {_fault(path, rows, layout) or error}.") from error
+        raise ValueError(
+            f"{path} is refused: {_fault(path, rows, layout) or error}."
+        ) from error
     sound = table.shape[1] == columns and np.isfinite(table).all()
     if not sound or not np.isin(table[:, label], labels).all():
         raise ValueError(f"{path} is refused: {_fault(path, rows, layout)}.")
     if lines.ended < len(table):
-        raise ValueError(f"{path} is refused: its last line has no end, so the file is cut short.")
+        raise ValueError(
+            f"{path} is refused: its last line has no end, so the file is cut short."
+        )
     return table
 
 
@@ -247,9 +270,13 @@ def _segments(path: Path) -> Int64[np.ndarray, "rows columns"]:
         with open_content(path) as file:
             table = pd.read_csv(file, index_col=0).to_numpy()
     except UNPACKING as error:
-        raise ValueError(f"{path} is refused: it is no complete gzip file ({error}).") from error
+        raise ValueError(
+            f"{path} is refused: it is no complete gzip file ({error})."
+        ) from error
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is refused: it is no table ({error}).") from error
+        raise ValueError(
+            f"{path} is refused: it is no table ({error})."
+        ) from error
     if table.shape != SEGMENTS or table.dtype != np.int64:
         raise ValueError(
             f"{path} is refused: it holds {table.dtype} of shape {table.shape}, not whole numbers "
@@ -265,12 +292,18 @@ def _segments(path: Path) -> Int64[np.ndarray, "rows columns"]:
     return table
 
 
-def _letters(name: str, rows: int, folder: Folder) -> Float32[np.ndarray, "rows 618"]:
+def _letters(
+    name: str, rows: int, folder: Folder
+) -> Float32[np.ndarray, "rows 618"]:
     path = find("isolet", name, folder)
-    table = read_csv(path, rows + 1, columns=618, label=617, labels=range(1, 27))
+    table = read_csv(
+        path, rows + 1, columns=618, label=617, labels=range(1, 27)
+    )
     if len(table) != rows:
         more = "more" if len(table) > rows else f"only {len(table):,}"
-        raise ValueError(f"{path} is refused: {rows:,} rows are expected, but it holds {more}.")
+        raise ValueError(
+            f"{path} is refused: {rows:,} rows are expected, but it holds {more}."
+        )
     features = table[:, :617]
     if np.abs(features).max() > 1:
         row, column = np.argwhere(np.abs(features) > 1)[0]
@@ -292,7 +325,9 @@ def _fault(path: Path, rows: int, layout: _Layout) -> str:
     try:
         with open_content(path) as file:
             for number, line in zip(range(1, rows + 1), file):
-                fault = _fault_of_line(line.decode(errors="replace").rstrip("\r\n"), layout)
+                fault = _fault_of_line(
+                    line.decode(errors="replace").rstrip("\r\n"), layout
+                )
                 if fault:
                     return f"line {number}{fault}"
     except UNPACKING as error:
@@ -328,6 +363,11 @@ def _note(train: Samples, valid: Samples, test: Samples) -> str:
     return f"{counts}: reduced to {total:,} of the paper's 600,000 rows, split 5 : 1"
 
 
-def _samples(table: Float32[np.ndarray, "rows columns"], label: int = 0, first: int = 0) -> Samples:
+def _samples(
+    table: Float32[np.ndarray, "rows columns"], label: int = 0, first: int = 0
+) -> Samples:
     features = np.delete(table, label, axis=1)
-    return Samples(torch.from_numpy(features), torch.from_numpy(table[:, label]).long() - first)
+    return Samples(
+        torch.from_numpy(features),
+        torch.from_numpy(table[:, label]).long() - first,
+    )

@@ -41,7 +41,9 @@ class Scale(NamedTuple):
     used: Tensor
 
 
-def joined(layer: SparseLayer, found: Sequence[grows.Batch]) -> list[grows.Batch]:
+def joined(
+    layer: SparseLayer, found: Sequence[grows.Batch]
+) -> list[grows.Batch]:
     """Return batches in the values' type, as few as there are sizes of a sample."""
     values = layer.values
     sizes: dict[tuple[torch.Size, torch.Size], list[grows.Batch]] = {}
@@ -54,12 +56,17 @@ def joined(layer: SparseLayer, found: Sequence[grows.Batch]) -> list[grows.Batch
     return [
         alike[0]
         if len(alike) == 1
-        else (torch.cat([x for x, _ in alike]), torch.cat([c for _, c in alike]))
+        else (
+            torch.cat([x for x, _ in alike]),
+            torch.cat([c for _, c in alike]),
+        )
         for alike in sizes.values()
     ]
 
 
-def with_batches(context: grows.Context, found: Sequence[grows.Batch]) -> grows.Context:
+def with_batches(
+    context: grows.Context, found: Sequence[grows.Batch]
+) -> grows.Context:
     """Return the context that holds these batches."""
     if not found:
         return context
@@ -67,7 +74,9 @@ def with_batches(context: grows.Context, found: Sequence[grows.Batch]) -> grows.
     return context._replace(inputs=inputs, costs=costs, further=tuple(further))
 
 
-def scale_of(layer: SparseLayer, context: grows.Context, gradient: Tensor) -> Scale:
+def scale_of(
+    layer: SparseLayer, context: grows.Context, gradient: Tensor
+) -> Scale:
     """Compare the gathered gradient with `gradient` at the connections of the costliest neurons.
 
     Nothing is looked at; all sizes are known beforehand.
@@ -84,7 +93,9 @@ def scale_of(layer: SparseLayer, context: grows.Context, gradient: Tensor) -> Sc
     place.scatter_(0, neurons, torch.arange(len(neurons), device=row.device))
     padded = torch.cat([block, block.new_zeros(1, columns)]).double()
     gathered = padded[place[row], positions % max(columns, 1)]
-    used = context.average(gradient.detach()).double() * (place[row] < len(neurons))
+    used = context.average(gradient.detach()).double() * (
+        place[row] < len(neurons)
+    )
     product = gathered @ used
     squares = gathered @ gathered, used @ used
     cosine = product / (squares[0] * squares[1]).sqrt()
@@ -96,11 +107,15 @@ def rescaled(context: grows.Context, factor: Tensor | float) -> grows.Context:
     if not isinstance(factor, Tensor) and factor == 1:
         return context
     assert context.costs is not None
-    further = tuple((inputs, costs * factor) for inputs, costs in context.further)
+    further = tuple(
+        (inputs, costs * factor) for inputs, costs in context.further
+    )
     return context._replace(costs=(context.costs * factor), further=further)
 
 
-def factor_on_device(scale: Scale, before: Tensor | float, precision: float) -> Tensor:
+def factor_on_device(
+    scale: Scale, before: Tensor | float, precision: float
+) -> Tensor:
     """Return the factor to use, where nothing may be looked at."""
     is_known = (scale.factor > 0) & torch.isfinite(scale.factor)
     factor = torch.where(is_known, scale.factor, before)

@@ -37,7 +37,11 @@ class Ranks:
         """Return the tensor of the first process."""
         if self.count == 1:
             return tensor
-        first = 0 if self._group is None else distributed.get_global_rank(self._group, 0)
+        first = (
+            0
+            if self._group is None
+            else distributed.get_global_rank(self._group, 0)
+        )
         shared = tensor.detach().clone(memory_format=torch.contiguous_format)
         distributed.broadcast(shared, first, group=self._group)
         return shared
@@ -53,7 +57,11 @@ class Ranks:
         """Whether connections and, but for rounding, weights are equal in every process."""
         if self.count == 1:
             return True
-        sums = torch.stack([positions.double().sum(), values.detach().double().abs().sum()])
+        sums = torch.stack(
+            [positions.double().sum(), values.detach().double().abs().sum()]
+        )
         first = self.share(sums)
-        is_equal = torch.isclose(sums, first, rtol=1e-3).all() & (sums[0] == first[0])
+        is_equal = torch.isclose(sums, first, rtol=1e-3).all() & (
+            sums[0] == first[0]
+        )
         return self.is_true_everywhere(bool(is_equal), values)

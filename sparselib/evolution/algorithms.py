@@ -31,15 +31,29 @@ def SET(
     ValueError
         If `definition` is none of these, and as `Evolution`.
     """
-    grow = {"text": grows.random, "keras": grows.random, "scipy": grows.random_normal}
+    grow = {
+        "text": grows.random,
+        "keras": grows.random,
+        "scipy": grows.random_normal,
+    }
     check_definition(definition, *grow)
     if definition == "keras":
         options["after"] = optimizer.state.clear
-    return Evolution(model, optimizer, drops.set_fractions, grow[definition], fraction, **options)
+    return Evolution(
+        model,
+        optimizer,
+        drops.set_fractions,
+        grow[definition],
+        fraction,
+        **options,
+    )
 
 
 def GradientGrowth(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.1,
+    **options: Any,
 ) -> Evolution:
     """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons.
 
@@ -48,20 +62,35 @@ def GradientGrowth(
     a share of the weights from the first step on.
     """
     return Evolution(
-        model, optimizer, drops.adaptive_threshold, grows.gradient_of_costliest, fraction, **options
+        model,
+        optimizer,
+        drops.adaptive_threshold,
+        grows.gradient_of_costliest,
+        fraction,
+        **options,
     )
 
 
 def RigL(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.3,
+    **options: Any,
 ) -> Evolution:
     """Evci et al. (2020): smallest magnitudes leave, largest gradients of all come, at zero."""
     return Evolution(
-        model, optimizer, drops.magnitude, grows.full_gradient_at_zero, fraction, **options
+        model,
+        optimizer,
+        drops.magnitude,
+        grows.full_gradient_at_zero,
+        fraction,
+        **options,
     )
 
 
 def check_definition(definition: str, *known: str) -> None:
     """Refuse a definition that is none of those known."""
     if definition not in known:
-        raise ValueError(f"definition must be one of {', '.join(known)}, not {definition!r}")
+        raise ValueError(
+            f"definition must be one of {', '.join(known)}, not {definition!r}"
+        )

@@ -40,7 +40,10 @@ def set_fractions(
     from_negative = round(fraction * negative.numel())
     dropped = [
         side[largest(-values[side].abs(), count)]
-        for side, count in ((negative, from_negative), (positive, total - from_negative))
+        for side, count in (
+            (negative, from_negative),
+            (positive, total - from_negative),
+        )
     ]
     return torch.cat(dropped).sort().values
 
@@ -80,9 +83,12 @@ def adaptive_threshold(
         raise ValueError(f"the adjustment factor must be above 1, not {factor}")
     threshold = state.get("threshold", start)
     below = values.abs() <= threshold
-    target, actual = fraction * values.numel(), int(below.sum())
+    target = fraction * values.numel()
+    actual = int(below.sum())
     tiny = torch.finfo(values.dtype).tiny
-    state["threshold"] = max(threshold * factor if actual < target else threshold / factor, tiny)
+    state["threshold"] = max(
+        threshold * factor if actual < target else threshold / factor, tiny
+    )
     if actual > 2 * target or torch.isnan(values).any():
         return magnitude(values, fraction)
     return below.nonzero().flatten()

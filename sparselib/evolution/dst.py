@@ -81,7 +81,11 @@ class DST:
         self.every = every
         self.epoch = 0
         self.evolution = Evolution(
-            model, optimizer, fraction=fraction, strategy=ByGroup(drop, grow), **options
+            model,
+            optimizer,
+            fraction=fraction,
+            strategy=ByGroup(drop, grow),
+            **options,
         )
 
     def rate(self, epoch: int) -> float:
@@ -120,7 +124,9 @@ class DST:
             )
         epoch = state_dict.get("epoch")
         if not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"the state of a DST has a number of epochs, not {epoch!r}")
+            raise ValueError(
+                f"the state of a DST has a number of epochs, not {epoch!r}"
+            )
         self.evolution.load_state_dict(state_dict["evolution"])
         self.epoch = epoch
 
@@ -142,7 +148,11 @@ class ByGroup(Strategy):
         self._drop = drop
         self._grow = grow
         self.needs_gradient = grows.needs_gradient(grow)
-        self.rules = {"drop": rule_name(drop), "grow": rule_name(grow), "by": "group"}
+        self.rules = {
+            "drop": rule_name(drop),
+            "grow": rule_name(grow),
+            "by": "group",
+        }
 
     def plan(
         self,
@@ -169,12 +179,16 @@ class ByGroup(Strategy):
             leaving[own[dropped]] = True
             counts.append(dropped.numel())
 
-        def grow(layer: SparseLayer, count: int, context: grows.Context) -> grows.Grown:
+        def grow(
+            layer: SparseLayer, count: int, context: grows.Context
+        ) -> grows.Grown:
             grown = [
                 self._grow(layer, number, context._replace(rows=rows))
                 for rows, number in zip(groups, counts)
             ]
-            return torch.cat([p for p, _ in grown]), torch.cat([v for _, v in grown])
+            return torch.cat([p for p, _ in grown]), torch.cat(
+                [v for _, v in grown]
+            )
 
         if regrow:
             context = context._replace(occupied=positions[~leaving])

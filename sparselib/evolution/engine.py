@@ -170,7 +170,9 @@ class Evolution:
         self.state: dict[str, drops.State] = {name: {} for name in self._sparse}
         self._watches: dict[str, Watch] = {}
         if self.strategy.needs_gradient:
-            self._watches = {name: Watch(layer) for name, layer in self._sparse.items()}
+            self._watches = {
+                name: Watch(layer) for name, layer in self._sparse.items()
+            }
 
     @property
     def layers(self) -> dict[str, SparseLayer]:
@@ -184,10 +186,15 @@ class Evolution:
         found: dict[str, SparseLayer] = {}
         for name, layer in self._sparse.items():
             _check_whole(name, layer)
-            heads = [head for head in found if found[head].values is layer.values]
+            heads = [
+                head for head in found if found[head].values is layer.values
+            ]
             for head in heads:
                 _check_tied(head, found[head], name, layer)
-            is_trained = layer.values.requires_grad and layer.values.numel() < layer.cells
+            is_trained = (
+                layer.values.requires_grad
+                and layer.values.numel() < layer.cells
+            )
             if is_trained and not heads:
                 found[name] = layer
         return found
@@ -229,7 +236,9 @@ class Evolution:
         self.steps += 1
         if self.after is not None:
             self.after()
-        return Replaced({name: (plans[name].source < 0).sum() for name in layers})
+        return Replaced(
+            {name: (plans[name].source < 0).sum() for name in layers}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on besides model and optimizer."""
@@ -240,7 +249,9 @@ class Evolution:
             "fraction": self._first_fraction,
             "fraction_now": self.fraction,
             "seed": self.seed,
-            "gathered": {name: watch.state() for name, watch in self._watches.items()},
+            "gathered": {
+                name: watch.state() for name, watch in self._watches.items()
+            },
         }
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -251,7 +262,10 @@ class Evolution:
         ValueError
             With a sentence that names what the state has and what this evolution has.
         """
-        if not isinstance(state_dict.get("steps"), int) or state_dict["steps"] < 0:
+        if (
+            not isinstance(state_dict.get("steps"), int)
+            or state_dict["steps"] < 0
+        ):
             raise ValueError(
                 f"the state of an evolution has a number of steps, not {state_dict.get('steps')!r}"
             )
@@ -259,7 +273,9 @@ class Evolution:
         if not isinstance(state, Mapping) or not all(
             isinstance(s, Mapping) for s in state.values()
         ):
-            raise ValueError("the state of an evolution has a dictionary for each layer")
+            raise ValueError(
+                "the state of an evolution has a dictionary for each layer"
+            )
         is_old = not set(IDENTITY) & state_dict.keys()
         names = set(self._sparse)
         if not (set(state) <= names if is_old else set(state) == names):
@@ -299,7 +315,10 @@ class Evolution:
         self.state = {name: dict(saved.get(name, {})) for name in self._sparse}
         self.fraction = state_dict.get("fraction_now", self.fraction)
         for name, watch in self._watches.items():
-            watch.restore(state_dict.get("gathered", {}).get(name, {}), self._sparse[name].values)
+            watch.restore(
+                state_dict.get("gathered", {}).get(name, {}),
+                self._sparse[name].values,
+            )
 
     def _check(self, layers: dict[str, SparseLayer], ranks: Ranks) -> None:
         """Raise before anything is planned if a layer cannot evolve."""
@@ -339,7 +358,9 @@ class Evolution:
             )
             if self.strategy.needs_gradient:
                 context, gradient = self._gathered(name, layer, context, ranks)
-                if gradient is not None and not self._is_sound(context, gradient, ranks):
+                if gradient is not None and not self._is_sound(
+                    context, gradient, ranks
+                ):
                     warnings.warn(
                         f"layer {name!r}: the gradient is not finite, as where GradScaler skips a "
                         f"step; no connection was replaced",
@@ -347,33 +368,59 @@ class Evolution:
                     )
                     return None
                 if gradient is not None:
-                    factor = self._factor(name, layer, context, gradient, factor)
+                    factor = self._factor(
+                        name, layer, context, gradient, factor
+                    )
                     context = gathering.rescaled(context, factor)
             contexts[name] = context
         return contexts
 
     def _gathered(
-        self, name: str, layer: SparseLayer, context: grows.Context, ranks: Ranks
+        self,
+        name: str,
+        layer: SparseLayer,
+        context: grows.Context,
+        ranks: Ranks,
     ) -> tuple[grows.Context, Tensor | None]:
         """Return the context with batches, and the gradient that the optimizer saw."""
         values = layer.values
-        own = [self._watches[n] for n, twin in self._sparse.items() if twin.values is values]
+        own = [
+            self._watches[n]
+            for n, twin in self._sparse.items()
+            if twin.values is values
+        ]
         found = [batch for watch in own for batch in watch.batches_of(values)]
         gradients = [values.grad, *(watch.gradient for watch in own)]
         gradient = next((one for one in gradients if one is not None), None)
-        if not ranks.is_true_everywhere(bool(found) and gradient is not None, values):
+        if not ranks.is_true_everywhere(
+            bool(found) and gradient is not None, values
+        ):
             return context, None
-        return gathering.with_batches(context, gathering.joined(layer, found)), gradient
+        return gathering.with_batches(
+            context, gathering.joined(layer, found)
+        ), gradient
 
-    def _is_sound(self, context: grows.Context, gradient: Tensor, ranks: Ranks) -> bool:
+    def _is_sound(
+        self, context: grows.Context, gradient: Tensor, ranks: Ranks
+    ) -> bool:
         if self.strategy.is_device_resident:
             return True
-        tensors = [gradient, *(tensor for batch in grows.batches(context) for tensor in batch)]
-        is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        tensors = [
+            gradient,
+            *(tensor for batch in grows.batches(context) for tensor in batch),
+        ]
+        is_finite = all(
+            bool(torch.isfinite(tensor).all()) for tensor in tensors
+        )
         return ranks.is_true_everywhere(is_finite, gradient)
 
     def _factor(
-        self, name: str, layer: SparseLayer, context: grows.Context, gradient: Tensor, before: Any
+        self,
+        name: str,
+        layer: SparseLayer,
+        context: grows.Context,
+        gradient: Tensor,
+        before: Any,
     ) -> Any:
         scale = gathering.scale_of(layer, context, gradient)
         precision = torch.finfo(layer.values.dtype).eps ** 0.75
@@ -393,14 +440,18 @@ class Evolution:
         ranks: Ranks,
     ) -> Plan:
         try:
-            planned = self.strategy.plan(layer, self.fraction, state, context, self.regrow)
+            planned = self.strategy.plan(
+                layer, self.fraction, state, context, self.regrow
+            )
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
         if ranks.count == 1:
             return planned
         positions = ranks.share(planned.positions)
         values = ranks.share(planned.values)
-        return Plan(positions, values, ranks.share(planned.source), planned.trusted)
+        return Plan(
+            positions, values, ranks.share(planned.source), planned.trusted
+        )
 
     def _open_rows(self, name: str, planned: dict[str, Plan]) -> Tensor:
         layer = self._sparse[name]
@@ -414,7 +465,9 @@ class Evolution:
         if columns != layer.shape[0]:
             return rows
         next_plan = planned.get(following[0])
-        positions = onward.positions if next_plan is None else next_plan.positions
+        positions = (
+            onward.positions if next_plan is None else next_plan.positions
+        )
         fan_out = torch.bincount(positions % columns, minlength=columns)
         return rows[fan_out > 0]
 
@@ -450,7 +503,12 @@ def _strategy(
     strategy: Strategy | None,
 ) -> Strategy:
     is_pair = drop is not None and grow is not None
-    if strategy is not None and drop is None and grow is None and not device_resident:
+    if (
+        strategy is not None
+        and drop is None
+        and grow is None
+        and not device_resident
+    ):
         return strategy
     if strategy is not None or not is_pair:
         raise ValueError(
@@ -474,11 +532,15 @@ def _check_whole(name: str, layer: SparseLayer) -> None:
         )
 
 
-def _check_tied(head: str, first: SparseLayer, name: str, layer: SparseLayer) -> None:
+def _check_tied(
+    head: str, first: SparseLayer, name: str, layer: SparseLayer
+) -> None:
     """Refuse layers that share their values, but not the connections these belong to."""
     if first.csr is layer.csr:
         return
-    if first.shape != layer.shape or not torch.equal(first.positions, layer.positions):
+    if first.shape != layer.shape or not torch.equal(
+        first.positions, layer.positions
+    ):
         raise ValueError(
             f"layers {head!r} and {name!r} share their values but not their connections; a value "
             f"cannot follow both: let them share `csr` too, or untie them"
@@ -486,5 +548,7 @@ def _check_tied(head: str, first: SparseLayer, name: str, layer: SparseLayer) ->
 
 
 def _generator(seed: int, name: str, step: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}/{name}/{step}".encode(), digest_size=8
+    ).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -95,7 +95,9 @@ def gradient(
     ValueError
         If the context holds no batch.
     """
-    total = torch.zeros((), dtype=layer.values.dtype, device=layer.values.device)
+    total = torch.zeros(
+        (), dtype=layer.values.dtype, device=layer.values.device
+    )
     for inputs, costs in batches(context):
         total = total + layer.gradient(inputs, costs[:, rows], rows)
     return context.average(total)
@@ -110,7 +112,9 @@ def neuron_costs(context: Context) -> Float[Tensor, "rows"]:
         If the context holds no batch.
     """
     sums = [
-        costs.abs().sum([dimension for dimension in range(costs.ndim) if dimension != 1])
+        costs.abs().sum(
+            [dimension for dimension in range(costs.ndim) if dimension != 1]
+        )
         for _, costs in batches(context)
     ]
     return context.average(torch.stack(sums).sum(0))
@@ -135,7 +139,8 @@ def batches(context: Context) -> list[Batch]:
 @without_gradient
 def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
-    region, rows = layer.region, context.rows
+    region = layer.region
+    rows = context.rows
     taken = region.number(_within(context, layer.shape[1]), rows)
     free = int(region.room[rows].sum()) - taken.numel()
     _check_room(count, free)
@@ -145,10 +150,14 @@ def random(layer: SparseLayer, count: int, context: Context) -> Grown:
 
 
 @without_gradient
-def random_normal(layer: SparseLayer, count: int, context: Context, std: float = 0.1) -> Grown:
+def random_normal(
+    layer: SparseLayer, count: int, context: Context, std: float = 0.1
+) -> Grown:
     r"""Grow anywhere with equal probability, at :math:`N(0, std^2)` (SET's program for SciPy)."""
     positions, values = random(layer, count, context)
-    normal = torch.randn(count, dtype=torch.float64, generator=context.generator)
+    normal = torch.randn(
+        count, dtype=torch.float64, generator=context.generator
+    )
     return positions, (std * normal).to(values)
 
 
@@ -188,7 +197,9 @@ def gradient_of_costliest(
     costs = neuron_costs(context)[context.rows]
     k = round(count**0.5) if neurons is None else neurons
     columns = layer.shape[1]
-    taken = torch.bincount(context.occupied // columns, minlength=layer.shape[0])[context.rows]
+    taken = torch.bincount(
+        context.occupied // columns, minlength=layer.shape[0]
+    )[context.rows]
     order = torch.sort(costs, descending=True, stable=True).indices
     room = (layer.region.room[context.rows] - taken)[order].cumsum(0)
     _check_room(count, int(room[-1]) if room.numel() else 0)
@@ -208,7 +219,9 @@ def full_gradient(layer: SparseLayer, count: int, context: Context) -> Grown:
     return _largest_gradients(layer, count, context, context.rows)
 
 
-def full_gradient_at_zero(layer: SparseLayer, count: int, context: Context) -> Grown:
+def full_gradient_at_zero(
+    layer: SparseLayer, count: int, context: Context
+) -> Grown:
     """Grow the largest gradients of all, at zero (RigL, Evci et al., 2020)."""
     positions, values = full_gradient(layer, count, context)
     return positions, torch.zeros_like(values)
@@ -216,7 +229,10 @@ def full_gradient_at_zero(layer: SparseLayer, count: int, context: Context) -> G
 
 @without_gradient
 def linear_features(
-    layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
+    layer: SparseLayer,
+    count: int,
+    context: Context,
+    importance: Float[Tensor, "columns"],
 ) -> Grown:
     r"""Grow where important features are read (LiSET, Radu, Eq. 2).
 
@@ -232,18 +248,28 @@ def linear_features(
     """
     weights = _checked_importance(layer, importance).cpu()
     if layer.cells < layer.csr.cells:
-        raise ValueError("growth by features cannot keep to a region; grow by another rule")
-    columns, height = layer.shape[1], context.rows.numel()
+        raise ValueError(
+            "growth by features cannot keep to a region; grow by another rule"
+        )
+    columns = layer.shape[1]
+    height = context.rows.numel()
     cells = _within(context, columns).cpu()
     taken = (cells % columns * height + cells // columns).sort().values
-    drawn = weighted_draw(weights, height, taken, count, context.generator).to(context.rows.device)
-    positions = context.rows[drawn % max(height, 1)] * columns + drawn // max(height, 1)
+    drawn = weighted_draw(weights, height, taken, count, context.generator).to(
+        context.rows.device
+    )
+    positions = context.rows[drawn % max(height, 1)] * columns + drawn // max(
+        height, 1
+    )
     return positions, uniform_values(layer, count, context)
 
 
 @without_gradient
 def likeliest_features(
-    layer: SparseLayer, count: int, context: Context, importance: Float[Tensor, "columns"]
+    layer: SparseLayer,
+    count: int,
+    context: Context,
+    importance: Float[Tensor, "columns"],
 ) -> Grown:
     r"""Grow the largest :math:`u \tilde w` of all free cells, :math:`u` uniform in [0, 1).
 
@@ -252,25 +278,37 @@ def likeliest_features(
     """
     weights = _checked_importance(layer, importance).to(context.rows.device)
     columns = layer.shape[1]
-    positions, scores = context.rows[:0], weights[:0]
+    positions = context.rows[:0]
+    scores = weights[:0]
     for block in context.rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
         cells = _free_cells(layer, context._replace(rows=block))
-        uniform = torch.rand(cells.numel(), dtype=torch.float64, generator=context.generator)
-        positions = torch.cat([positions, block[cells // columns] * columns + cells % columns])
-        scores = torch.cat([scores, uniform.to(weights.device) * weights[cells % columns]])
+        uniform = torch.rand(
+            cells.numel(), dtype=torch.float64, generator=context.generator
+        )
+        positions = torch.cat(
+            [positions, block[cells // columns] * columns + cells % columns]
+        )
+        scores = torch.cat(
+            [scores, uniform.to(weights.device) * weights[cells % columns]]
+        )
         best = largest(scores, min(count, scores.numel()))
-        positions, scores = positions[best], scores[best]
+        positions = positions[best]
+        scores = scores[best]
     _check_room(count, positions.numel())
     return positions, uniform_values(layer, count, context)
 
 
 def uniform_values(layer: SparseLayer, count: int, context: Context) -> Tensor:
     r"""Draw `count` weights uniformly in :math:`\pm 1 / \sqrt{N_{out}}`."""
-    uniform = torch.rand(count, dtype=torch.float64, generator=context.generator)
+    uniform = torch.rand(
+        count, dtype=torch.float64, generator=context.generator
+    )
     return ((2 * uniform - 1) * layer.shape[0] ** -0.5).to(layer.values)
 
 
-def recall(layer: SparseLayer, count: int, context: Context, neurons: int) -> float:
+def recall(
+    layer: SparseLayer, count: int, context: Context, neurons: int
+) -> float:
     """Share of the `count` largest gradients that `neurons` costliest neurons hold (Figure 3)."""
     best, _ = full_gradient(layer, count, context)
     costs = neuron_costs(context)
@@ -278,7 +316,9 @@ def recall(layer: SparseLayer, count: int, context: Context, neurons: int) -> fl
     return float(torch.isin(best // layer.shape[1], costliest).float().mean())
 
 
-def _largest_gradients(layer: SparseLayer, count: int, context: Context, rows: Tensor) -> Grown:
+def _largest_gradients(
+    layer: SparseLayer, count: int, context: Context, rows: Tensor
+) -> Grown:
     _check_finite(context)
     columns = layer.shape[1]
     positions = torch.empty(0, dtype=torch.int64, device=layer.values.device)
@@ -287,9 +327,11 @@ def _largest_gradients(layer: SparseLayer, count: int, context: Context, rows: T
         cells = _free_cells(layer, context._replace(rows=block))
         gradients = gradient(layer, context, block).flatten()[cells]
         candidates = block[cells // columns] * columns + cells % columns
-        positions, values = torch.cat([positions, candidates]), torch.cat([values, gradients])
+        positions = torch.cat([positions, candidates])
+        values = torch.cat([values, gradients])
         best = largest(values.abs(), min(count, values.numel()))
-        positions, values = positions[best], values[best]
+        positions = positions[best]
+        values = values[best]
     return positions, (-context.lr * values).to(layer.values.dtype)
 
 

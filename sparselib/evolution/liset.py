@@ -93,11 +93,18 @@ class LiSET:
             strategy = DropThenGrow(drops.set_fractions, self._grow)
         model = unwrapped(model)
         self.evolution = Evolution(
-            model, optimizer, fraction=fraction, seed=seed, strategy=strategy, **options
+            model,
+            optimizer,
+            fraction=fraction,
+            seed=seed,
+            strategy=strategy,
+            **options,
         )
         layers = _chosen(self.evolution.layers, skips)
         self._names = {layer: name for name, layer in layers.items()}
-        self.skips = LinearSkips(model, layers, outputs or _out_features(model), skip_dropout, seed)
+        self.skips = LinearSkips(
+            model, layers, outputs or _out_features(model), skip_dropout, seed
+        )
         self.skips.process_group = self.evolution.process_group
         name, first = next(iter(self.evolution.layers.items()))
         group = group_of(first.values, optimizer, name)
@@ -151,11 +158,17 @@ class LiSET:
         self.skips.reset(bounds, biases=not self._is_program)
 
     @grows.without_gradient
-    def _grow(self, layer: SparseLayer, count: int, context: grows.Context) -> grows.Grown:
+    def _grow(
+        self, layer: SparseLayer, count: int, context: grows.Context
+    ) -> grows.Grown:
         if layer not in self._names:
             return grows.random_uniform(layer, count, context)
         weights = self.feature_weights(self._names[layer])
-        rule = grows.linear_features if self.definition == "text" else grows.likeliest_features
+        rule = (
+            grows.linear_features
+            if self.definition == "text"
+            else grows.likeliest_features
+        )
         return rule(layer, count, context, weights)
 
 
@@ -172,7 +185,11 @@ class FirstMask(Strategy):
     def __init__(self, grow: grows.Grow) -> None:
         self._grow = grow
         self.needs_gradient = grows.needs_gradient(grow)
-        self.rules = {"drop": "set_fractions", "grow": "likeliest_features", "within": "first mask"}
+        self.rules = {
+            "drop": "set_fractions",
+            "grow": "likeliest_features",
+            "within": "first mask",
+        }
 
     def plan(
         self,
@@ -194,10 +211,16 @@ class FirstMask(Strategy):
         survives = torch.isin(grown, positions)
         values[leaving] = 0
         values[torch.searchsorted(positions, grown[survives])] = new[survives]
-        return Plan(positions, values, torch.arange(values.numel(), device=values.device))
+        return Plan(
+            positions,
+            values,
+            torch.arange(values.numel(), device=values.device),
+        )
 
 
-def feature_weights(importance: Tensor, gamma: float, place: str = "outside") -> Tensor:
+def feature_weights(
+    importance: Tensor, gamma: float, place: str = "outside"
+) -> Tensor:
     r"""Return :math:`\tilde w = \sigma(w / \max w + \gamma)` (Radu, Algorithm 1).
 
     The ratio of two of them is what Eq. 2 grows by. It tends to 1 as gamma grows, which is SET,
@@ -205,19 +228,33 @@ def feature_weights(importance: Tensor, gamma: float, place: str = "outside") ->
     ``place="inside"`` it is the program's :math:`\sigma(\gamma w / \max w)`, which is SET at
     gamma = 0 and prefers the least important features below.
     """
-    scaled = importance.double() / importance.max().clamp(min=torch.finfo(importance.dtype).tiny)
-    return torch.sigmoid(scaled + gamma if place == "outside" else scaled * gamma)
+    scaled = importance.double() / importance.max().clamp(
+        min=torch.finfo(importance.dtype).tiny
+    )
+    return torch.sigmoid(
+        scaled + gamma if place == "outside" else scaled * gamma
+    )
 
 
-def _chosen(layers: dict[str, Any], names: list[str] | tuple[str, ...] | None) -> dict[str, Any]:
+def _chosen(
+    layers: dict[str, Any], names: list[str] | tuple[str, ...] | None
+) -> dict[str, Any]:
     unknown = set(names or ()) - set(layers)
     if unknown:
-        raise ValueError(f"no sparse layer is called {sorted(unknown)}; there are {sorted(layers)}")
-    return {name: layer for name, layer in layers.items() if names is None or name in names}
+        raise ValueError(
+            f"no sparse layer is called {sorted(unknown)}; there are {sorted(layers)}"
+        )
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if names is None or name in names
+    }
 
 
 def _join(
-    named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, group: dict[str, Any]
+    named: list[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
 ) -> None:
     """Put parameters into a group that is there, so that schedulers find as many groups as before.
 
@@ -229,11 +266,17 @@ def _join(
     if "initial_accumulator_value" in group:
         for _, parameter in named:
             optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device if group.get("fused") else "cpu"),
-                "sum": torch.full_like(parameter.detach(), group["initial_accumulator_value"]),
+                "step": torch.zeros(
+                    (), device=parameter.device if group.get("fused") else "cpu"
+                ),
+                "sum": torch.full_like(
+                    parameter.detach(), group["initial_accumulator_value"]
+                ),
             }
 
 
 def _out_features(model: nn.Module) -> int:
-    sizes: list[Any] = [m.out_features for m in model.modules() if hasattr(m, "out_features")]
+    sizes: list[Any] = [
+        m.out_features for m in model.modules() if hasattr(m, "out_features")
+    ]
     return int(sizes[-1])

@@ -100,7 +100,10 @@ class OnDevice(Strategy):
         self._grow = _form(grow, GROWING, "grow")
         self.needs_gradient = grows.needs_gradient(grow)
         self.rules = {"drop": rule_name(drop), "grow": rule_name(grow)}
-        if _plain(drop) is drops.adaptive_threshold and _plain(grow) is grows.random:
+        if (
+            _plain(drop) is drops.adaptive_threshold
+            and _plain(grow) is grows.random
+        ):
             raise ValueError(
                 "the grow rule random has no device-resident form after the drop rule "
                 "adaptive_threshold: how many it has to draw is known on the device alone"
@@ -125,7 +128,9 @@ class OnDevice(Strategy):
         leaving = dropped.marks & is_sound
         if dropped.threshold is not None:
             before = torch.as_tensor(state.get("threshold", dropped.threshold))
-            state["threshold"] = torch.where(is_sound, dropped.threshold, before)
+            state["threshold"] = torch.where(
+                is_sound, dropped.threshold, before
+            )
         occupied = context.occupied
         if regrow:
             occupied = torch.where(leaving, layer.csr.cells, occupied)
@@ -137,18 +142,26 @@ class OnDevice(Strategy):
         """Whether all numbers are finite in every process."""
         tensors = [values]
         if self.needs_gradient:
-            tensors += [tensor for batch in grows.batches(context) for tensor in batch]
-        is_finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
+            tensors += [
+                tensor for batch in grows.batches(context) for tensor in batch
+            ]
+        is_finite = torch.stack(
+            [torch.isfinite(tensor).all() for tensor in tensors]
+        ).all()
         return context.average(is_finite.to(values.dtype)) >= 1
 
 
-def drop_smallest(values: Tensor, fraction: float, state: drops.State) -> Leaving:
+def drop_smallest(
+    values: Tensor, fraction: float, state: drops.State
+) -> Leaving:
     """Drop the smallest magnitudes."""
     most = round(fraction * values.numel())
     return Leaving(largest(-values.abs(), most, most), most)
 
 
-def drop_from_both_sides(values: Tensor, fraction: float, state: drops.State) -> Leaving:
+def drop_from_both_sides(
+    values: Tensor, fraction: float, state: drops.State
+) -> Leaving:
     """Drop from either side of zero, what is nearest to it."""
     most = round(fraction * values.numel())
     is_negative = values < 0
@@ -156,7 +169,9 @@ def drop_from_both_sides(values: Tensor, fraction: float, state: drops.State) ->
     above = torch.minimum(most - below, (~is_negative).sum())
     nearness = -values.abs()
     never = torch.full_like(values, -torch.inf)
-    marks = largest(torch.where(is_negative, nearness, never), most - above, most)
+    marks = largest(
+        torch.where(is_negative, nearness, never), most - above, most
+    )
     marks |= largest(torch.where(is_negative, never, nearness), above, most)
     return Leaving(marks, most)
 
@@ -173,17 +188,23 @@ def drop_below_threshold(
     exactly = round(target)
     threshold = state.get("threshold", start)
     if not isinstance(threshold, Tensor):
-        threshold = torch.full((), threshold, dtype=torch.float64, device=values.device)
+        threshold = torch.full(
+            (), threshold, dtype=torch.float64, device=values.device
+        )
         state["threshold"] = threshold
     below = values.abs() <= threshold
     found = below.sum()
     moved = torch.where(found < target, threshold * factor, threshold / factor)
     moved = moved.clamp(min=torch.finfo(values.dtype).tiny)
-    marks = torch.where(found > 2 * target, largest(-values.abs(), exactly, exactly), below)
+    marks = torch.where(
+        found > 2 * target, largest(-values.abs(), exactly, exactly), below
+    )
     return Leaving(marks, max(int(2 * target), exactly), moved)
 
 
-def grow_costliest(growth: Growth, neurons: int | None = None) -> tuple[Tensor, Tensor]:
+def grow_costliest(
+    growth: Growth, neurons: int | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Grow the largest gradients of the costliest neurons.
 
     How many neurons are open depends on the weights. Any K neurons have at least
@@ -191,7 +212,10 @@ def grow_costliest(growth: Growth, neurons: int | None = None) -> tuple[Tensor, 
     :math:`K = \max(\sqrt{N}, (nnz + N) / columns)` neurons hold those of all that can be open,
     where N is the largest number that may leave.
     """
-    layer, context, count, most = growth.layer, growth.context, growth.count, growth.most
+    layer = growth.layer
+    context = growth.context
+    count = growth.count
+    most = growth.most
     rows, columns = layer.shape
     nnz = layer.values.numel()
     least = round(most**0.5) if neurons is None else neurons
@@ -199,7 +223,9 @@ def grow_costliest(growth: Growth, neurons: int | None = None) -> tuple[Tensor, 
     costs = grows.neuron_costs(context)
     order = torch.sort(costs, descending=True, stable=True).indices
     taken = torch.zeros(rows + 1, dtype=torch.int64, device=order.device)
-    taken.scatter_add_(0, growth.occupied // max(columns, 1), torch.ones_like(growth.occupied))
+    taken.scatter_add_(
+        0, growth.occupied // max(columns, 1), torch.ones_like(growth.occupied)
+    )
     room = (columns - taken[:-1][order]).cumsum(0)
     wanted = (torch.searchsorted(room, count.view(1)) + 1).double()
     if neurons is None:
@@ -214,7 +240,9 @@ def grow_costliest(growth: Growth, neurons: int | None = None) -> tuple[Tensor, 
 def grow_all(growth: Growth) -> tuple[Tensor, Tensor]:
     """Grow the largest gradients of all, one step against them."""
     neurons = torch.arange(growth.layer.shape[0], device=growth.leaving.device)
-    positions, gradients = _best(growth, neurons, torch.ones_like(neurons, dtype=torch.bool))
+    positions, gradients = _best(
+        growth, neurons, torch.ones_like(neurons, dtype=torch.bool)
+    )
     return positions, -growth.context.lr * gradients
 
 
@@ -276,9 +304,13 @@ def indices(marks: Bool[Tensor, "n"], most: int) -> Int[Tensor, "most"]:
     )
 
 
-def _best(growth: Growth, neurons: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
+def _best(
+    growth: Growth, neurons: Tensor, is_open: Tensor
+) -> tuple[Tensor, Tensor]:
     """Free cells with the largest gradients, ascending, then the number of all cells."""
-    layer, occupied, most = growth.layer, growth.occupied, growth.most
+    layer = growth.layer
+    occupied = growth.occupied
+    most = growth.most
     rows, columns = layer.shape
     step = max(1, grows.BLOCK_CELLS // max(columns, 1))
     every = torch.arange(columns, device=neurons.device)
@@ -290,22 +322,31 @@ def _best(growth: Growth, neurons: Tensor, is_open: Tensor) -> tuple[Tensor, Ten
         place.scatter_(0, block, torch.arange(len(block), device=block.device))
         closed = torch.cat([opened.logical_not(), opened.new_ones(1)])
         taken = closed.repeat_interleave(columns)
-        taken.scatter_(0, place[occupied // columns] * columns + occupied % columns, True)
+        taken.scatter_(
+            0, place[occupied // columns] * columns + occupied % columns, True
+        )
         scores = torch.where(taken[: gradients.numel()], -1.0, gradients.abs())
         cells = (block[:, None] * columns + every).flatten()
-        kept = [torch.cat(pair) for pair in zip(kept, (cells, gradients, scores))]
+        kept = [
+            torch.cat(pair) for pair in zip(kept, (cells, gradients, scores))
+        ]
         if len(neurons) > step:
             few = min(most, kept[2].numel())
             chosen = indices(largest(kept[2], few, few), few)
             kept = [tensor[chosen] for tensor in kept]
     positions, values, scores = kept
-    chosen = indices(largest(scores, growth.count, min(most, scores.numel())), most)
+    chosen = indices(
+        largest(scores, growth.count, min(most, scores.numel())), most
+    )
     positions = torch.cat([positions, positions.new_full((1,), rows * columns)])
     return positions[chosen], torch.cat([values, values.new_zeros(1)])[chosen]
 
 
-def _merged(layer: SparseLayer, leaving: Tensor, positions: Tensor, values: Tensor) -> Plan:
-    old, cells = layer.values.detach(), layer.shape[0] * layer.shape[1]
+def _merged(
+    layer: SparseLayer, leaving: Tensor, positions: Tensor, values: Tensor
+) -> Plan:
+    old = layer.values.detach()
+    cells = layer.shape[0] * layer.shape[1]
     staying = torch.where(leaving, cells, layer.positions)
     ascending, order = torch.sort(torch.cat([staying, positions]), stable=True)
     order = order[: old.numel()]
@@ -319,7 +360,9 @@ def _plain(rule: Callable[..., Any]) -> Callable[..., Any]:
     return _plain(rule.func) if isinstance(rule, partial) else rule
 
 
-def _form(rule: Callable[..., Any], forms: dict[Any, Any], kind: str) -> Callable[..., Any]:
+def _form(
+    rule: Callable[..., Any], forms: dict[Any, Any], kind: str
+) -> Callable[..., Any]:
     form = forms.get(_plain(rule))
     if form is None or (isinstance(rule, partial) and rule.args):
         known = ", ".join(rule_name(one) for one in forms)

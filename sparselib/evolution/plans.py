@@ -39,7 +39,12 @@ def unchanged(layer: SparseLayer) -> Plan:
     return Plan(layer.positions, values.clone(), source, trusted=True)
 
 
-def lay_out(layer: SparseLayer, leaving: Tensor, grow: grows.Grow, context: grows.Context) -> Plan:
+def lay_out(
+    layer: SparseLayer,
+    leaving: Tensor,
+    grow: grows.Grow,
+    context: grows.Context,
+) -> Plan:
     """Lay out the topology without the connections marked `leaving` and with as many new ones.
 
     Raises
@@ -52,13 +57,17 @@ def lay_out(layer: SparseLayer, leaving: Tensor, grow: grows.Grow, context: grow
     kept = (~leaving).nonzero().flatten()
     positions, values = grow(layer, count, context)
     check_grown(layer, positions, values, count, context)
-    order = torch.sort(torch.cat([layer.positions[kept], positions.to(torch.int64)]))
+    order = torch.sort(
+        torch.cat([layer.positions[kept], positions.to(torch.int64)])
+    )
     source = torch.cat([kept, kept.new_full((count,), -1)])
     weights = torch.cat([old[kept], values.to(old)])
     return Plan(order.values, weights[order.indices], source[order.indices])
 
 
-def evolve(layer: SparseLayer, planned: Plan, optimizer: Optimizer | None = None) -> None:
+def evolve(
+    layer: SparseLayer, planned: Plan, optimizer: Optimizer | None = None
+) -> None:
     """Carry out a plan, in place, and let the optimizer's state follow the connections.
 
     Every state tensor of the shape of `values` moves with the survivors bit for bit, and begins
@@ -118,7 +127,9 @@ def refuse_joint_curvature(optimizer: Optimizer) -> None:
     ValueError
         If it is LBFGS, or wraps it.
     """
-    kinds = {type(optimizer)} | {type(part) for part in vars(optimizer).values()}
+    kinds = {type(optimizer)} | {
+        type(part) for part in vars(optimizer).values()
+    }
     if torch.optim.LBFGS in kinds:
         raise ValueError(
             "LBFGS remembers directions over all parameters at once, which cannot follow single "
@@ -127,7 +138,11 @@ def refuse_joint_curvature(optimizer: Optimizer) -> None:
 
 
 def check_grown(
-    layer: SparseLayer, positions: Tensor, values: Tensor, count: int, context: grows.Context
+    layer: SparseLayer,
+    positions: Tensor,
+    values: Tensor,
+    count: int,
+    context: grows.Context,
 ) -> None:
     """Refuse what a grow rule returned unless it is `count` free cells and their finite weights.
 
@@ -148,7 +163,9 @@ def check_grown(
             f"a floating-point number cannot tell large ones apart"
         )
     if not values.dtype.is_floating_point:
-        raise ValueError(f"the grow rule returned values of {values.dtype}, not of a real type")
+        raise ValueError(
+            f"the grow rule returned values of {values.dtype}, not of a real type"
+        )
     if count == 0:
         return
     first = int(positions.min())
@@ -158,8 +175,13 @@ def check_grown(
             f"the grow rule returned positions from {first} to {last}; the layer has the cells "
             f"0..{layer.csr.cells - 1}"
         )
-    if positions.unique().numel() != count or torch.isin(positions, context.occupied).any():
-        raise ValueError("the grow rule returned a position twice or one that is taken")
+    if (
+        positions.unique().numel() != count
+        or torch.isin(positions, context.occupied).any()
+    ):
+        raise ValueError(
+            "the grow rule returned a position twice or one that is taken"
+        )
     if not torch.isfinite(values).all():
         raise ValueError("the grow rule returned weights that are not finite")
 

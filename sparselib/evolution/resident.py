@@ -13,21 +13,36 @@ from sparselib.evolution.engine import Evolution
 
 
 def GradientGrowth(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.1, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.1,
+    **options: Any,
 ) -> Evolution:
     """Ertl's evolution (3.2.4), as `sparselib.GradientGrowth`."""
-    return algorithms.GradientGrowth(model, optimizer, fraction, device_resident=True, **options)
+    return algorithms.GradientGrowth(
+        model, optimizer, fraction, device_resident=True, **options
+    )
 
 
 def SET(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.3,
+    **options: Any,
 ) -> Evolution:
     """Sparse evolutionary training (Mocanu et al., 2018), as `sparselib.SET`."""
-    return algorithms.SET(model, optimizer, fraction, device_resident=True, **options)
+    return algorithms.SET(
+        model, optimizer, fraction, device_resident=True, **options
+    )
 
 
 def RigL(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fraction: float = 0.3, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fraction: float = 0.3,
+    **options: Any,
 ) -> Evolution:
     """Evci et al. (2020), as `sparselib.RigL`."""
-    return algorithms.RigL(model, optimizer, fraction, device_resident=True, **options)
+    return algorithms.RigL(
+        model, optimizer, fraction, device_resident=True, **options
+    )

@@ -56,10 +56,15 @@ class LinearSkips(nn.Module):
                 f"{sorted(layers)} and dropout={dropout}"
             )
         like = next(model.parameters())
-        self.names, self.dropout = list(layers), dropout
+        self.names = list(layers)
+        self.dropout = dropout
         self.layers: Any = nn.ModuleList(
             nn.utils.skip_init(
-                nn.Linear, layer.in_features, outputs, device=like.device, dtype=like.dtype
+                nn.Linear,
+                layer.in_features,
+                outputs,
+                device=like.device,
+                dtype=like.dtype,
             )
             for layer in layers.values()
         )
@@ -67,12 +72,17 @@ class LinearSkips(nn.Module):
         self.reset([layer.in_features**-0.5 for layer in layers.values()])
         self.process_group: Group = None
         for parameter in self.parameters():
-            parameter.register_post_accumulate_grad_hook(_averaging(weakref.ref(self)))
+            parameter.register_post_accumulate_grad_hook(
+                _averaging(weakref.ref(self))
+            )
         self._sum: Tensor | None = None
         pairs = zip(self.layers, layers.values())
         self._handles = [
             model.register_forward_pre_hook(self._begin),
-            *(layer.register_forward_pre_hook(partial(self._read, skip)) for skip, layer in pairs),
+            *(
+                layer.register_forward_pre_hook(partial(self._read, skip))
+                for skip, layer in pairs
+            ),
             model.register_forward_hook(self._end),
         ]
         _forget_compiled_code()
@@ -125,13 +135,21 @@ class LinearSkips(nn.Module):
     def _begin(self, model: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._sum = None
 
-    def _read(self, skip: nn.Module, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if layer.training and torch.rand((), generator=self._generator) >= self.dropout:
+    def _read(
+        self, skip: nn.Module, layer: nn.Module, args: tuple[Tensor, ...]
+    ) -> None:
+        if (
+            layer.training
+            and torch.rand((), generator=self._generator) >= self.dropout
+        ):
             y = skip(args[0])
             self._sum = y if self._sum is None else self._sum + y
 
-    def _end(self, model: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        total, self._sum = self._sum, None
+    def _end(
+        self, model: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        total = self._sum
+        self._sum = None
         return output if total is None else output + total
 
 

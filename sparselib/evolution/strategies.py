@@ -94,7 +94,9 @@ class DropThenGrow(Strategy):
         """Drop, then grow; a connection of a closed row leaves too."""
         values = layer.values.detach()
         positions = layer.positions
-        leaving = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+        leaving = torch.zeros(
+            values.numel(), dtype=torch.bool, device=values.device
+        )
         dropped = self.drop(values, fraction, state)
         check_dropped(dropped, values.numel())
         leaving[dropped] = True
@@ -108,7 +110,10 @@ def rule_name(rule: Callable[..., Any]) -> str:
     """Return the name of a rule, with what a ``functools.partial`` has fixed."""
     if isinstance(rule, partial):
         fixed = [_text(given) for given in rule.args]
-        fixed += [f"{key}={_text(given)}" for key, given in sorted(rule.keywords.items())]
+        fixed += [
+            f"{key}={_text(given)}"
+            for key, given in sorted(rule.keywords.items())
+        ]
         return f"{rule_name(rule.func)}({', '.join(fixed)})"
     return str(getattr(rule, "__qualname__", type(rule).__qualname__))
 

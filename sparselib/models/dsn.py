@@ -73,24 +73,46 @@ class DSN(nn.Module):
         if layers < 1:
             raise ValueError(f"a DSN needs at least one layer, not {layers}")
         width = groups * channels
-        options["reach"] = topology.kernel_regions(width, kernel_size, groups if bounded else 1)
+        options["reach"] = topology.kernel_regions(
+            width, kernel_size, groups if bounded else 1
+        )
         drawn = {"padding": replicate_right, "init": init.linear_, **options}
         blocks = []
         for layer in range(layers):
-            squeeze = [nn.Conv1d(width, channels, 1, bias=False)] if layer else []
+            squeeze = (
+                [nn.Conv1d(width, channels, 1, bias=False)] if layer else []
+            )
             read = channels if layer else inputs
             conv = (
-                SparseConv1d(read, width, kernel_size, bias=False, sparsity=sparsity, **drawn)
+                SparseConv1d(
+                    read,
+                    width,
+                    kernel_size,
+                    bias=False,
+                    sparsity=sparsity,
+                    **drawn,
+                )
                 if sparsity
-                else _dense(read, width, kernel_size, options.get("dilation", 1))
+                else _dense(
+                    read, width, kernel_size, options.get("dilation", 1)
+                )
             )
-            modules = [*squeeze, conv, nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            modules = [
+                *squeeze,
+                conv,
+                nn.BatchNorm1d(width),
+                nn.ReLU(inplace=True),
+            ]
             blocks.append(nn.Sequential(*modules))
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool1d(pooled)
-        self.head = nn.Sequential(nn.Conv1d(width, classes, 1, bias=False), nn.BatchNorm1d(classes))
+        self.head = nn.Sequential(
+            nn.Conv1d(width, classes, 1, bias=False), nn.BatchNorm1d(classes)
+        )
 
-    def forward(self, x: Float[Tensor, "batch *channels time"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Float[Tensor, "batch *channels time"]
+    ) -> Float[Tensor, "batch classes"]:
         """Return one score a class; signals of one channel may come without that dimension."""
         x = x[:, None] if x.ndim == 2 else x
         return torch.mean(self.head(self.pool(self.blocks(x))), 2)
@@ -108,7 +130,8 @@ class DSN(nn.Module):
         found = []
         for number in range(len(self.blocks)):
             place = 1 if number else 0
-            conv, norm = f"blocks.{number}.{place}", f"blocks.{number}.{place + 1}"
+            conv = f"blocks.{number}.{place}"
+            norm = f"blocks.{number}.{place + 1}"
             if isinstance(self.get_submodule(conv), SparseConv1d):
                 raise ValueError(
                     f"{conv} has sparse kernels, and what a filter costs differs from filter to "
@@ -122,7 +145,9 @@ class DSN(nn.Module):
         return found
 
 
-def _dense(inputs: int, width: int, kernel_size: int, dilation: int) -> nn.Module:
+def _dense(
+    inputs: int, width: int, kernel_size: int, dilation: int
+) -> nn.Module:
     pad = nn.ReplicationPad1d((0, (kernel_size - 1) * dilation))
     conv = nn.Conv1d(inputs, width, kernel_size, dilation=dilation, bias=False)
     return nn.Sequential(pad, conv)

@@ -53,7 +53,9 @@ class ECGResNet(nn.Module):
         for _ in range(blocks):
             left = (left - 5) // 2 + 1
         if left < 1:
-            raise ValueError(f"{length} points are too few for {blocks} blocks that halve them")
+            raise ValueError(
+                f"{length} points are too few for {blocks} blocks that halve them"
+            )
         self.stem = nn.Conv1d(inputs, channels, 5)
         self.blocks = nn.Sequential(*(_Block(channels) for _ in range(blocks)))
         self.scales = tuple(f"blocks.{block}" for block in range(blocks))
@@ -66,14 +68,19 @@ class ECGResNet(nn.Module):
             nn.Linear(32, classes),
         )
 
-    def forward(self, x: Float[Tensor, "batch *channels time"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Float[Tensor, "batch *channels time"]
+    ) -> Float[Tensor, "batch classes"]:
         """Return one score a class; signals of one channel may come without that dimension."""
         x = x[:, None] if x.ndim == 2 else x
         return self.classifier(self.blocks(self.stem(x)))
 
     def prunable(self) -> list[Channels]:
         """Inner channels of the blocks: the others are tied to each other by the shortcuts."""
-        return [Channels((f"{name}.first",), f"{name}.second") for name in self.scales]
+        return [
+            Channels((f"{name}.first",), f"{name}.second")
+            for name in self.scales
+        ]
 
 
 class _Block(nn.Module):

@@ -22,8 +22,21 @@ def cnn(features: int, classes: int) -> nn.Sequential:
             f"size 5 and two pools of 2 need"
         )
     convolutions = (nn.Conv1d(1, 3, 5), nn.Conv1d(3, 16, 5))
-    stages = [module for c in convolutions for module in (c, nn.ReLU(), nn.MaxPool1d(2))]
-    layers = [nn.Linear(16 * left, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+    stages = [
+        module
+        for c in convolutions
+        for module in (c, nn.ReLU(), nn.MaxPool1d(2))
+    ]
+    layers = [
+        nn.Linear(16 * left, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+    ]
     return nn.Sequential(
-        nn.Unflatten(1, (1, features)), *stages, nn.Flatten(), *layers, nn.Linear(84, classes)
+        nn.Unflatten(1, (1, features)),
+        *stages,
+        nn.Flatten(),
+        *layers,
+        nn.Linear(84, classes),
     )

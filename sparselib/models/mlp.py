@@ -47,24 +47,42 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(sizes) < 2:
-            raise ValueError(f"an MLP needs at least two sizes, input and output, not {sizes}")
+            raise ValueError(
+                f"an MLP needs at least two sizes, input and output, not {sizes}"
+            )
         count = len(sizes) - 1
-        makers: list[Callable[..., nn.Module]] = [partial(layer, **options)] * count
+        makers: list[Callable[..., nn.Module]] = [
+            partial(layer, **options)
+        ] * count
         if sparsity is not None:
-            sparsities = [sparsity] * count if isinstance(sparsity, float | int) else sparsity
+            sparsities = (
+                [sparsity] * count
+                if isinstance(sparsity, float | int)
+                else sparsity
+            )
             if len(sparsities) != count:
                 raise ValueError(
                     f"{count} layers need {count} sparsities or one number, not {list(sparsities)}"
                 )
             makers = [
-                nn.Linear if s is None else partial(layer, sparsity=s, **options)
+                nn.Linear
+                if s is None
+                else partial(layer, sparsity=s, **options)
                 for s in sparsities
             ]
-        self.layers = nn.ModuleList(make(*pair) for make, pair in zip(makers, pairwise(sizes)))
+        self.layers = nn.ModuleList(
+            make(*pair) for make, pair in zip(makers, pairwise(sizes))
+        )
         self.activation, self.dropout = activation(), Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Float[Tensor, "batch ..."]
+    ) -> Float[Tensor, "batch classes"]:
         """Flatten each sample and return the last layer's outputs, without activation."""
         drops = self.training and self.dropout.p > 0
-        activation = nn.Sequential(self.activation, self.dropout) if drops else self.activation
+        activation = (
+            nn.Sequential(self.activation, self.dropout)
+            if drops
+            else self.activation
+        )
         return chain(list(self.layers), activation, x.flatten(1))

@@ -16,7 +16,11 @@ def prime_kernel_sizes(length: int, largest: int = 89) -> list[int]:
     whatever the data need: there is no kernel size to search for.
     """
     top = max(min(length // 4, largest), 1)
-    return [n for n in range(1, top + 1) if all(n % d for d in range(2, round(n**0.5) + 1))]
+    return [
+        n
+        for n in range(1, top + 1)
+        if all(n % d for d in range(2, round(n**0.5) + 1))
+    ]
 
 
 class OSCNN(nn.Module):
@@ -54,7 +58,9 @@ class OSCNN(nn.Module):
         budgets: Sequence[int] = BUDGETS,
     ) -> None:
         super().__init__()
-        sizes, layers, width = prime_kernel_sizes(length, largest), [], inputs
+        sizes = prime_kernel_sizes(length, largest)
+        layers = []
+        width = inputs
         for budget in budgets:
             filters = max(budget // (width * sum(sizes)), 1)
             layers.append(_Scales(width, filters, sizes))
@@ -64,7 +70,9 @@ class OSCNN(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(2 * filters, classes)
 
-    def forward(self, x: Float[Tensor, "batch *channels time"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Float[Tensor, "batch *channels time"]
+    ) -> Float[Tensor, "batch classes"]:
         """Return one score a class; signals of one channel may come without that dimension."""
         x = x[:, None] if x.ndim == 2 else x
         return self.classifier(self.layers(x).mean(2))

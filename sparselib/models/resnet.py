@@ -64,9 +64,14 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(blocks, widths, stem, shortcut, dimensions)
-        conv, norm = CONVS[dimensions], NORMS[dimensions]
+        conv = CONVS[dimensions]
+        norm = NORMS[dimensions]
         large = stem == "large"
-        size, stride, pad = {"small": (3, 1, 1), "half": (3, 2, 1), "large": (7, 2, 3)}[stem]
+        size, stride, pad = {
+            "small": (3, 1, 1),
+            "half": (3, 2, 1),
+            "large": (7, 2, 3),
+        }[stem]
         self.conv1 = conv(inputs, widths[0], size, stride, pad, bias=False)
         self.bn1 = norm(widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -86,9 +91,13 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(read, classes)
         for module in self.modules():
             if isinstance(module, conv):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu"
+                )
 
-    def forward(self, x: Float[Tensor, "batch inputs *size"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Float[Tensor, "batch inputs *size"]
+    ) -> Float[Tensor, "batch classes"]:
         """Return one score a class."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.scales:
@@ -133,15 +142,25 @@ def resnet101(classes: int = 1000) -> ResNet:
 
 def _imagenet(blocks: Sequence[int], classes: int, bottleneck: bool) -> ResNet:
     widths = (64, 128, 256, 512)
-    return ResNet(blocks, widths, classes, bottleneck=bottleneck, stem="large", shortcut="project")
+    return ResNet(
+        blocks,
+        widths,
+        classes,
+        bottleneck=bottleneck,
+        stem="large",
+        shortcut="project",
+    )
 
 
 class _Basic(nn.Module):
     convolutions = 2
 
-    def __init__(self, read: int, width: int, stride: int, shortcut: str, dimensions: int) -> None:
+    def __init__(
+        self, read: int, width: int, stride: int, shortcut: str, dimensions: int
+    ) -> None:
         super().__init__()
-        conv, norm = CONVS[dimensions], NORMS[dimensions]
+        conv = CONVS[dimensions]
+        norm = NORMS[dimensions]
         self.conv1 = conv(read, width, 3, stride, 1, bias=False)
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
@@ -158,9 +177,12 @@ class _Basic(nn.Module):
 class _Bottleneck(nn.Module):
     convolutions = 3
 
-    def __init__(self, read: int, width: int, stride: int, shortcut: str, dimensions: int) -> None:
+    def __init__(
+        self, read: int, width: int, stride: int, shortcut: str, dimensions: int
+    ) -> None:
         super().__init__()
-        conv, norm = CONVS[dimensions], NORMS[dimensions]
+        conv = CONVS[dimensions]
+        norm = NORMS[dimensions]
         self.conv1 = conv(read, width, 1, bias=False)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3, stride, 1, bias=False)
@@ -168,7 +190,9 @@ class _Bottleneck(nn.Module):
         self.conv3 = conv(width, 4 * width, 1, bias=False)
         self.bn3 = norm(4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(read, 4 * width, stride, shortcut, dimensions)
+        self.downsample = _shortcut(
+            read, 4 * width, stride, shortcut, dimensions
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         aside = x if self.downsample is None else self.downsample(x)
@@ -182,10 +206,15 @@ class _Padded(nn.Module):
 
     def __init__(self, more: int, stride: int) -> None:
         super().__init__()
-        self.more, self.stride = more, stride
+        self.more = more
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride] if x.ndim == 3 else x[:, :, :: self.stride, :: self.stride]
+        x = (
+            x[:, :, :: self.stride]
+            if x.ndim == 3
+            else x[:, :, :: self.stride, :: self.stride]
+        )
         return functional.pad(x, (0, 0) * (x.ndim - 2) + (0, self.more))
 
 
@@ -201,14 +230,21 @@ def _shortcut(
 
 
 def _check(
-    blocks: Sequence[int], widths: Sequence[int], stem: str, shortcut: str, dimensions: int
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    stem: str,
+    shortcut: str,
+    dimensions: int,
 ) -> None:
     if len(blocks) != len(widths) or not blocks or min(*blocks, *widths, 1) < 1:
         raise ValueError(
             f"a ResNet has stages of at least one block and one channel, as many of the ones as of "
             f"the others, not {tuple(blocks)} and {tuple(widths)}"
         )
-    if stem not in ("small", "half", "large") or shortcut not in ("pad", "project"):
+    if stem not in ("small", "half", "large") or shortcut not in (
+        "pad",
+        "project",
+    ):
         raise ValueError(
             f"stem must be 'small', 'half' or 'large' and shortcut 'pad' or 'project', "
             f"not {stem!r} and {shortcut!r}"

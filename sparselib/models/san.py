@@ -41,7 +41,9 @@ class SparseCode(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size in bytes of positions, amplitudes and kernels."""
-        return sum(t.nbytes for t in (self.positions, self.amplitudes, *self.kernels))
+        return sum(
+            t.nbytes for t in (self.positions, self.amplitudes, *self.kernels)
+        )
 
     def maps(self) -> Float[Tensor, "samples kernels *size"]:
         """Return the activation maps, zeros and all."""
@@ -108,28 +110,56 @@ class SAN(nn.Module):
     ) -> None:
         super().__init__()
         sizes = tuple(kernel_sizes)
-        if not sizes or min(sizes) < 1 or dimensions not in (1, 2) or definition not in DEFINITIONS:
+        if (
+            not sizes
+            or min(sizes) < 1
+            or dimensions not in (1, 2)
+            or definition not in DEFINITIONS
+        ):
             raise ValueError(
                 f"a SAN has kernels of size 1 or more, 1 or 2 dimensions and a definition of "
                 f"{DEFINITIONS}, not {sizes}, {dimensions} and {definition!r}"
             )
-        self.kernel_sizes, self.dimensions = sizes, dimensions
-        self.activation, self.together, self.definition = activation, together, definition
-        kernels = (torch.empty([size] * dimensions, dtype=dtype) for size in sizes)
+        self.kernel_sizes = sizes
+        self.dimensions = dimensions
+        self.activation = activation
+        self.together = together
+        self.definition = definition
+        kernels = (
+            torch.empty([size] * dimensions, dtype=dtype) for size in sizes
+        )
         self.kernels = nn.ParameterList(
-            nn.Parameter(kernel.normal_(mean, std, generator=generator).to(device))
+            nn.Parameter(
+                kernel.normal_(mean, std, generator=generator).to(device)
+            )
             for kernel in kernels
         )
 
-    def similarities(self, x: Float[Tensor, "samples *size"]) -> Float[Tensor, "samples q *size"]:
+    def similarities(
+        self, x: Float[Tensor, "samples *size"]
+    ) -> Float[Tensor, "samples q *size"]:
         """Compare the input with each kernel at each place (Eq. 10)."""
         if x.ndim != self.dimensions + 1:
-            kind = "(samples, length)" if self.dimensions == 1 else "(samples, height, width)"
-            raise ValueError(f"a {self.dimensions}-D SAN takes {kind}, not {tuple(x.shape)}")
+            kind = (
+                "(samples, length)"
+                if self.dimensions == 1
+                else "(samples, height, width)"
+            )
+            raise ValueError(
+                f"a {self.dimensions}-D SAN takes {kind}, not {tuple(x.shape)}"
+            )
         stacks = [torch.stack(run)[:, None] for run in _runs(self.kernels)]
-        return torch.cat([_correlated(x[:, None], k, (k.shape[-1] - 1) // 2) for k in stacks], 1)
+        return torch.cat(
+            [
+                _correlated(x[:, None], k, (k.shape[-1] - 1) // 2)
+                for k in stacks
+            ],
+            1,
+        )
 
-    def encode(self, x: Float[Tensor, "samples *size"]) -> Float[Tensor, "samples q *size"]:
+    def encode(
+        self, x: Float[Tensor, "samples *size"]
+    ) -> Float[Tensor, "samples q *size"]:
         """Return the activation maps (Eq. 11)."""
         similarities = self.similarities(x)
         if self.together:
@@ -142,13 +172,19 @@ class SAN(nn.Module):
     ) -> Float[Tensor, "samples q *size"]:
         """Return what each kernel contributes to the reconstruction (Eq. 12)."""
         parts = zip(maps.split(1, 1), self.kernels)
-        return torch.cat([_written(m, k[None, None], self.definition) for m, k in parts], 1)
+        return torch.cat(
+            [_written(m, k[None, None], self.definition) for m, k in parts], 1
+        )
 
-    def decode(self, maps: Float[Tensor, "samples q *size"]) -> Float[Tensor, "samples *size"]:
+    def decode(
+        self, maps: Float[Tensor, "samples q *size"]
+    ) -> Float[Tensor, "samples *size"]:
         """Return the sum of what the kernels contribute (Eq. 13)."""
         return _decoded(maps, self.kernels, self.definition)
 
-    def forward(self, x: Float[Tensor, "samples *size"]) -> Float[Tensor, "samples *size"]:
+    def forward(
+        self, x: Float[Tensor, "samples *size"]
+    ) -> Float[Tensor, "samples *size"]:
         """Return the reconstruction of the input (Eq. 17)."""
         return self.decode(self.encode(x))
 
@@ -161,7 +197,9 @@ class SAN(nn.Module):
         if maps.numel() < 2**31:
             positions = positions.int()
         kernels = tuple(kernel.detach().clone() for kernel in self.kernels)
-        return SparseCode(positions, amplitudes, kernels, tuple(maps.shape), self.definition)
+        return SparseCode(
+            positions, amplitudes, kernels, tuple(maps.shape), self.definition
+        )
 
     def extra_repr(self) -> str:
         """Sizes, dimensions and activation."""
@@ -174,7 +212,9 @@ def _runs(kernels: Iterable[Tensor]) -> list[list[Tensor]]:
     return [list(run) for _, run in groupby(kernels, key=len)]
 
 
-def _decoded(maps: Tensor, kernels: Iterable[Tensor], definition: str) -> Tensor:
+def _decoded(
+    maps: Tensor, kernels: Iterable[Tensor], definition: str
+) -> Tensor:
     runs = _runs(kernels)
     if maps.ndim != runs[0][0].ndim + 2 or maps.shape[1] != sum(map(len, runs)):
         raise ValueError(
@@ -183,7 +223,10 @@ def _decoded(maps: Tensor, kernels: Iterable[Tensor], definition: str) -> Tensor
         )
     parts = zip(maps.split([len(run) for run in runs], 1), runs)
     return sum(
-        (_written(part, torch.stack(run)[None], definition) for part, run in parts),
+        (
+            _written(part, torch.stack(run)[None], definition)
+            for part, run in parts
+        ),
         start=torch.zeros_like(maps[:, :1]),
     )[:, 0]
 
@@ -193,12 +236,15 @@ def _written(maps: Tensor, kernels: Tensor, definition: str) -> Tensor:
     size = kernels.shape[-1]
     if definition == "corrected":
         kernels = kernels.flip(tuple(range(2, kernels.ndim)))
-    return _correlated(maps, kernels, (size - 1) // 2 if definition == "code" else size // 2)
+    return _correlated(
+        maps, kernels, (size - 1) // 2 if definition == "code" else size // 2
+    )
 
 
 def _correlated(x: Tensor, kernels: Tensor, before: int) -> Tensor:
     """Cross-correlate, with `before` zeros at the start of every axis and the rest at its end."""
-    axes, after = kernels.ndim - 2, kernels.shape[-1] - 1 - before
+    axes = kernels.ndim - 2
+    after = kernels.shape[-1] - 1 - before
     convolve = functional.conv1d if axes == 1 else functional.conv2d
     if before == after:
         return convolve(x, kernels, padding=before)

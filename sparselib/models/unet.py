@@ -59,16 +59,22 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if mixing not in ("bottleneck", "basic"):
-            raise ValueError(f"mixing must be 'bottleneck' or 'basic', not {mixing!r}")
+            raise ValueError(
+                f"mixing must be 'bottleneck' or 'basic', not {mixing!r}"
+            )
         if not resize:
             _check_scales(shapes)
         self.resize = resize
         dimensions = len(shapes[0]) - 1
         deep = shapes[::-1]
         self.embedding = nn.Embedding(classes, deep[0][0])
-        self.upsampling = [(below[0], here[0], here[0]) for below, here in pairwise(deep)]
+        self.upsampling = [
+            (below[0], here[0], here[0]) for below, here in pairwise(deep)
+        ]
         make = _bottleneck if mixing == "bottleneck" else _basic
-        self.ups = nn.ModuleList(_Up(read, out, dimensions) for read, _, out in self.upsampling)
+        self.ups = nn.ModuleList(
+            _Up(read, out, dimensions) for read, _, out in self.upsampling
+        )
         self.mixes = nn.ModuleList(
             nn.Sequential(
                 *(
@@ -82,7 +88,9 @@ class UNet(nn.Module):
         self.output = _whole(channels, dimensions + 1, size)
 
     def forward(
-        self, scales: Sequence[Float[Tensor, "batch _ *_size"]], labels: Int[Tensor, "batch"]
+        self,
+        scales: Sequence[Float[Tensor, "batch _ *_size"]],
+        labels: Int[Tensor, "batch"],
     ) -> Float[Tensor, "batch numbers"]:
         """Return one number a dimension and one more, before any nonlinearity.
 
@@ -104,12 +112,20 @@ class UNet(nn.Module):
         return self.output(z).flatten(1)
 
     def filter(
-        self, x: Float[Tensor, "batch channels *size"], labels: Int[Tensor, "batch"]
+        self,
+        x: Float[Tensor, "batch channels *size"],
+        labels: Int[Tensor, "batch"],
     ) -> Float[Tensor, "batch channels *size"]:
         """Weaken the places that do not hold the class (Eq. 13)."""
         classes = self.embedding.num_embeddings
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        if len(labels) and not (
+            int(labels.min()) >= 0 and int(labels.max()) < classes
+        ):
+            wrong = (
+                int(labels.min())
+                if int(labels.min()) < 0
+                else int(labels.max())
+            )
             raise ValueError(
                 f"class {wrong} is out of range: the feature filter knows the classes 0 to "
                 f"{classes - 1}"
@@ -148,16 +164,23 @@ class _Up(nn.Module):
             return nn.functional.pixel_shuffle(x, 2)
         batch, channels, length = x.shape
         return (
-            x.view(batch, channels // 2, 2, length).transpose(2, 3).reshape(batch, -1, 2 * length)
+            x.view(batch, channels // 2, 2, length)
+            .transpose(2, 3)
+            .reshape(batch, -1, 2 * length)
         )
 
 
 class _Residual(nn.Module):
-    def __init__(self, read: int, out: int, dimensions: int, make: Make) -> None:
+    def __init__(
+        self, read: int, out: int, dimensions: int, make: Make
+    ) -> None:
         super().__init__()
         self.body = make(read, out, dimensions)
-        conv, norm = CONVS[dimensions], NORMS[dimensions]
-        short = [] if read == out else [conv(read, out, 1, bias=False), norm(out)]
+        conv = CONVS[dimensions]
+        norm = NORMS[dimensions]
+        short = (
+            [] if read == out else [conv(read, out, 1, bias=False), norm(out)]
+        )
         self.shortcut = nn.Sequential(*short)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +188,9 @@ class _Residual(nn.Module):
 
 
 def _bottleneck(read: int, out: int, dimensions: int) -> nn.Module:
-    conv, norm, inner = CONVS[dimensions], NORMS[dimensions], math.ceil(out / 4)
+    conv = CONVS[dimensions]
+    norm = NORMS[dimensions]
+    inner = math.ceil(out / 4)
     return nn.Sequential(
         conv(read, inner, 1, bias=False),
         norm(inner),
@@ -179,7 +204,8 @@ def _bottleneck(read: int, out: int, dimensions: int) -> nn.Module:
 
 
 def _basic(read: int, out: int, dimensions: int) -> nn.Module:
-    conv, norm = CONVS[dimensions], NORMS[dimensions]
+    conv = CONVS[dimensions]
+    norm = NORMS[dimensions]
     return nn.Sequential(
         conv(read, out, 3, padding=1, bias=False),
         norm(out),

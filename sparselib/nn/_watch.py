@@ -72,7 +72,11 @@ class Watch:
 
     def batches_of(self, values: Tensor) -> list[Batch]:
         """Return what was gathered for these values; nothing if others have taken their place."""
-        return self.batches if self._values is None or values is self._values else []
+        return (
+            self.batches
+            if self._values is None or values is self._values
+            else []
+        )
 
     def forget(self) -> None:
         """Let go of what was gathered, unless a CUDA graph will write it anew."""
@@ -97,8 +101,12 @@ class Watch:
         twin = Watch()
         memo[id(self)] = twin
         twin.is_open = self.is_open
-        twin.batches = [(inputs.clone(), costs.clone()) for inputs, costs in self.batches]
-        twin.gradient = None if self.gradient is None else self.gradient.detach().clone()
+        twin.batches = [
+            (inputs.clone(), costs.clone()) for inputs, costs in self.batches
+        ]
+        twin.gradient = (
+            None if self.gradient is None else self.gradient.detach().clone()
+        )
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,12 +141,18 @@ class Watch:
         self._was_cleared = False
         self.gradient = values.grad
         self._version = -1 if values.grad is None else values.grad._version
-        self._is_in_graph = values.is_cuda and torch.cuda.is_current_stream_capturing()
+        self._is_in_graph = (
+            values.is_cuda and torch.cuda.is_current_stream_capturing()
+        )
 
     def _is_cleared_in_place(self) -> bool:
         """Whether the gradient was set to zero since the last backward pass, and not to None."""
         gradient = None if self._values is None else self._values.grad
-        if gradient is None or gradient is not self.gradient or gradient._version == self._version:
+        if (
+            gradient is None
+            or gradient is not self.gradient
+            or gradient._version == self._version
+        ):
             return False
         if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
             return True

@@ -52,7 +52,9 @@ def topk_absolutes(
     """
     _check(s, size)
     cells = math.prod(s.shape[2:])
-    count = math.prod(length // size for length in s.shape[2:]) if k is None else k
+    count = (
+        math.prod(length // size for length in s.shape[2:]) if k is None else k
+    )
     if not 1 <= count <= cells:
         raise ValueError(
             f"cannot keep {count} of the {cells} activations of a map (kernel size {size}, k={k}); "
@@ -135,8 +137,11 @@ def extrema(
             f"tolerance must be at least 0 and definition 'text' or 'code', "
             f"not {tolerance} and {definition!r}"
         )
-    distance, signed = max(size - tolerance, 1), definition == "code"
-    return _keep(s, module_of_extrema(s).extrema(s.detach(), distance, signed, across))
+    distance = max(size - tolerance, 1)
+    signed = definition == "code"
+    return _keep(
+        s, module_of_extrema(s).extrema(s.detach(), distance, signed, across)
+    )
 
 
 def _keep(s: Tensor, kept: Tensor) -> Float[Tensor, "samples kernels *size"]:

@@ -10,7 +10,9 @@ from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
 
 
 @torch.no_grad()
-def average(models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> nn.Module:
+def average(
+    models: Sequence[nn.Module], weights: Sequence[float] | None = None
+) -> nn.Module:
     r"""Return a model whose sparse matrices are the averages of those of some models.
 
     The average of matrices of different topologies has the connections of all of them: a
@@ -38,7 +40,9 @@ def average(models: Sequence[nn.Module], weights: Sequence[float] | None = None)
     for name, layer in sparse_layers(result).items():
         columns = [found[name] for found in layers]
         every = torch.cat([column.positions for column in columns]).unique()
-        total = torch.zeros(len(every), dtype=torch.float64, device=layer.values.device)
+        total = torch.zeros(
+            len(every), dtype=torch.float64, device=layer.values.device
+        )
         for share, column in zip(shares, columns):
             places = torch.searchsorted(every, column.positions)
             total.index_add_(0, places, share * column.values.double())
@@ -47,8 +51,13 @@ def average(models: Sequence[nn.Module], weights: Sequence[float] | None = None)
     states = [_numbers(model) for model in models]
     for name, number in _numbers(result).items():
         if name not in sparse and number.is_floating_point():
-            parts = (share * state[name].double() for share, state in zip(shares, states))
-            number.copy_(sum(parts, start=torch.zeros_like(number, dtype=torch.float64)))
+            parts = (
+                share * state[name].double()
+                for share, state in zip(shares, states)
+            )
+            number.copy_(
+                sum(parts, start=torch.zeros_like(number, dtype=torch.float64))
+            )
     return result
 
 
@@ -84,7 +93,9 @@ class Averaged(nn.Module):
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
         super().__init__()
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of an average lies in [0, 1), not {decay}")
+            raise ValueError(
+                f"the decay of an average lies in [0, 1), not {decay}"
+            )
         self.decay = decay
         self.module = copy.deepcopy(model).requires_grad_(False)
 
@@ -95,7 +106,8 @@ class Averaged(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take a step towards the model, and its topology."""
-        own, theirs = sparse_layers(self.module), sparse_layers(model)
+        own = sparse_layers(self.module)
+        theirs = sparse_layers(model)
         _check_alike([self.module, model], [own, theirs])
         for name, layer in theirs.items():
             _follow(own[name], layer, self.decay)
@@ -113,7 +125,9 @@ def _follow(own: SparseLayer, layer: SparseLayer, decay: float) -> None:
     positions = layer.positions.to(own.csr.device)
     values = layer.values.detach().to(own.values)
     before = own.positions
-    places = torch.searchsorted(before, positions).clamp(max=max(len(before) - 1, 0))
+    places = torch.searchsorted(before, positions).clamp(
+        max=max(len(before) - 1, 0)
+    )
     if len(before):
         old = own.values[places]
         survives = before[places] == positions
@@ -124,12 +138,22 @@ def _follow(own: SparseLayer, layer: SparseLayer, decay: float) -> None:
 def _numbers(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, without the fingerprints of topologies."""
     found = {name: p.detach() for name, p in model.named_parameters()}
-    ours = {f"{name}.csr.topology_id".lstrip(".") for name in sparse_layers(model)}
-    return found | {name: b for name, b in model.named_buffers() if name not in ours}
+    ours = {
+        f"{name}.csr.topology_id".lstrip(".") for name in sparse_layers(model)
+    }
+    return found | {
+        name: b for name, b in model.named_buffers() if name not in ours
+    }
 
 
-def _shares(models: Sequence[nn.Module], weights: Sequence[float] | None) -> list[float]:
-    shares = [1.0] * len(models) if weights is None else [float(weight) for weight in weights]
+def _shares(
+    models: Sequence[nn.Module], weights: Sequence[float] | None
+) -> list[float]:
+    shares = (
+        [1.0] * len(models)
+        if weights is None
+        else [float(weight) for weight in weights]
+    )
     if not models or len(shares) != len(models) or not sum(shares) > 0:
         raise ValueError(
             f"an average needs models and one weight each, with a positive sum, not "
@@ -138,12 +162,18 @@ def _shares(models: Sequence[nn.Module], weights: Sequence[float] | None) -> lis
     return [share / sum(shares) for share in shares]
 
 
-def _check_alike(models: Sequence[nn.Module], layers: Sequence[dict[str, SparseLayer]]) -> None:
+def _check_alike(
+    models: Sequence[nn.Module], layers: Sequence[dict[str, SparseLayer]]
+) -> None:
     facts = []
     for model, found in zip(models, layers):
         shapes = {name: layer.shape for name, layer in found.items()}
         values = {f"{name}.values".lstrip(".") for name in found}
         numbers = _numbers(model).items()
-        facts.append((shapes, {k: tuple(n.shape) for k, n in numbers if k not in values}))
+        facts.append(
+            (shapes, {k: tuple(n.shape) for k, n in numbers if k not in values})
+        )
     if any(fact != facts[0] for fact in facts):
-        raise ValueError("models with different layers or shapes have no average")
+        raise ValueError(
+            "models with different layers or shapes have no average"
+        )

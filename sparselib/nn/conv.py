@@ -30,7 +30,11 @@ def replicate_right(
     What the program of dynamic sparse networks does. A kernel extends over as many points as it
     has taps, or, dilated, over ``(taps - 1) * dilation + 1``.
     """
-    return functional.pad(x, (0, extent - 1), mode="replicate") if extent > 1 else x
+    return (
+        functional.pad(x, (0, extent - 1), mode="replicate")
+        if extent > 1
+        else x
+    )
 
 
 def centred_zeros(
@@ -121,7 +125,9 @@ class SparseConv1d(SparseLayer):
         self.stride = _single(stride)
         self.dilation = _single(dilation)
         self.groups = groups
-        self.padding = _single(padding) if isinstance(padding, tuple) else padding
+        self.padding = (
+            _single(padding) if isinstance(padding, tuple) else padding
+        )
         self.padding_mode = padding_mode
         sizes = (in_channels, out_channels, self.kernel_size)
         check_spelling(type(self), sizes, sparsity, bias)
@@ -129,10 +135,14 @@ class SparseConv1d(SparseLayer):
         device = torch.get_default_device() if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
             full = torch.full((out_channels,), self.kernel_size)
-            region = _checked(full if reach is None else reach.to(torch.int64), self)
+            region = _checked(
+                full if reach is None else reach.to(torch.int64), self
+            )
             positions = topology(region, sparsity, generator)
             shape = (out_channels, region.columns)
-            csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+            csr = CSR.from_positions(
+                positions, shape, cache_transpose=cache_transpose
+            )
             values = torch.empty(csr.nnz, dtype=dtype)
             init(values, shape, generator)
             self.csr = csr
@@ -152,7 +162,9 @@ class SparseConv1d(SparseLayer):
             "out_channels": conv.out_channels,
             "kernel_size": conv.kernel_size[0],
             "stride": conv.stride[0],
-            "padding": conv.padding if isinstance(conv.padding, str) else conv.padding[0],
+            "padding": conv.padding
+            if isinstance(conv.padding, str)
+            else conv.padding[0],
             "dilation": conv.dilation[0],
             "groups": conv.groups,
             "bias": conv.bias is not None,
@@ -173,7 +185,9 @@ class SparseConv1d(SparseLayer):
     @property
     def region(self) -> Region:
         """The cells that may hold a connection."""
-        return Region(self._reach.to(torch.int64), self.kernel_size, self.shape[1])
+        return Region(
+            self._reach.to(torch.int64), self.kernel_size, self.shape[1]
+        )
 
     @property
     def cells(self) -> int:
@@ -238,11 +252,19 @@ class SparseConv1d(SparseLayer):
                 f"in a convolution of {self.groups} groups the gradient of {costs.shape[1]} of "
                 f"{self.out_channels} filters needs rows=, which says which these are"
             )
-        size = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
+        size = (
+            self.out_channels,
+            self.in_channels // self.groups,
+            self.kernel_size,
+        )
         if rows is not None:
-            every = costs.new_zeros(costs.shape[0], self.out_channels, costs.shape[2])
+            every = costs.new_zeros(
+                costs.shape[0], self.out_channels, costs.shape[2]
+            )
             costs = every.index_copy(1, rows, costs)
-        found = conv1d_weight(signals, size, costs, groups=self.groups, **kwargs).flatten(1)
+        found = conv1d_weight(
+            signals, size, costs, groups=self.groups, **kwargs
+        ).flatten(1)
         return found if rows is None else found[rows]
 
     def forward(
@@ -263,10 +285,16 @@ class SparseConv1d(SparseLayer):
         parts = [f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"]
         parts += [f"stride={self.stride}"] if self.stride > 1 else []
         named = getattr(self.padding, "__name__", self.padding)
-        parts += [f"padding={named}"] if self.padding not in (0, "valid") else []
+        parts += (
+            [f"padding={named}"] if self.padding not in (0, "valid") else []
+        )
         parts += [f"dilation={self.dilation}"] if self.dilation > 1 else []
         parts += [f"groups={self.groups}"] if self.groups > 1 else []
-        parts += [f"padding_mode={self.padding_mode!r}"] if self.padding_mode != "zeros" else []
+        parts += (
+            [f"padding_mode={self.padding_mode!r}"]
+            if self.padding_mode != "zeros"
+            else []
+        )
         return ", ".join([*parts, f"bias={self.bias is not None}"])
 
     def _convolved(self, x: Tensor) -> Tensor:
@@ -274,8 +302,16 @@ class SparseConv1d(SparseLayer):
             return self._by_phases(x)
         if callable(self.padding) or self.padding_mode != "zeros":
             signals = self._padded(x)
-            return conv1d(self.csr, self.values, signals, self.bias, dilation=self.dilation)
-        return conv1d(self.csr, self.values, x, self.bias, self._margins(), self.dilation)
+            return conv1d(
+                self.csr,
+                self.values,
+                signals,
+                self.bias,
+                dilation=self.dilation,
+            )
+        return conv1d(
+            self.csr, self.values, x, self.bias, self._margins(), self.dilation
+        )
 
     def _by_phases(self, x: Tensor) -> Tensor:
         """Convolve the phases of the signals, which is the same with a stride of 1."""
@@ -290,14 +326,20 @@ class SparseConv1d(SparseLayer):
                 f"extends over"
             )
         missing = self.stride * (length + phases.taps - 1) - signals.shape[2]
-        signals = functional.pad(signals, (0, missing)).unflatten(2, (-1, self.stride))
+        signals = functional.pad(signals, (0, missing)).unflatten(
+            2, (-1, self.stride)
+        )
         signals = signals.transpose(2, 3).flatten(1, 2)
-        values = self.values if phases.order is None else self.values[phases.order]
+        values = (
+            self.values if phases.order is None else self.values[phases.order]
+        )
         return conv1d(phases.csr, values, signals, self.bias)
 
     def _followed(self) -> "_Phases":
         phases = self._phases
-        is_new = torch.compiler.is_compiling() or (phases and phases.version == self.csr.version)
+        is_new = torch.compiler.is_compiling() or (
+            phases and phases.version == self.csr.version
+        )
         if phases is None or not is_new:
             self._follow()
             phases = self._phases
@@ -311,7 +353,11 @@ class SparseConv1d(SparseLayer):
         positions, order, taps = _phase_positions(self)
         shape = (self.out_channels, self.in_channels * self.stride * taps)
         before = self._phases
-        if before is None or before.csr.nnz != self.csr.nnz or before.csr.device != self.csr.device:
+        if (
+            before is None
+            or before.csr.nnz != self.csr.nnz
+            or before.csr.device != self.csr.device
+        ):
             cache = self.csr.cache_transpose
             csr = CSR.from_positions(positions, shape, cache_transpose=cache)
             self._phases = _Phases(csr, order, taps, self.csr.version)
@@ -330,19 +376,29 @@ class SparseConv1d(SparseLayer):
         assert isinstance(amount, int)
         return amount, amount
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseConv1d":
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "SparseConv1d":
         super()._apply(fn, recurse)
         device = self.csr.device
-        if self._reach.is_meta:  # what it would have held is lost, and loading brings it
+        if (
+            self._reach.is_meta
+        ):  # what it would have held is lost, and loading brings it
             self._reach = torch.zeros_like(self._reach, device=device)
         else:
             self._reach = self._reach.to(device)
         if self._phases is not None:
             csr = self._phases.csr._apply(fn)
             order = self._phases.order
-            order = order if order is None or order.is_meta else order.to(device)
-            self._phases = _Phases(csr, order, self._phases.taps, self.csr.version)
-            if not csr._is_sound or (order is not None and order.device != device):
+            order = (
+                order if order is None or order.is_meta else order.to(device)
+            )
+            self._phases = _Phases(
+                csr, order, self._phases.taps, self.csr.version
+            )
+            if not csr._is_sound or (
+                order is not None and order.device != device
+            ):
                 self._phases = None
         return self
 
@@ -356,8 +412,13 @@ class SparseConv1d(SparseLayer):
         if "reach" not in entries:
             return None
         reach = entries["reach"]
-        if not isinstance(reach, Tensor) or reach.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"reach must be a tensor of int32 or int64, not {reach}")
+        if not isinstance(reach, Tensor) or reach.dtype not in (
+            torch.int32,
+            torch.int64,
+        ):
+            raise ValueError(
+                f"reach must be a tensor of int32 or int64, not {reach}"
+            )
         return _checked(plain(reach).to(torch.int64), self)
 
     def _adopt_region(self, region: Region) -> None:
@@ -401,11 +462,15 @@ def _phase_positions(layer: SparseConv1d) -> tuple[Tensor, Tensor | None, int]:
     rows = layer.csr.rows
     column = layer.csr.positions % layer.shape[1]
     group = rows // (layer.out_channels // layer.groups)
-    channel = column // layer.kernel_size + group * (layer.in_channels // layer.groups)
+    channel = column // layer.kernel_size + group * (
+        layer.in_channels // layer.groups
+    )
     distance = column % layer.kernel_size * layer.dilation
     taps = (layer.kernel_size - 1) * layer.dilation // layer.stride + 1
     phase = rows * layer.in_channels * layer.stride + channel * layer.stride
-    positions = (phase + distance % layer.stride) * taps + distance // layer.stride
+    positions = (
+        phase + distance % layer.stride
+    ) * taps + distance // layer.stride
     if layer.stride == 1:
         return positions, None, taps
     positions, order = positions.sort()
@@ -418,9 +483,17 @@ def _single(size: Any) -> Any:
 
 
 def _check_sizes(layer: SparseConv1d) -> None:
-    sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.dilation)
+    sizes = (
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.dilation,
+    )
     whole = (*sizes, layer.stride, layer.groups)
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole) or min(whole) < 1:
+    if (
+        not all(isinstance(n, int) and not isinstance(n, bool) for n in whole)
+        or min(whole) < 1
+    ):
         raise ValueError(
             f"channels, kernel size and dilation must be at least 1, not {sizes}, as must stride "
             f"and groups, not {whole[4:]}"
@@ -431,14 +504,22 @@ def _check_sizes(layer: SparseConv1d) -> None:
             f"{layer.out_channels} filters"
         )
     padding = layer.padding
-    is_amount = isinstance(padding, int) and not isinstance(padding, bool) and padding >= 0
+    is_amount = (
+        isinstance(padding, int)
+        and not isinstance(padding, bool)
+        and padding >= 0
+    )
     if not (is_amount or padding in ("same", "valid") or callable(padding)):
         raise ValueError(
             f"padding is a number of points, 'same', 'valid' or a callable, not {padding!r}"
         )
     if padding == "same" and layer.stride != 1:
-        raise ValueError("padding='same' keeps the length, which a stride does not")
-    if layer.padding_mode not in MODES or (callable(padding) and layer.padding_mode != "zeros"):
+        raise ValueError(
+            "padding='same' keeps the length, which a stride does not"
+        )
+    if layer.padding_mode not in MODES or (
+        callable(padding) and layer.padding_mode != "zeros"
+    ):
         raise ValueError(
             f"padding_mode is one of {MODES}, and 'zeros' where padding is a callable, not "
             f"{layer.padding_mode!r}"
@@ -449,7 +530,11 @@ def _checked(reach: Tensor, layer: SparseConv1d) -> Region:
     taps = layer.kernel_size
     if reach.is_meta:
         raise ValueError("reach must hold its numbers in memory, not on meta")
-    if reach.shape != (layer.out_channels,) or int(reach.min()) < 1 or int(reach.max()) > taps:
+    if (
+        reach.shape != (layer.out_channels,)
+        or int(reach.min()) < 1
+        or int(reach.max()) > taps
+    ):
         raise ValueError(
             f"reach needs a number from 1 to {taps} for each of {layer.out_channels} filters, not "
             f"{reach.tolist()}"

@@ -67,7 +67,9 @@ def sparsify(
             if child in converted:
                 setattr(parent, name, converted[child])
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = 0  # its fused inference reads dense weights
+                    parent.activation_relu_or_gelu = (
+                        0  # its fused inference reads dense weights
+                    )
     return model
 
 
@@ -109,8 +111,12 @@ def densify(model: nn.Module) -> nn.Module:
     return model
 
 
-def _convert(layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]) -> nn.Module:
+def _convert(
+    layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]
+) -> nn.Module:
     kind: Any = SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
     if not fresh:
         return kind.from_dense(layer, sparsity, **options)
-    return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(layer.training)
+    return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(
+        layer.training
+    )

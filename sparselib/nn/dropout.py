@@ -33,13 +33,19 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         kept = round((1 - self.p) * 2**16)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        draws = torch.empty(
+            -(-x.numel() // 4), dtype=torch.int64, device=x.device
+        )
         draws.random_(-(2**63), None)
         # in the order of x in memory, which a sparse product returns feature by feature
         strides = torch.empty_like(x, device="meta").stride()
         lanes = draws.view(torch.int16).as_strided(x.shape, strides)
         # compared as signed numbers, of which 2^15 are negative; all 2^16 need a step more
-        keep = lanes <= kept - 2**15 - 1 if kept else torch.zeros_like(lanes, dtype=torch.bool)
+        keep = (
+            lanes <= kept - 2**15 - 1
+            if kept
+            else torch.zeros_like(lanes, dtype=torch.bool)
+        )
         return x * keep.to(x.dtype).mul_(2**16 / max(kept, 1))
 
     def extra_repr(self) -> str:

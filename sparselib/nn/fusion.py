@@ -17,7 +17,9 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def chain(
-    layers: Sequence[Any], activation: Activation, x: Float[Tensor, "batch columns"]
+    layers: Sequence[Any],
+    activation: Activation,
+    x: Float[Tensor, "batch columns"],
 ) -> Float[Tensor, "batch rows"]:
     """Apply layers with an activation between them; fused where that gives the same numbers.
 
@@ -28,13 +30,25 @@ def chain(
     """
     if not _is_plain(layers, activation, x):
         return _one_by_one(layers, activation, x)
-    tensors = [tensor for layer in layers for tensor in (layer.values, layer.bias)]
-    if ops.fast(x, *(tensor for tensor in tensors if tensor is not None)) is None:
+    tensors = [
+        tensor for layer in layers for tensor in (layer.values, layer.bias)
+    ]
+    if (
+        ops.fast(x, *(tensor for tensor in tensors if tensor is not None))
+        is None
+    ):
         return _one_by_one(layers, activation, x)
-    return sequence([layer.csr for layer in layers], tensors, x, [keepers(one) for one in layers])
+    return sequence(
+        [layer.csr for layer in layers],
+        tensors,
+        x,
+        [keepers(one) for one in layers],
+    )
 
 
-def _one_by_one(layers: Sequence[nn.Module], activation: Activation, x: Tensor) -> Tensor:
+def _one_by_one(
+    layers: Sequence[nn.Module], activation: Activation, x: Tensor
+) -> Tensor:
     for layer in layers[:-1]:
         x = activation(layer(x))
     return layers[-1](x)
@@ -66,5 +80,9 @@ def _is_unobserved(layer: nn.Module) -> bool:
         and layer.product is ops.spmm
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
-        and not (layer.watches and layer.watches.references and torch.compiler.is_compiling())
+        and not (
+            layer.watches
+            and layer.watches.references
+            and torch.compiler.is_compiling()
+        )
     )

@@ -63,7 +63,9 @@ def gumbel_sigmoid(
     if noise == "none":
         return torch.sigmoid(scores / temperature)
     tiny = torch.finfo(scores.dtype).tiny
-    u = torch.rand(scores.shape, generator=generator, dtype=scores.dtype).clamp(tiny)
+    u = torch.rand(scores.shape, generator=generator, dtype=scores.dtype).clamp(
+        tiny
+    )
     g = -torch.log(-torch.log(u)) if noise == "gumbel" else torch.logit(u)
     return torch.sigmoid((scores + g.to(scores.device)) / temperature)
 
@@ -115,13 +117,19 @@ class ChannelGate(nn.Module):
         self.noise = noise
         self.open = None
 
-    def draw(self, generator: torch.Generator | None = None) -> Float[Tensor, "channels"]:
+    def draw(
+        self, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "channels"]:
         """Sample new gates, soft and differentiable, keep them in `open` and return them."""
         scores = self.theta + self.bias
-        self.open = gumbel_sigmoid(scores, self.temperature, self.noise, generator)
+        self.open = gumbel_sigmoid(
+            scores, self.temperature, self.noise, generator
+        )
         return self.open
 
-    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "..."]:
+    def forward(
+        self, x: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "..."]:
         """Return the features times their gates."""
         if self.open is None:
             return x

@@ -78,7 +78,9 @@ class CSRLinear(SparseLayer):
         device = torch.get_default_device() if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
             positions = topology(out_features, in_features, sparsity, generator)
-            csr = CSR.from_positions(positions, shape, cache_transpose=cache_transpose)
+            csr = CSR.from_positions(
+                positions, shape, cache_transpose=cache_transpose
+            )
             values = torch.empty(csr.nnz, dtype=dtype)
             init(values, shape, generator)
         self.csr = csr.to(device)
@@ -133,9 +135,13 @@ class CSRLinear(SparseLayer):
         r"""Dense gradient :math:`\nabla_i = \sum_b c_{bi} v_b` of some neurons (Ertl, 3.2.4)."""
         return costs.t() @ inputs
 
-    def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
+    def forward(
+        self, x: Float[Tensor, "*batch columns"]
+    ) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""
-        return self.observed(x, self.product(self.csr, self.values, x, self.bias))
+        return self.observed(
+            x, self.product(self.csr, self.values, x, self.bias)
+        )
 
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""

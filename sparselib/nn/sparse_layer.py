@@ -94,7 +94,10 @@ class SparseLayer(nn.Module, ABC):
 
     @classmethod
     def from_dense(
-        cls: type[Layer], dense: Any, sparsity: float | None = None, **options: Any
+        cls: type[Layer],
+        dense: Any,
+        sparsity: float | None = None,
+        **options: Any,
     ) -> Layer:
         """Build from a dense layer, keeping its largest weights by magnitude, and its bias.
 
@@ -106,11 +109,14 @@ class SparseLayer(nn.Module, ABC):
             As `arguments_of`, or if the sparsity is outside [0, 1).
         """
         weight = dense.weight.detach()
-        flat, columns = weight.flatten(), weight[0].numel()
+        flat = weight.flatten()
+        columns = weight[0].numel()
         if sparsity is None:
             positions = flat.nonzero().flatten()
         else:
-            positions = largest(flat.abs(), topology.connections(len(weight), columns, sparsity))
+            positions = largest(
+                flat.abs(), topology.connections(len(weight), columns, sparsity)
+            )
         layer = cls(
             **cls.arguments_of(dense),
             topology=lambda *_: positions,
@@ -199,9 +205,18 @@ class SparseLayer(nn.Module, ABC):
 
     def _check_values(self, positions: Tensor, values: Any) -> None:
         if not isinstance(values, Tensor) or values.shape != positions.shape:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"{positions.numel()} connections need as many values, not {found}")
-        if values.dtype != self.values.dtype or values.device != self.values.device:
+            found = (
+                tuple(values.shape)
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
+            raise ValueError(
+                f"{positions.numel()} connections need as many values, not {found}"
+            )
+        if (
+            values.dtype != self.values.dtype
+            or values.device != self.values.device
+        ):
             raise ValueError(
                 f"the values are {values.dtype} on {values.device}, those of the layer "
                 f"{self.values.dtype} on {self.values.device}; convert them"
@@ -218,20 +233,34 @@ class SparseLayer(nn.Module, ABC):
         error_msgs: list[str],
     ) -> None:
         """Load pattern, values and bias, or nothing of this layer if they do not fit together."""
-        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        rest = (
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, *rest)
         assign = local_metadata.get("assign_to_params_buffers", False)
         arrays = {prefix + f"csr.{name}": name for name in ARRAYS}
         extras = {prefix + name: name for name in self.extras}
-        missing = [name for name in (*arrays, *extras) if name not in state_dict]
+        missing = [
+            name for name in (*arrays, *extras) if name not in state_dict
+        ]
         missing_keys += missing if strict else []
         try:
             pattern = self.csr._proposed(state_dict, prefix + "csr.")
-            entries = {name: state_dict[key] for key, name in extras.items() if key in state_dict}
+            entries = {
+                name: state_dict[key]
+                for key, name in extras.items()
+                if key in state_dict
+            }
             region = self._proposed_region(entries)
             _check_fit(self, pattern, region)
-            numbers = _proposed_numbers(self, state_dict, prefix, pattern, assign)
+            numbers = _proposed_numbers(
+                self, state_dict, prefix, pattern, assign
+            )
         except ValueError as error:
             error_msgs.append(f"{_named(self, prefix)}: {error}")
             state_dict.update(dict.fromkeys(arrays, LOADED))
@@ -243,7 +272,9 @@ class SparseLayer(nn.Module, ABC):
         if pattern is not None:
             self._follow()
         state_dict.update(dict.fromkeys(arrays, LOADED))
-        others = {key: entry for key, entry in state_dict.items() if key not in extras} | numbers
+        others = {
+            key: entry for key, entry in state_dict.items() if key not in extras
+        } | numbers
         hooks = self._load_state_dict_pre_hooks
         self._load_state_dict_pre_hooks = OrderedDict()  # they have run
         try:
@@ -263,19 +294,27 @@ class SparseLayer(nn.Module, ABC):
 
 
 def _named(layer: nn.Module, prefix: str) -> str:
-    return f"layer {prefix[:-1]!r}" if prefix else f"this {type(layer).__name__}"
+    return (
+        f"layer {prefix[:-1]!r}" if prefix else f"this {type(layer).__name__}"
+    )
 
 
 def _check_fit(
-    layer: SparseLayer, pattern: tuple[Tensor, Tensor] | None, region: Region | None
+    layer: SparseLayer,
+    pattern: tuple[Tensor, Tensor] | None,
+    region: Region | None,
 ) -> None:
     """See that the connections to be lie in the region to be, where one of both is loaded."""
-    if not layer.extras or (pattern is None and (region is None or layer.values.is_meta)):
+    if not layer.extras or (
+        pattern is None and (region is None or layer.values.is_meta)
+    ):
         return
     crow_indices, col_indices = pattern or layer.csr.indices()
     region = region or layer.region
     if region.reach.is_meta:
-        raise ValueError(f"the state dict has no {layer.extras[0]}, and this layer is on meta")
+        raise ValueError(
+            f"the state dict has no {layer.extras[0]}, and this layer is on meta"
+        )
     rows = rows_of(crow_indices, col_indices.numel())
     reach = region.reach.to(col_indices.device)
     region._replace(reach=reach).check(rows * layer.shape[1] + col_indices)
@@ -292,12 +331,19 @@ def _proposed_numbers(
     found = {
         name: state_dict[prefix + name]
         for name in ("values", "bias")
-        if layer._parameters.get(name) is not None and prefix + name in state_dict
+        if layer._parameters.get(name) is not None
+        and prefix + name in state_dict
     }
-    if pattern is not None and "values" in layer._parameters and "values" not in found:
+    if (
+        pattern is not None
+        and "values" in layer._parameters
+        and "values" not in found
+    ):
         raise ValueError("the state dict has a pattern and no values for it")
     for name, entry in found.items():
-        _check_numbers(name, entry, layer.csr.nnz if name == "values" else layer.shape[0])
+        _check_numbers(
+            name, entry, layer.csr.nnz if name == "values" else layer.shape[0]
+        )
     if assign:
         _check_alike(layer, found, pattern)
     return {
@@ -308,22 +354,33 @@ def _proposed_numbers(
 
 def _check_numbers(name: str, entry: Any, count: int) -> None:
     if not isinstance(entry, Tensor):
-        raise ValueError(f"the {name} must be a tensor, not {type(entry).__name__}")
+        raise ValueError(
+            f"the {name} must be a tensor, not {type(entry).__name__}"
+        )
     if entry.shape != (count,):
         raise ValueError(
             f"the state dict has {entry.numel():,} numbers of shape {tuple(entry.shape)} as "
             f"{name}, this layer has {count:,}; a layer is loaded with as many connections"
         )
     if not entry.is_floating_point() or entry.layout != torch.strided:
-        raise ValueError(f"the {name} must be real numbers in memory, not {entry.dtype}")
+        raise ValueError(
+            f"the {name} must be real numbers in memory, not {entry.dtype}"
+        )
 
 
 def _check_alike(
-    layer: SparseLayer, found: dict[str, Tensor], pattern: tuple[Tensor, Tensor] | None
+    layer: SparseLayer,
+    found: dict[str, Tensor],
+    pattern: tuple[Tensor, Tensor] | None,
 ) -> None:
     """See that a layer, some of whose tensors are replaced by others, is of one kind."""
-    tensors = {name: p for name, p in layer._parameters.items() if p is not None} | found
-    kinds = {name: f"{entry.dtype} on {entry.device}" for name, entry in tensors.items()}
+    tensors = {
+        name: p for name, p in layer._parameters.items() if p is not None
+    } | found
+    kinds = {
+        name: f"{entry.dtype} on {entry.device}"
+        for name, entry in tensors.items()
+    }
     devices = {entry.device for entry in tensors.values()}
     device = layer.csr.device if pattern is None else pattern[0].device
     if len(set(kinds.values())) > 1 or devices != {device}:
@@ -333,7 +390,9 @@ def _check_alike(
         )
 
 
-def check_spelling(layer: type, sizes: tuple[int, ...], sparsity: Any, bias: Any) -> None:
+def check_spelling(
+    layer: type, sizes: tuple[int, ...], sparsity: Any, bias: Any
+) -> None:
     """Refuse a sparsity that is a bool and a bias that is none: each in the other's place."""
     spelled = f"{layer.__name__}({', '.join(map(str, sizes))}"
     if not isinstance(bias, bool):
@@ -350,4 +409,8 @@ def check_spelling(layer: type, sizes: tuple[int, ...], sparsity: Any, bias: Any
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """Return the sparse layers of a model by name, in order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, SparseLayer)
+    }

@@ -19,7 +19,13 @@ from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Sizes, reference
 from sparselib.ops.dispatch import fast, module, takes_halves, transformed
-from sparselib.ops.operands import STALE, check, indices_of, operator_indices, transposed_of
+from sparselib.ops.operands import (
+    STALE,
+    check,
+    indices_of,
+    operator_indices,
+    transposed_of,
+)
 from sparselib.ops.registration import differentiable, own
 
 Padding = tuple[int, int]
@@ -60,7 +66,9 @@ def conv1d(
     """
     sizes = _check(csr, values, x, bias, padding, dilation)
     if fast(x, values, *([] if bias is None else [bias])):
-        result: Tensor = _Convolution.apply(values, bias, operands.resolved(x), csr, sizes)
+        result: Tensor = _Convolution.apply(
+            values, bias, operands.resolved(x), csr, sizes
+        )
         return result
     if transformed():
         return reference.convolve(values, indices_of(csr), x, sizes, bias)
@@ -74,7 +82,12 @@ def extent(taps: int, dilation: int) -> int:
 
 
 def _check(
-    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, padding: Padding, dilation: int
+    csr: CSR,
+    values: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    padding: Padding,
+    dilation: int,
 ) -> Sizes:
     operands.check_numbers(x, "input")
     filters, columns = csr.shape
@@ -89,7 +102,9 @@ def _check(
     if bias is not None:
         operands.check_numbers(bias, "bias")
         if bias.shape != (filters,):
-            raise ValueError(f"{filters} filters need as many biases, not {tuple(bias.shape)}")
+            raise ValueError(
+                f"{filters} filters need as many biases, not {tuple(bias.shape)}"
+            )
     check(csr, values, x, "a convolution", bias)
     return sizes
 
@@ -123,7 +138,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR, sizes: Sizes
+        ctx: Any,
+        values: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        csr: CSR,
+        sizes: Sizes,
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr = csr
@@ -156,11 +176,15 @@ class _Convolution(torch.autograd.Function):
             x = operands.resolved(x)
             backend = module(x)
             dvalues, dbias = backend.correlate(indices_of(csr), dy, x, sizes)
-            dx = _input_gradient(values, csr, dy, sizes, time) if has_x else None
+            dx = (
+                _input_gradient(values, csr, dy, sizes, time) if has_x else None
+            )
         return dvalues, dbias if has_bias else None, dx, None, None
 
 
-def _input_gradient(values: Tensor, csr: CSR, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+def _input_gradient(
+    values: Tensor, csr: CSR, dy: Tensor, sizes: Sizes, time: int
+) -> Tensor:
     indices = (*indices_of(csr), *transposed_of(csr))
     return module(dy).convolve_t(values, indices, dy, sizes, time)
 
@@ -180,7 +204,11 @@ def _check_signals(sizes: Sizes, filters: int, dy: Tensor, x: Tensor) -> None:
 
 
 def _verified(
-    values: Tensor, sizes: Sizes, time: int, indices: Sequence[Tensor], *signals: Tensor
+    values: Tensor,
+    sizes: Sizes,
+    time: int,
+    indices: Sequence[Tensor],
+    *signals: Tensor,
 ) -> Indices:
     """Check what an operator was called with, beside the shapes of its signals."""
     filters = operands.rows_of_raw(indices)
@@ -191,12 +219,16 @@ def _verified(
 
 def _sizes(sizes: Sequence[int]) -> Sizes:
     if len(sizes) != len(Sizes._fields):
-        raise ValueError(f"a convolution has the sizes {Sizes._fields}, not {[*sizes]}")
+        raise ValueError(
+            f"a convolution has the sizes {Sizes._fields}, not {[*sizes]}"
+        )
     return Sizes(*sizes)
 
 
 @torch.library.custom_op("sparselib::conv1d", mutates_args=())
-def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+def _conv1d(
+    values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
+) -> Tensor:
     named = _sizes(sizes)
     operands.check_devices(values, x, *indices)
     if x.ndim != 3 or x.shape[1] != named.channels:
@@ -210,7 +242,11 @@ def _conv1d(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[T
 
 @torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
 def _conv1d_t(
-    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
+    values: Tensor,
+    dy: Tensor,
+    time: int,
+    sizes: Sequence[int],
+    indices: Sequence[Tensor],
 ) -> Tensor:
     named = _sizes(sizes)
     operands.check_devices(values, dy, *indices)
@@ -222,7 +258,11 @@ def _conv1d_t(
             f"sample, not {tuple(dy.shape)}"
         )
     values = operands.resolved(values)
-    return own(module(dy).convolve_t(values, checked, operands.resolved(dy), named, time))
+    return own(
+        module(dy).convolve_t(
+            values, checked, operands.resolved(dy), named, time
+        )
+    )
 
 
 @torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
@@ -238,12 +278,16 @@ def _conv1d_weight(
     operands.check_raw(x.new_empty(0), 0, dy, x, indices=indices)
     operands.check_gradient(dy, x, x)
     checked = operands.verified(indices, (filters, named.channels * named.taps))
-    dvalues, _ = module(x).correlate(checked, operands.resolved(dy), operands.resolved(x), named)
+    dvalues, _ = module(x).correlate(
+        checked, operands.resolved(dy), operands.resolved(x), named
+    )
     return dvalues
 
 
 @_conv1d.register_fake
-def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+def _(
+    values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
+) -> Tensor:
     operands.check_devices(values, x, *indices)
     filters = indices[0].shape[0] - 1
     length = Sizes(*sizes).length(x.shape[2])
@@ -252,14 +296,20 @@ def _(values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 
 @_conv1d_t.register_fake
 def _(
-    values: Tensor, dy: Tensor, time: int, sizes: Sequence[int], indices: Sequence[Tensor]
+    values: Tensor,
+    dy: Tensor,
+    time: int,
+    sizes: Sequence[int],
+    indices: Sequence[Tensor],
 ) -> Tensor:
     operands.check_devices(values, dy, *indices)
     return dy.new_empty(dy.shape[0], sizes[0], time)
 
 
 @_conv1d_weight.register_fake
-def _(dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+def _(
+    dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
+) -> Tensor:
     operands.check_devices(dy, x, *indices)
     sums = torch.float32 if takes_halves(x) else x.dtype
     return x.new_empty(indices[1].shape[0], dtype=sums)
@@ -274,8 +324,16 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _conv1d_backward(ctx, dy):  # type: ignore[no-untyped-def]
     values, x, *indices = ctx.saved_tensors
     sizes = ctx.sizes
-    dvalues = _conv1d_weight(dy, x, sizes, indices) if ctx.needs_input_grad[0] else None
-    dx = _conv1d_t(values, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
+    dvalues = (
+        _conv1d_weight(dy, x, sizes, indices)
+        if ctx.needs_input_grad[0]
+        else None
+    )
+    dx = (
+        _conv1d_t(values, dy, x.shape[2], sizes, indices)
+        if ctx.needs_input_grad[1]
+        else None
+    )
     return dvalues, dx, None, [None] * len(indices)
 
 
@@ -288,16 +346,28 @@ def _save_t(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _conv1d_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
     values, dy, *indices = ctx.saved_tensors
     sizes = ctx.sizes
-    dvalues = _conv1d_weight(dy, dx, sizes, indices) if ctx.needs_input_grad[0] else None
-    ddy = _conv1d(values, dx, sizes, indices) if ctx.needs_input_grad[1] else None
+    dvalues = (
+        _conv1d_weight(dy, dx, sizes, indices)
+        if ctx.needs_input_grad[0]
+        else None
+    )
+    ddy = (
+        _conv1d(values, dx, sizes, indices) if ctx.needs_input_grad[1] else None
+    )
     return dvalues, ddy, None, None, [None] * len(indices)
 
 
 def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
     dy, x, *indices = ctx.saved_tensors
     sizes = ctx.sizes
-    ddy = _conv1d(dvalues, x, sizes, indices) if ctx.needs_input_grad[0] else None
-    dx = _conv1d_t(dvalues, dy, x.shape[2], sizes, indices) if ctx.needs_input_grad[1] else None
+    ddy = (
+        _conv1d(dvalues, x, sizes, indices) if ctx.needs_input_grad[0] else None
+    )
+    dx = (
+        _conv1d_t(dvalues, dy, x.shape[2], sizes, indices)
+        if ctx.needs_input_grad[1]
+        else None
+    )
     return ddy, dx, None, [None] * len(indices)
 
 

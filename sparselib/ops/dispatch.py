@@ -28,13 +28,21 @@ PLAIN = frozenset((Tensor, nn.Parameter))
 
 def _allowed(name: str, sentence: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{sentence} {name!r}; it can be {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"{sentence} {name!r}; it can be {', '.join(BACKENDS)}"
+        )
     if name == "cpu" and not _is_installed("numba"):
-        raise ValueError("the backend 'cpu' needs numba; pip install numba, or use 'auto'")
+        raise ValueError(
+            "the backend 'cpu' needs numba; pip install numba, or use 'auto'"
+        )
     if name == "gpu" and not torch.cuda.is_available():
-        raise ValueError("the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'")
+        raise ValueError(
+            "the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'"
+        )
     if name in ("gpu", "interpret") and not _is_installed("triton"):
-        raise ValueError(f"the backend {name!r} needs triton; pip install triton, or use 'auto'")
+        raise ValueError(
+            f"the backend {name!r} needs triton; pip install triton, or use 'auto'"
+        )
     if name == "interpret" and not _can_interpret():
         raise ValueError(
             "the backend 'interpret' needs Triton 3.7 or numpy before 2.4: the interpreter of "
@@ -58,7 +66,9 @@ def _release(package: str) -> tuple[int, ...]:
     return tuple(map(int, metadata.version(package).split(".")[:2]))
 
 
-CHOSEN = _allowed(os.environ.get("SPARSELIB_BACKEND", "auto"), "SPARSELIB_BACKEND is")
+CHOSEN = _allowed(
+    os.environ.get("SPARSELIB_BACKEND", "auto"), "SPARSELIB_BACKEND is"
+)
 
 
 @contextmanager
@@ -98,7 +108,12 @@ def module(tensor: Tensor) -> Backend:
         if CHOSEN == "interpret" and is_known:
             return _gpu(interpreted=True)
         return cpu if is_float and _has_cpu_kernels() else reference
-    if CHOSEN in ("auto", "gpu") and tensor.is_cuda and is_known and _is_installed("triton"):
+    if (
+        CHOSEN in ("auto", "gpu")
+        and tensor.is_cuda
+        and is_known
+        and _is_installed("triton")
+    ):
         return _gpu(interpreted=False)
     return reference
 
@@ -128,7 +143,9 @@ def fast(x: Tensor, *parameters: Tensor) -> Backend | None:
 
 def fits(x: Tensor, values: Tensor) -> bool:
     """Whether activations x go with these values: one type, or x in 16 bits on a GPU."""
-    return x.dtype == values.dtype or (values.dtype == torch.float32 and takes_halves(x))
+    return x.dtype == values.dtype or (
+        values.dtype == torch.float32 and takes_halves(x)
+    )
 
 
 def takes_halves(x: Tensor) -> bool:
@@ -149,7 +166,9 @@ def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
     is_direct = is_written(x)
     for tensor in parameters:
         if tensor is not None:
-            is_direct = type(tensor) in PLAIN and is_written(tensor) and is_direct
+            is_direct = (
+                type(tensor) in PLAIN and is_written(tensor) and is_direct
+            )
     return is_direct
 
 
@@ -167,13 +186,17 @@ def is_written(x: Tensor) -> bool:
         return True
     if x._is_zerotensor() or x.is_meta:
         return False
-    raise RuntimeError(f"a tensor of shape {tuple(x.shape)} has no memory; it was freed")
+    raise RuntimeError(
+        f"a tensor of shape {tuple(x.shape)} has no memory; it was freed"
+    )
 
 
 def transformed() -> bool:
     """Whether torch.func transforms the call: neither our operators nor our functions bear it."""
     compiling = torch.compiler.is_compiling()
-    return not compiling and torch._C._functorch.maybe_current_level() is not None
+    return (
+        not compiling and torch._C._functorch.maybe_current_level() is not None
+    )
 
 
 def autocasts(x: Tensor) -> bool:
@@ -192,7 +215,9 @@ def _has_cpu_kernels() -> bool:
     """Whether the CPU's kernels can be compiled here; says so once if they cannot."""
     try:
         cpu.kernels()
-    except Exception as error:  # whatever a compiler that does not fit this machine raises
+    except (
+        Exception
+    ) as error:  # whatever a compiler that does not fit this machine raises
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"sparselib computes by its definition, which is right and slow: numba, which compiles "

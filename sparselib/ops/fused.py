@@ -49,7 +49,9 @@ def sequence(
     """
     layers = products.check_network(_layers(patterns, tensors), x)
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+    if torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in given
+    ):
         x = operands.feature_major(x)
         result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
         return result
@@ -79,7 +81,12 @@ def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layers: Any, patterns: Any, watches: Any, x: Tensor, *tensors: Any
+        ctx: Any,
+        layers: Any,
+        patterns: Any,
+        watches: Any,
+        x: Tensor,
+        *tensors: Any,
     ) -> Tensor:
         *inputs, y = _steps(layers, x)
         ctx.save_for_backward(*inputs, *tensors)
@@ -105,14 +112,21 @@ class _Sequence(torch.autograd.Function):
             for watch in ctx.watches[number]:
                 watch(x.detach(), dy)
             further = number > 0 or needed[0]
-            found = products.gradients(values[number], csr, dy, x, further, number > 0)
+            found = products.gradients(
+                values[number], csr, dy, x, further, number > 0
+            )
             *ours, dy = found
             gradients[:0] = ours
         return None, None, None, *_needed((dy, *gradients), needed)
 
 
-def _needed(gradients: Iterable[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
-    return [gradient if needs else None for gradient, needs in zip(gradients, needed)]
+def _needed(
+    gradients: Iterable[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    return [
+        gradient if needs else None
+        for gradient, needs in zip(gradients, needed)
+    ]
 
 
 def _again(ctx: Any, dy: Tensor) -> Any:
@@ -127,7 +141,9 @@ def _again(ctx: Any, dy: Tensor) -> Any:
         read.append(x)
         written.append(products.spmm(csr, values, x, bias))
         x = written[-1].relu() if relu else written[-1]
-    is_seen = [watched and y.requires_grad for watched, y in zip(ctx.watches, written)]
+    is_seen = [
+        watched and y.requires_grad for watched, y in zip(ctx.watches, written)
+    ]
     seen = [y for y, sees in zip(written, is_seen) if sees]
     found = iter(torch.autograd.grad(x, [*given, *seen], dy, create_graph=True))
     gradients = [next(found) if needs else None for needs in needed]

@@ -46,7 +46,9 @@ def operator_indices(csr: CSR) -> list[Tensor]:
     return indices
 
 
-def check(csr: CSR, values: Tensor, x: Tensor, name: str, bias: Tensor | None = None) -> None:
+def check(
+    csr: CSR, values: Tensor, x: Tensor, name: str, bias: Tensor | None = None
+) -> None:
     """Refuse what does not go together: sizes of weights, and layouts, devices and types of all."""
     check_values(values, csr.nnz)
     device = values.device
@@ -65,7 +67,12 @@ def check(csr: CSR, values: Tensor, x: Tensor, name: str, bias: Tensor | None = 
 
 
 def check_features(
-    csr: CSR, values: Tensor, x: Tensor, features: int, name: str, bias: Tensor | None = None
+    csr: CSR,
+    values: Tensor,
+    x: Tensor,
+    features: int,
+    name: str,
+    bias: Tensor | None = None,
 ) -> None:
     """Refuse an input of another last dimension, and as `check`."""
     check_numbers(x, "input")
@@ -81,16 +88,22 @@ def check_values(values: Tensor, nnz: int) -> None:
     """Refuse values that are not one floating point number for each connection."""
     check_numbers(values, "values")
     if values.shape != (nnz,):
-        raise ValueError(f"{nnz} connections need as many values, not {tuple(values.shape)}")
+        raise ValueError(
+            f"{nnz} connections need as many values, not {tuple(values.shape)}"
+        )
     if not values.dtype.is_floating_point:
-        raise ValueError(f"values must be floating point numbers, not {values.dtype}")
+        raise ValueError(
+            f"values must be floating point numbers, not {values.dtype}"
+        )
 
 
 def check_bias(bias: Tensor, values: Tensor, rows: int) -> None:
     """Refuse biases that are not one number for each row, of the values' type and device."""
     check_numbers(bias, "bias")
     if bias.shape != (rows,):
-        raise ValueError(f"{rows} rows need as many biases, not {tuple(bias.shape)}")
+        raise ValueError(
+            f"{rows} rows need as many biases, not {tuple(bias.shape)}"
+        )
     if bias.dtype != values.dtype or bias.device != values.device:
         raise ValueError(
             f"the bias is {bias.dtype} on {bias.device} but the values are {values.dtype} on "
@@ -101,9 +114,13 @@ def check_bias(bias: Tensor, values: Tensor, rows: int) -> None:
 def check_numbers(tensor: Tensor, name: str) -> None:
     """Refuse what is no tensor, or one whose memory does not hold its numbers one by one."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"the {name} must be a tensor, not {type(tensor).__name__}")
+        raise TypeError(
+            f"the {name} must be a tensor, not {type(tensor).__name__}"
+        )
     if tensor.layout is not STRIDED:
-        raise ValueError(f"the {name} must be a dense tensor, not one of layout {tensor.layout}")
+        raise ValueError(
+            f"the {name} must be a dense tensor, not one of layout {tensor.layout}"
+        )
 
 
 def check_batches(dy: Tensor, x: Tensor, csr: CSR) -> None:
@@ -111,7 +128,12 @@ def check_batches(dy: Tensor, x: Tensor, csr: CSR) -> None:
     check_numbers(dy, "output gradient")
     check_numbers(x, "input")
     rows, columns = csr.shape
-    if dy.ndim != 2 or x.ndim != 2 or dy.shape[1] != rows or x.shape[1] != columns:
+    if (
+        dy.ndim != 2
+        or x.ndim != 2
+        or dy.shape[1] != rows
+        or x.shape[1] != columns
+    ):
         raise ValueError(
             f"a {rows} x {columns} matrix needs an output gradient (batch, {rows}) and an input "
             f"(batch, {columns}), not {tuple(dy.shape)} and {tuple(x.shape)}"
@@ -142,20 +164,28 @@ def check_devices(*tensors: Tensor) -> None:
     device = None
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"an operator needs tensors, not {type(tensor).__name__}")
+            raise TypeError(
+                f"an operator needs tensors, not {type(tensor).__name__}"
+            )
         device = device or tensor.device
         if tensor.device != device:
-            raise ValueError(f"an operator needs one device, not {device} and {tensor.device}")
+            raise ValueError(
+                f"an operator needs one device, not {device} and {tensor.device}"
+            )
 
 
-def check_raw(values: Tensor, nnz: int, *activations: Tensor, indices: Indices) -> None:
+def check_raw(
+    values: Tensor, nnz: int, *activations: Tensor, indices: Indices
+) -> None:
     """Refuse operands of an operator that was called with arrays instead of a pattern."""
     check_values(values, nnz)
     check_devices(values, *activations, *indices)
     for x in activations:
         check_numbers(x, "input")
         if not fits(x, values):
-            raise ValueError(f"the input is {x.dtype} but the values are {values.dtype}")
+            raise ValueError(
+                f"the input is {x.dtype} but the values are {values.dtype}"
+            )
 
 
 def resolved(x: Tensor) -> Tensor:
@@ -165,7 +195,9 @@ def resolved(x: Tensor) -> Tensor:
     return torch.zeros_like(x) if x._is_zerotensor() else x.resolve_neg()
 
 
-def plus(y: Tensor, bias: Tensor | None, shape: tuple[int, ...] = (-1,)) -> Tensor:
+def plus(
+    y: Tensor, bias: Tensor | None, shape: tuple[int, ...] = (-1,)
+) -> Tensor:
     """Add the biases, if there are any, by an operator of torch."""
     if bias is None:
         return y
@@ -266,10 +298,14 @@ def _is_owned(indices: Sequence[Tensor], shape: tuple[int, int]) -> bool:
     arrays = [*indices_of(csr)]
     if len(indices) == 5 and csr.cache_transpose:
         arrays += transposed_of(csr)
-    return len(arrays) == len(indices) and all(a is b for a, b in zip(arrays, indices))
+    return len(arrays) == len(indices) and all(
+        a is b for a, b in zip(arrays, indices)
+    )
 
 
-def _is_unchanged(seen: _Seen, indices: Sequence[Tensor], shape: tuple[int, int]) -> bool:
+def _is_unchanged(
+    seen: _Seen, indices: Sequence[Tensor], shape: tuple[int, int]
+) -> bool:
     if seen.shape != tuple(shape) or len(seen.arrays) != len(indices):
         return False
     if not all(ref() is array for ref, array in zip(seen.arrays, indices)):
@@ -285,14 +321,18 @@ def _equal(own: Sequence[Tensor], indices: Sequence[Tensor]) -> bool:
 
 
 def _versions(indices: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(0 if array.is_inference() else array._version for array in indices)
+    return tuple(
+        0 if array.is_inference() else array._version for array in indices
+    )
 
 
 def _examined(indices: Sequence[Tensor], shape: tuple[int, int]) -> _Seen:
     """Check arrays, or on the CPU copies of them that nobody else can write."""
     for array in indices:
         if array.device != indices[0].device:
-            raise ValueError(f"the arrays of a pattern must be on one device, not {array.device}")
+            raise ValueError(
+                f"the arrays of a pattern must be on one device, not {array.device}"
+            )
     own = [array.detach().contiguous() for array in indices]
     if own[0].is_cpu:
         own = [array.clone() for array in own]
@@ -302,14 +342,22 @@ def _examined(indices: Sequence[Tensor], shape: tuple[int, int]) -> _Seen:
         _check_transposed(own, shape)
         own[2:] = [array.to(torch.int32) for array in own[2:]]
     references = tuple(map(weakref.ref, indices))
-    return _Seen((shape[0], shape[1]), references, _versions(indices), tuple(own))
+    return _Seen(
+        (shape[0], shape[1]), references, _versions(indices), tuple(own)
+    )
 
 
-def _check_transposed(indices: Sequence[Tensor], shape: tuple[int, int]) -> None:
+def _check_transposed(
+    indices: Sequence[Tensor], shape: tuple[int, int]
+) -> None:
     right = transpose(indices[0], indices[1], shape[1])
     for name, expected, given in zip(Transposed._fields, right, indices[2:]):
         integer = given.dtype in (torch.int32, torch.int64)
-        if not integer or given.shape != expected.shape or not bool((given == expected).all()):
+        if (
+            not integer
+            or given.shape != expected.shape
+            or not bool((given == expected).all())
+        ):
             raise ValueError(
                 f"the transposed pattern's {name} is not that of the pattern; take them from the "
                 f"same CSR"

@@ -25,7 +25,12 @@ from sparselib.csr import CSR, transpose
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Weights
 from sparselib.ops.dispatch import is_eager, module, takes_halves, transformed
-from sparselib.ops.operands import check_features, feature_major, indices_of, operator_indices
+from sparselib.ops.operands import (
+    check_features,
+    feature_major,
+    indices_of,
+    operator_indices,
+)
 from sparselib.ops.registration import differentiable, own
 
 
@@ -82,7 +87,9 @@ def spmm_t(
 
 
 def sddmm(
-    csr: CSR, dy: Float[Tensor, "*dy_batch rows"], x: Float[Tensor, "*x_batch columns"]
+    csr: CSR,
+    dy: Float[Tensor, "*dy_batch rows"],
+    x: Float[Tensor, "*x_batch columns"],
 ) -> Float[Tensor, "nnz"]:
     """Sample dY^T X at the nonzeros: the layer's weight gradient, summed over the batch."""
     operands.check_numbers(x, "input")
@@ -92,7 +99,9 @@ def sddmm(
     dy = dy.reshape(-1, csr.shape[0])
     x = x.reshape(-1, csr.shape[1])
     if len(dy) != len(x):
-        raise ValueError(f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input")
+        raise ValueError(
+            f"sddmm got {len(dy)} rows of output gradient but {len(x)} of input"
+        )
     return _sddmm(dy, x, operator_indices(csr))
 
 
@@ -124,7 +133,9 @@ def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
         raise ValueError("a network needs at least one layer")
     operands.check_numbers(x, "input")
     if x.ndim != 2:
-        raise ValueError(f"a network reads a batch (samples, features), not {tuple(x.shape)}")
+        raise ValueError(
+            f"a network reads a batch (samples, features), not {tuple(x.shape)}"
+        )
     width = x.shape[1]
     checked = []
     for number, layer in enumerate(layers):
@@ -140,7 +151,9 @@ def check_network(layers: Sequence[Layer], x: Tensor) -> list[Weights]:
             )
         operands.check(csr, values, x, "a network", bias)
         bias = bias if bias is None else operands.resolved(bias)
-        checked.append(Weights(*indices_of(csr), operands.resolved(values), bias, relu))
+        checked.append(
+            Weights(*indices_of(csr), operands.resolved(values), bias, relu)
+        )
         width = csr.shape[0]
     return checked
 
@@ -191,7 +204,9 @@ def gradients(
     return *backend.sddmm(crow, col, dy, x), None
 
 
-def _by_rows(product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor) -> Tensor:
+def _by_rows(
+    product: torch.library.CustomOpDef, csr: CSR, values: Tensor, x: Tensor
+) -> Tensor:
     indices = operator_indices(csr)
     if x.ndim == 2:
         return product(values, x, csr.shape[1], indices)
@@ -203,7 +218,9 @@ class _Linear(torch.autograd.Function):
     """Y = X W^T + b, with one piece of work for all of its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR
+    ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr = csr
         ctx.version = csr.version
@@ -227,7 +244,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _verified(
-    values: Tensor, x: Tensor, indices: Indices, columns: int, features: int | None
+    values: Tensor,
+    x: Tensor,
+    indices: Indices,
+    columns: int,
+    features: int | None,
 ) -> Indices:
     """Check what an operator was called with; it reads `features`, or one for each row."""
     operands.check_devices(values, x, *indices)
@@ -242,14 +263,18 @@ def _verified(
 
 
 @torch.library.custom_op("sparselib::spmm", mutates_args=())
-def _spmm(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+def _spmm(
+    values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]
+) -> Tensor:
     crow, col, *_ = _verified(values, x, indices, columns, columns)
     values = operands.resolved(values)
     return own(module(x).spmm(values, crow, col, operands.resolved(x)))
 
 
 @torch.library.custom_op("sparselib::spmm_t", mutates_args=())
-def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+def _spmm_t(
+    values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]
+) -> Tensor:
     crow, col, *cached = _verified(values, y, indices, columns, None)
     tcrow, tcol, permutation = cached or transpose(crow, col, columns)
     values = operands.resolved(values)
@@ -261,7 +286,12 @@ def _spmm_t(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) 
 def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     operands.check_devices(dy, x, *indices)
     rows = operands.rows_of_raw(indices)
-    if dy.ndim != 2 or x.ndim != 2 or dy.shape[0] != x.shape[0] or dy.shape[1] != rows:
+    if (
+        dy.ndim != 2
+        or x.ndim != 2
+        or dy.shape[0] != x.shape[0]
+        or dy.shape[1] != rows
+    ):
         raise ValueError(
             f"sddmm of {rows} rows needs a batch (samples, {rows}) and one of as many samples, not "
             f"{tuple(dy.shape)} and {tuple(x.shape)}"
@@ -269,17 +299,23 @@ def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     operands.check_raw(x.new_empty(0), 0, dy, x, indices=indices)
     operands.check_gradient(dy, x, x)
     crow, col, *_ = operands.verified(indices, (rows, x.shape[1]))
-    return module(x).sddmm(crow, col, operands.resolved(dy), operands.resolved(x))[0]
+    return module(x).sddmm(
+        crow, col, operands.resolved(dy), operands.resolved(x)
+    )[0]
 
 
 @_spmm.register_fake
-def _(values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+def _(
+    values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]
+) -> Tensor:
     operands.check_devices(values, x, *indices)
     return x.new_empty((indices[0].shape[0] - 1, x.shape[0])).t()
 
 
 @_spmm_t.register_fake
-def _(values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]) -> Tensor:
+def _(
+    values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]
+) -> Tensor:
     operands.check_devices(values, y, *indices)
     return y.new_empty((columns, y.shape[0])).t()
 
@@ -300,14 +336,22 @@ def _save_product(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _spmm_backward(ctx, dy):  # type: ignore[no-untyped-def]
     values, x, *indices = ctx.saved_tensors
     dvalues = _sddmm(dy, x, indices) if ctx.needs_input_grad[0] else None
-    dx = _spmm_t(values, dy, ctx.columns, indices) if ctx.needs_input_grad[1] else None
+    dx = (
+        _spmm_t(values, dy, ctx.columns, indices)
+        if ctx.needs_input_grad[1]
+        else None
+    )
     return dvalues, dx, None, [None] * len(indices)
 
 
 def _spmm_t_backward(ctx, dx):  # type: ignore[no-untyped-def]
     values, y, *indices = ctx.saved_tensors
     dvalues = _sddmm(y, dx, indices) if ctx.needs_input_grad[0] else None
-    dy = _spmm(values, dx, ctx.columns, indices) if ctx.needs_input_grad[1] else None
+    dy = (
+        _spmm(values, dx, ctx.columns, indices)
+        if ctx.needs_input_grad[1]
+        else None
+    )
     return dvalues, dy, None, [None] * len(indices)
 
 
@@ -318,8 +362,16 @@ def _save_sddmm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _sddmm_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
     dy, x, *indices = ctx.saved_tensors
-    ddy = _spmm(dvalues, x, x.shape[1], indices) if ctx.needs_input_grad[0] else None
-    dx = _spmm_t(dvalues, dy, x.shape[1], indices) if ctx.needs_input_grad[1] else None
+    ddy = (
+        _spmm(dvalues, x, x.shape[1], indices)
+        if ctx.needs_input_grad[0]
+        else None
+    )
+    dx = (
+        _spmm_t(dvalues, dy, x.shape[1], indices)
+        if ctx.needs_input_grad[1]
+        else None
+    )
     return ddy, dx, [None] * len(indices)
 
 

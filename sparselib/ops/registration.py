@@ -13,7 +13,9 @@ def own(result: Tensor) -> Tensor:
 
 
 def differentiable(
-    product: torch.library.CustomOpDef, save: Callable[..., None], backward: Callable[..., Any]
+    product: torch.library.CustomOpDef,
+    save: Callable[..., None],
+    backward: Callable[..., Any],
 ) -> None:
     """Register the gradients of an operator, and that autocast computes it in float32."""
     product.register_autograd(backward, setup_context=save)

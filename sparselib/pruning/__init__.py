@@ -67,8 +67,15 @@ def prune(
     """
     gates = Gates(model, groups) if gates is None else gates
     counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
-    structure([torch.zeros(n) for n in counts.sizes], counts, flops)  # refuses at once
+    structure(
+        [torch.zeros(n) for n in counts.sizes], counts, flops
+    )  # refuses at once
     optimizer = torch.optim.Adam(gates.parameters(), lr)
-    options |= {"explain": explain, "flops": flops, "batch_size": batch_size, "counts": counts}
+    options |= {
+        "explain": explain,
+        "flops": flops,
+        "batch_size": batch_size,
+        "counts": counts,
+    }
     train_gates(gates, model, data, optimizer, epochs, **options)
     return cut(model, structure(gates.scores(), counts, flops), gates.groups)

@@ -39,7 +39,9 @@ class Operations(NamedTuple):
 
     def total(self, widths: Sequence[Float[Tensor, ""]]) -> Float64[Tensor, ""]:
         """Return the same as a number that is differentiable in the widths."""
-        shares = [width.double() / size for width, size in zip(widths, self.sizes)]
+        shares = [
+            width.double() / size for width, size in zip(widths, self.sizes)
+        ]
         total = torch.zeros((), dtype=torch.float64)
         for macs, groups in self.layers:
             left = (shares[group].cpu() for group in groups)
@@ -56,7 +58,9 @@ class Operations(NamedTuple):
 
 
 def operations(
-    model: nn.Module, shape: tuple[int, ...], groups: Sequence[Channels] | None = None
+    model: nn.Module,
+    shape: tuple[int, ...],
+    groups: Sequence[Channels] | None = None,
 ) -> Operations:
     """Count a network's multiply-accumulates, layer by layer, as `cost.flops` does.
 
@@ -173,7 +177,9 @@ def ranks(scores: Sequence[Float[Tensor, "_"]]) -> list[Float[Tensor, "_"]]:
 
 
 def cut(
-    model: nn.Module, keep: Sequence[Bool[Tensor, "_"]], groups: Sequence[Channels] | None = None
+    model: nn.Module,
+    keep: Sequence[Bool[Tensor, "_"]],
+    groups: Sequence[Channels] | None = None,
 ) -> nn.Module:
     """Return a copy without the channels that do not stay: an ordinary, smaller network.
 
@@ -193,7 +199,9 @@ def cut(
     """
     groups = prunable(model) if groups is None else groups
     if len(keep) != len(groups):
-        raise ValueError(f"{len(groups)} groups of channels need as many masks, not {len(keep)}")
+        raise ValueError(
+            f"{len(groups)} groups of channels need as many masks, not {len(keep)}"
+        )
     smaller = copy.deepcopy(model)
     for group, mask in zip(groups, keep):
         whole = width(model, group)
@@ -235,7 +243,9 @@ def _keep_read(layer: Any, kept: Tensor) -> None:
         layer.in_channels = len(kept)
 
 
-def _replace(layer: nn.Module, name: str, tensor: Tensor, kept: Tensor, axis: int) -> None:
+def _replace(
+    layer: nn.Module, name: str, tensor: Tensor, kept: Tensor, axis: int
+) -> None:
     left = tensor.detach().index_select(axis, kept).clone()
     if isinstance(tensor, nn.Parameter):
         left = nn.Parameter(left, requires_grad=tensor.requires_grad)
@@ -257,6 +267,10 @@ def _budget(operations: Operations, flops: float) -> float:
 def _check_scores(scores: Sequence[Tensor], operations: Operations) -> None:
     lengths = [len(score) for score in scores]
     if lengths != list(operations.sizes):
-        raise ValueError(f"scores of {lengths} channels do not fit groups of {operations.sizes}")
+        raise ValueError(
+            f"scores of {lengths} channels do not fit groups of {operations.sizes}"
+        )
     if not all(torch.isfinite(score).all() for score in scores):
-        raise ValueError("a score is not finite: gates were trained at too high a learning rate")
+        raise ValueError(
+            "a score is not finite: gates were trained at too high a learning rate"
+        )

@@ -31,7 +31,10 @@ class Gates(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[Channels] | None = None, **options: Any
+        self,
+        model: nn.Module,
+        groups: Sequence[Channels] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         like = next(model.parameters())
@@ -49,7 +52,9 @@ class Gates(nn.Module):
         """Return theta of each group."""
         return [gate.theta.detach() for gate in self.each()]
 
-    def draw(self, generator: torch.Generator | None = None) -> list[Float[Tensor, "_"]]:
+    def draw(
+        self, generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, "_"]]:
         """Sample all gates anew and return them."""
         return [gate.draw(generator) for gate in self.each()]
 
@@ -142,7 +147,9 @@ def train_gates(
         If the selector explains another network, or an option is unknown.
     """
     if statistics not in ("stored", "batch"):
-        raise ValueError(f"statistics are 'stored' or of the 'batch', not {statistics!r}")
+        raise ValueError(
+            f"statistics are 'stored' or of the 'batch', not {statistics!r}"
+        )
     check_explains(explain, model)
     if counts is None:
         counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
@@ -157,17 +164,25 @@ def train_gates(
     def loss(gates: Gates, batch: Batch) -> Tensor:
         opened = gates.draw(generator)
         with gates.inside(network):
-            scores, scales = (network(batch.x), None) if explain is None else ours.read(batch.x)
+            scores, scales = (
+                (network(batch.x), None)
+                if explain is None
+                else ours.read(batch.x)
+            )
         total = gamma_2 * resource(_spent(counts, opened), target).to(scores)
         if labels:
             total = total + functional.cross_entropy(scores, batch.y)
         if wanted is not None and gamma_1:
             numbers = ours.decoder(scales, batch.y)
-            total = total + gamma_1 * functional.mse_loss(numbers, wanted[batch.indices])
+            total = total + gamma_1 * functional.mse_loss(
+                numbers, wanted[batch.indices]
+            )
         return total
 
     def measure(gates: Gates, samples: Samples) -> dict[str, float]:
-        gates.set([gate.theta.detach() + gate.bias > 0 for gate in gates.each()])
+        gates.set(
+            [gate.theta.detach() + gate.bias > 0 for gate in gates.each()]
+        )
         with gates.inside(network), in_evaluation(network):
             return accuracy(network, samples)
 
@@ -195,4 +210,6 @@ def _numbers(selector: Any, samples: Samples) -> Tensor:
     selector.eval()
     like = next(selector.parameters())
     parts = zip(samples.x.split(200), samples.y.split(200))
-    return torch.cat([selector.numbers(x.to(like), y.to(like.device)) for x, y in parts])
+    return torch.cat(
+        [selector.numbers(x.to(like), y.to(like.device)) for x, y in parts]
+    )

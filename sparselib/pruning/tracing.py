@@ -48,7 +48,9 @@ def by_tracing(
         channels out that the network still needs, as it does where shortcuts are padded.
     """
     if not 0 < flops <= 1:
-        raise ValueError(f"flops is the share of operations that may stay, in (0, 1], not {flops}")
+        raise ValueError(
+            f"flops is the share of operations that may stay, in (0, 1], not {flops}"
+        )
     whole = cost.flops(model, (1, *shape))
     low = 0.0
     high = 1.0
@@ -97,9 +99,15 @@ def _pruned(
             "pruning by tracing needs the package torch-pruning: pip install torch-pruning"
         ) from error
     named = dict(model.named_modules())
-    linear = [module for module in named.values() if isinstance(module, nn.Linear)]
+    linear = [
+        module for module in named.values() if isinstance(module, nn.Linear)
+    ]
     fixed = linear[-1:] if ignored is None else ignored
-    names = [name for name, module in named.items() if any(module is one for one in fixed)]
+    names = [
+        name
+        for name, module in named.items()
+        if any(module is one for one in fixed)
+    ]
     smaller = copy.deepcopy(model)
     first = next(smaller.parameters())
     example = torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
@@ -107,7 +115,8 @@ def _pruned(
         torch_pruning.pruner.MetaPruner(
             smaller,
             example,
-            importance=importance or torch_pruning.importance.MagnitudeImportance(p=1),
+            importance=importance
+            or torch_pruning.importance.MagnitudeImportance(p=1),
             pruning_ratio=ratio,
             ignored_layers=[smaller.get_submodule(name) for name in names],
         ).step()

@@ -83,7 +83,9 @@ def grad_cam(
     cam = torch.relu(weighted.sum(1, keepdim=True))  # Eq. 2
     mode = "linear" if dimensions == 1 else "bilinear"
     size = x.shape[-dimensions:]
-    cam = functional.interpolate(cam, size, mode=mode, align_corners=False)[:, 0]
+    cam = functional.interpolate(cam, size, mode=mode, align_corners=False)[
+        :, 0
+    ]
     largest = cam.flatten(1).amax(1).view(-1, *ones)
     smallest = torch.finfo(cam.dtype).tiny
     return torch.where(largest > 0, cam / largest.clamp(min=smallest), cam)

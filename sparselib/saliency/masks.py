@@ -39,9 +39,15 @@ def rbf(
             f"not {definition!r} and {centre.shape[1]} for size {tuple(size)}"
         )
     ones = (1,) * len(size)
-    axes = [torch.arange(n, dtype=centre.dtype, device=centre.device) for n in size]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (dimensions, *size)
-    offsets = grid - centre.view(*centre.shape, *ones)  # (batch, dimensions, *size)
+    axes = [
+        torch.arange(n, dtype=centre.dtype, device=centre.device) for n in size
+    ]
+    grid = torch.stack(
+        torch.meshgrid(*axes, indexing="ij")
+    )  # (dimensions, *size)
+    offsets = grid - centre.view(
+        *centre.shape, *ones
+    )  # (batch, dimensions, *size)
     distance = offsets.square().sum(1)  # (batch, *size)
     width = 2 * sigma.square() + 1e-12
     exponent = distance / width.view(-1, *ones)
@@ -64,7 +70,9 @@ def first_sigma(side: int | float) -> float:
 
 
 def centre_and_sigma(
-    u: Float[Tensor, "batch numbers"], size: Sequence[int | float], bound: str = "softplus"
+    u: Float[Tensor, "batch numbers"],
+    size: Sequence[int | float],
+    bound: str = "softplus",
 ) -> tuple[Float[Tensor, "batch dimensions"], Float[Tensor, "batch"]]:
     r"""Bring a selector's numbers into the image (Ganjdanesh, supplement, 3).
 
@@ -161,4 +169,6 @@ def coins(
 ) -> Float[Tensor, "batch 1 *size"]:
     """Keep every pixel with the same probability, as REAL-X does (Jethani and others; Eq. 8)."""
     shape = (len(x), 1, *x.shape[2:])
-    return torch.bernoulli(torch.full(shape, probability), generator=generator).to(x)
+    return torch.bernoulli(
+        torch.full(shape, probability), generator=generator
+    ).to(x)

@@ -9,7 +9,8 @@ SIZES = ("expected", "relaxed", "power", "count")
 
 
 def divergence(
-    logits: Float[Tensor, "batch classes"], predicted: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"],
+    predicted: Float[Tensor, "batch classes"],
 ) -> Float[Tensor, ""]:
     r"""Mean of :math:`KL(Q_{class}(y | x) \| q_{pred}(y | m'(x)))` (Ganjdanesh, Eq. 9).
 
@@ -55,7 +56,9 @@ def mask_size(
         return (drawn + 0.0005).pow(power).mean()
     if definition == "count":
         return (drawn > 0.5).flatten(1).sum(1).to(drawn).mean()
-    raise ValueError(f"the size of a mask is one of {SIZES}, not {definition!r}")
+    raise ValueError(
+        f"the size of a mask is one of {SIZES}, not {definition!r}"
+    )
 
 
 def smoothness(
@@ -71,7 +74,9 @@ def smoothness(
         The released code halves the sum and adds 0.3 times the squares of the outermost pixels.
     """
     if definition not in ("text", "code"):
-        raise ValueError(f"smoothness is by 'text' or 'code', not {definition!r}")
+        raise ValueError(
+            f"smoothness is by 'text' or 'code', not {definition!r}"
+        )
     axes = range(2, drawn.ndim)
     squares = [drawn.diff(dim=axis).square().sum() for axis in axes]
     total = torch.stack(squares).sum()

@@ -61,7 +61,9 @@ class Selector(nn.Module):
         unit: float = 1.0,
     ) -> None:
         super().__init__()
-        named = getattr(classifier, "scales", None) if scales is None else scales
+        named = (
+            getattr(classifier, "scales", None) if scales is None else scales
+        )
         if not named:
             raise ValueError(
                 f"{type(classifier).__name__} has no attribute `scales`: pass the names of the "
@@ -70,7 +72,9 @@ class Selector(nn.Module):
         self.scales = tuple(named)[-4:] if scales is None else tuple(named)
         self.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
         if not unit > 0:
-            raise ValueError(f"a unit is a number of pixels above 0, not {unit}")
+            raise ValueError(
+                f"a unit is a number of pixels above 0, not {unit}"
+            )
         self.size = tuple(shape[1:])
         self.bound = bound
         self.definition = definition
@@ -80,7 +84,9 @@ class Selector(nn.Module):
             x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             _, scales_of_x = self.read(x)
         shapes = [tuple(scale.shape[1:]) for scale in scales_of_x]
-        self.decoder = UNet(shapes, classes, blocks=blocks, mixing=mixing, resize=resize).to(like)
+        self.decoder = UNet(
+            shapes, classes, blocks=blocks, mixing=mixing, resize=resize
+        ).to(like)
         with torch.no_grad():
             bias = dict(self.decoder.named_parameters())["output.bias"]
             bias[-1] = first_sigma(min(self.size) / unit)
@@ -115,7 +121,9 @@ class Selector(nn.Module):
                 f"not {tuple(x.shape[2:])}: scale them, or make another"
             )
         scores, scales = self.read(x)
-        return self.decoder(scales, scores.argmax(1) if labels is None else labels)
+        return self.decoder(
+            scales, scores.argmax(1) if labels is None else labels
+        )
 
     def centre_and_sigma(
         self, u: Float[Tensor, "batch numbers"]
@@ -125,7 +133,9 @@ class Selector(nn.Module):
         centre, sigma = centre_and_sigma(u, sides, self.bound)
         return self.unit * centre, self.unit * sigma
 
-    def masks(self, u: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch 1 *size"]:
+    def masks(
+        self, u: Float[Tensor, "batch numbers"]
+    ) -> Float[Tensor, "batch 1 *size"]:
         """Return the masks that the decoder's numbers stand for."""
         return rbf(*self.centre_and_sigma(u), self.size, self.definition)
 
@@ -158,12 +168,15 @@ class Selector(nn.Module):
         if mine.keys() != theirs.keys():
             return False
         return all(
-            torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in mine.items()
+            torch.equal(tensor, theirs[name].to(tensor.device))
+            for name, tensor in mine.items()
         )
 
     def of(self, classifier: nn.Module) -> "Selector":
         """Return a selector with the same decoder for another classifier, such as a cut one."""
         other = copy.copy(self)
         other._modules = dict(self._modules)
-        other.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+        other.classifier = (
+            copy.deepcopy(classifier).eval().requires_grad_(False)
+        )
         return other

@@ -21,7 +21,9 @@ Masks = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def predicted_by(
-    classifier: nn.Module, x: Float[Tensor, "samples ..."], batch_size: int = 500
+    classifier: nn.Module,
+    x: Float[Tensor, "samples ..."],
+    batch_size: int = 500,
 ) -> Float[Tensor, "samples classes"]:
     """Log-probabilities that a classifier predicts, in evaluation mode; its mode is restored."""
     return predict(classifier, x, batch_size).log_softmax(1)
@@ -149,8 +151,12 @@ def train_selector(
         return total + lambda_2 * smoothness(drawn, smooth)
 
     def fidelity(selector: Selector, samples: Samples) -> dict[str, float]:
-        logits = torch.cat([frozen(x * selector(x)) for x in _parts(selector, samples.x, 512)])
-        return {"accuracy": metrics.accuracy(logits, samples.y.to(logits.device))}
+        logits = torch.cat(
+            [frozen(x * selector(x)) for x in _parts(selector, samples.x, 512)]
+        )
+        return {
+            "accuracy": metrics.accuracy(logits, samples.y.to(logits.device))
+        }
 
     options = {"measure": fidelity, "monitor": monitor, "seed": seed, **options}
     history = fit(selector, data, optimizer, epochs, loss=loss, **options)
@@ -171,7 +177,9 @@ def _parts(model: nn.Module, x: Tensor, batch_size: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
     with in_evaluation(selector):
-        u = torch.cat([selector.numbers(part) for part in _parts(selector, x[:500], 100)])
+        u = torch.cat(
+            [selector.numbers(part) for part in _parts(selector, x[:500], 100)]
+        )
     _, sigma = selector.centre_and_sigma(u)
     area = float(selector.masks(u).mean())
     if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():

@@ -51,18 +51,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _carry_out(
-    sweep: Sweep, chosen: list[Run], missing: list[Run], options: argparse.Namespace
+    sweep: Sweep,
+    chosen: list[Run],
+    missing: list[Run],
+    options: argparse.Namespace,
 ) -> int:
-    workers = engine.Workers(options.scheduler, options.workers, options.threads, sweep.resources)
+    workers = engine.Workers(
+        options.scheduler, options.workers, options.threads, sweep.resources
+    )
     try:
         lost = _run(sweep, missing, workers)
     except engine.SchedulerError as error:
         print(f"{error}; nothing was started", file=sys.stderr)
         return 2
     except engine.SchedulerLostError as error:
-        return _stop(sweep, 1, f"{error}; what is done is kept, the same command goes on")
+        return _stop(
+            sweep, 1, f"{error}; what is done is kept, the same command goes on"
+        )
     except KeyboardInterrupt:
-        return _stop(sweep, 130, "stopped; what is done is kept, the same command goes on")
+        return _stop(
+            sweep,
+            130,
+            "stopped; what is done is kept, the same command goes on",
+        )
     if not _publish(sweep):
         return 1
     return _conclude(sweep, chosen, lost)
@@ -79,11 +90,18 @@ def _check_table(sweep: Sweep, replace: bool) -> None:
     """Refuse a table that cannot be written, or whose rows of another grid this would delete."""
     folder = next(path for path in sweep.results.parents if path.exists())
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{sweep.results} cannot be written: {folder} is read-only")
+        raise ValueError(
+            f"{sweep.results} cannot be written: {folder} is read-only"
+        )
     others = strangers(sweep)
     if others and not replace:
-        names = [name for name in sweep.runs[0].parameters if others[0].get(name)]
-        told = ", ".join(f"{name} = {others[0][name]}" for name in names) or "no parameter of its"
+        names = [
+            name for name in sweep.runs[0].parameters if others[0].get(name)
+        ]
+        told = (
+            ", ".join(f"{name} = {others[0][name]}" for name in names)
+            or "no parameter of its"
+        )
         raise ValueError(
             f"{sweep.results} holds {len(others)} rows that are of no run of {sweep.file.name}, "
             f"such as {told}: name another file for the results, or give --replace to have these "
@@ -91,11 +109,19 @@ def _check_table(sweep: Sweep, replace: bool) -> None:
         )
 
 
-def _run(sweep: Sweep, missing: list[Run], workers: engine.Workers) -> list[Outcome]:
-    runs, lost, written = {run.key: run for run in missing}, [], time.monotonic()
-    with tqdm(total=len(runs), desc=sweep.file.stem, unit="run", disable=not runs) as bar:
+def _run(
+    sweep: Sweep, missing: list[Run], workers: engine.Workers
+) -> list[Outcome]:
+    runs = {run.key: run for run in missing}
+    lost = []
+    written = time.monotonic()
+    with tqdm(
+        total=len(runs), desc=sweep.file.stem, unit="run", disable=not runs
+    ) as bar:
         for outcome in engine.outcomes(missing, workers):
-            seconds = f"{outcome.seconds:8.1f} s" if outcome.seconds else " " * 10
+            seconds = (
+                f"{outcome.seconds:8.1f} s" if outcome.seconds else " " * 10
+            )
             told = f"{outcome.status:6} {seconds}  {sweep.describe(runs[outcome.key])}"
             bar.write(f"{told}  {outcome.error}".rstrip(), file=sys.stdout)
             bar.update()
@@ -126,10 +152,17 @@ def _publish(sweep: Sweep, ended: bool = True) -> bool:
 
 
 def _conclude(sweep: Sweep, chosen: list[Run], lost: list[Outcome]) -> int:
-    runs, finished = {run.key: run for run in chosen}, done(sweep)
-    failed = [run for run in chosen if run.failed.is_file() and run.key not in finished]
+    runs = {run.key: run for run in chosen}
+    finished = done(sweep)
+    failed = [
+        run
+        for run in chosen
+        if run.failed.is_file() and run.key not in finished
+    ]
     for run in failed:
-        print(f"failed: {sweep.describe(run)}\n  {failure(run.failed)}\n  see {run.failed}")
+        print(
+            f"failed: {sweep.describe(run)}\n  {failure(run.failed)}\n  see {run.failed}"
+        )
     for outcome in lost:
         print(f"lost: {sweep.describe(runs[outcome.key])}\n  {outcome.error}")
     print(
@@ -148,7 +181,9 @@ def _choose(sweep: Sweep, only: list[str]) -> list[Run]:
     for text in only:
         name, equals, value = text.partition("=")
         if not equals or any(name not in run.parameters for run in runs):
-            raise ValueError(f"--only {text}: give the name of a parameter, '=' and a value")
+            raise ValueError(
+                f"--only {text}: give the name of a parameter, '=' and a value"
+            )
         try:
             wanted = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -157,19 +192,31 @@ def _choose(sweep: Sweep, only: list[str]) -> list[Run]:
         runs = [run for run in runs if run.parameters[name] == wanted]
         if not runs:
             found = ", ".join(sorted(set(map(str, values))))
-            raise ValueError(f"--only {text}: no run has this value; there are {found}")
+            raise ValueError(
+                f"--only {text}: no run has this value; there are {found}"
+            )
     return runs
 
 
-def _announce(sweep: Sweep, chosen: list[Run], missing: list[Run], finished: set[str]) -> None:
+def _announce(
+    sweep: Sweep, chosen: list[Run], missing: list[Run], finished: set[str]
+) -> None:
     state = Counter(
-        "done" if run.key in finished else "failed before" if run.failed.is_file() else "to do"
+        "done"
+        if run.key in finished
+        else "failed before"
+        if run.failed.is_file()
+        else "to do"
         for run in chosen
     )
     told = ", ".join(f"{count} {name}" for name, count in state.items())
-    print(f"{sweep.file.name}: {len(chosen)} of {len(sweep.runs)} runs chosen: {told}")
+    print(
+        f"{sweep.file.name}: {len(chosen)} of {len(sweep.runs)} runs chosen: {told}"
+    )
     if missing and not engine.is_parallel():
-        print("dask is not installed: one run after the other (pip install sparselib[sweep])")
+        print(
+            "dask is not installed: one run after the other (pip install sparselib[sweep])"
+        )
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -177,7 +224,9 @@ def _number(least: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"give a whole number from {least} on, not {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"give a whole number from {least} on, not {text!r}"
+            )
         return int(text)
 
     return read
@@ -190,22 +239,44 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="the sweep, YAML")
-    parser.add_argument("--scheduler", default="", help="address of a running dask scheduler")
+    parser.add_argument(
+        "--scheduler", default="", help="address of a running dask scheduler"
+    )
     parser.add_argument(
         "--workers",
         type=_number(0),
         help="processes here; one a core by default, 0 for none besides this",
     )
-    parser.add_argument("--threads", type=_number(1), default=1, help="threads of each process")
-    parser.add_argument("--dry-run", action="store_true", help="list what would run")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--limit", type=_number(0), help="start at most this many runs")
-    parser.add_argument("--retry-failed", action="store_true", help="and those that failed before")
     parser.add_argument(
-        "--allow-dirty", action="store_true", help="run code that no commit holds; rows say so"
+        "--threads", type=_number(1), default=1, help="threads of each process"
     )
-    parser.add_argument("--replace", action="store_true", help="rows of another grid in the table")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="for executed notebooks")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would run"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME=VALUE"
+    )
+    parser.add_argument(
+        "--limit", type=_number(0), help="start at most this many runs"
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="and those that failed before",
+    )
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="run code that no commit holds; rows say so",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="rows of another grid in the table",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="for executed notebooks"
+    )
     return parser
 
 

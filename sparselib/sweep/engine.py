@@ -11,7 +11,9 @@ from .notebook import Outcome, Run
 from .rows import SOURCE
 
 CONNECTING = 10  # seconds in which a scheduler has to answer
-RETRIES = 2  # of what goes wrong around a notebook; what goes wrong in it is a result
+RETRIES = (
+    2  # of what goes wrong around a notebook; what goes wrong in it is a result
+)
 
 
 class SchedulerError(Exception):
@@ -62,7 +64,9 @@ def outcomes(runs: Iterable[Run], workers: Workers) -> Iterator[Outcome]:
         return
     with _client(workers, len(pending)) as client:
         again: list[Run] = []
-        for outcome in _attempt(client, list(pending.values()), workers, wait=False):
+        for outcome in _attempt(
+            client, list(pending.values()), workers, wait=False
+        ):
             if outcome.status in ("busy", "lost"):
                 again.append(pending[outcome.key])
             else:
@@ -80,7 +84,9 @@ def is_parallel() -> bool:
     return bool(distributed.__version__)
 
 
-def _attempt(client: Any, runs: list[Run], workers: Workers, wait: bool) -> Iterator[Outcome]:
+def _attempt(
+    client: Any, runs: list[Run], workers: Workers, wait: bool
+) -> Iterator[Outcome]:
     if client is None:
         yield from (_serially(run, wait) for run in runs)
         return
@@ -131,7 +137,9 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
     import dask
     from distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told by us
+    logging.getLogger("distributed").setLevel(
+        logging.CRITICAL
+    )  # what goes wrong is told by us
 
     # one run at a time is sent to a worker, so that only it falls with the worker; dask's own
     # environment for workers is left out: it makes glibc give all memory back, which slows torch;
@@ -146,14 +154,24 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
     }
     with dask.config.set(config), ExitStack() as opened:
         try:
-            address = workers.scheduler or opened.enter_context(_cluster(workers, runs))
+            address = workers.scheduler or opened.enter_context(
+                _cluster(workers, runs)
+            )
             if workers.scheduler:
                 _knock(workers.scheduler)
             client = Client(address, timeout=CONNECTING)
-        except Exception as error:  # whatever dask, a socket or the system may raise
-            where = f"the scheduler {workers.scheduler}" if workers.scheduler else "workers here"
+        except (
+            Exception
+        ) as error:  # whatever dask, a socket or the system may raise
+            where = (
+                f"the scheduler {workers.scheduler}"
+                if workers.scheduler
+                else "workers here"
+            )
             told = str(error) or type(error).__name__
-            if workers.scheduler and not isinstance(error, OSError | ValueError):
+            if workers.scheduler and not isinstance(
+                error, OSError | ValueError
+            ):
                 told = f"what listens there is none of this version of dask ({told})"
             raise SchedulerError(f"{where} cannot be used: {told}") from None
         opened.callback(_close, client)
@@ -183,7 +201,11 @@ def _cluster(workers: Workers, runs: int) -> Any:
 
     environment = {
         name: os.environ.get(name, str(workers.threads))
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        for name in (
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+        )
     }
     return LocalCluster(
         n_workers=min(workers.processes or os.cpu_count() or 1, runs),

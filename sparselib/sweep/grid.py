@@ -15,7 +15,16 @@ from .parameters import Parameter, check_scale, checked, similar
 
 Point = dict[str, Any]
 
-KEYS = ("notebook", "results", "scale", "grid", "fixed", "data", "resources", "timeout")
+KEYS = (
+    "notebook",
+    "results",
+    "scale",
+    "grid",
+    "fixed",
+    "data",
+    "resources",
+    "timeout",
+)
 TIMEOUT = 6 * 3600  # seconds that a cell may take, so that a hang ends
 BLOCK = ("product", "zip", "points", "fixed")
 
@@ -35,10 +44,14 @@ class Sweep(NamedTuple):
 
     def describe(self, run: Run) -> str:
         """Tell a run from the others."""
-        return " ".join(f"{name}={_text(run.parameters[name])}" for name in self.varied)
+        return " ".join(
+            f"{name}={_text(run.parameters[name])}" for name in self.varied
+        )
 
 
-def read(file: str | Path, folder: str | Path = "runs", fetch: bool = True) -> Sweep:
+def read(
+    file: str | Path, folder: str | Path = "runs", fetch: bool = True
+) -> Sweep:
     """Read a sweep file and check every value against the notebook's parameters.
 
     Parameters
@@ -66,41 +79,66 @@ def read(file: str | Path, folder: str | Path = "runs", fetch: bool = True) -> S
     page = _page(path)
     known = parameters(page)
     if not {"results", "scale"} <= known.keys():
-        raise ValueError(f"{path.name} needs the parameters 'results' and 'scale' to be swept")
+        raise ValueError(
+            f"{path.name} needs the parameters 'results' and 'scale' to be swept"
+        )
     common = {"scale": spec["scale"]} | _part(spec, "fixed", dict)
-    given = [common | point for block in _part(spec, "grid", list) for point in expand(block)]
+    given = [
+        common | point
+        for block in _part(spec, "grid", list)
+        for point in expand(block)
+    ]
     if not given:
-        raise ValueError(f"{file.name}: the grid is empty, so that nothing would run")
+        raise ValueError(
+            f"{file.name}: the grid is empty, so that nothing would run"
+        )
     points = [_complete(point, known, file.name) for point in given]
     for point in points:
         check_scale(point["scale"])
     checksums = _data(spec, points, fetch)
     home = Path(folder).resolve() / f"{path.parent.name}-{path.stem}"
-    keys = [run_key(page, point, checksums.get(str(point.get("dataset")), {})) for point in points]
+    keys = [
+        run_key(page, point, checksums.get(str(point.get("dataset")), {}))
+        for point in points
+    ]
     _check_distinct(keys, given, file.name)
     timeout = _timeout(spec)
-    runs = [Run(key, path, point, home, timeout) for key, point in zip(keys, points)]
+    runs = [
+        Run(key, path, point, home, timeout) for key, point in zip(keys, points)
+    ]
     table = (file.parent / spec["results"]).resolve()
     if table.is_dir():
-        raise ValueError(f"{file.name}: results names a folder, {table}, not a file")
+        raise ValueError(
+            f"{file.name}: results names a folder, {table}, not a file"
+        )
     return Sweep(file, table, runs, _varied(points), _resources(spec))
 
 
 def expand(block: Any) -> list[Point]:
     """Expand one block of the grid into its points."""
     _check_keys(block, BLOCK, "a block of the grid")
-    product, columns = _part(block, "product", dict), _part(block, "zip", dict)
+    product = _part(block, "product", dict)
+    columns = _part(block, "zip", dict)
     for name, values in (product | columns).items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name} needs a list of values, not {values!r}")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the columns of a zip must be equally long, not {lengths}")
-    combined = [dict(zip(product, values)) for values in itertools.product(*product.values())]
-    beside = [dict(zip(columns, values)) for values in zip(*columns.values())] or [{}]
+        raise ValueError(
+            f"the columns of a zip must be equally long, not {lengths}"
+        )
+    combined = [
+        dict(zip(product, values))
+        for values in itertools.product(*product.values())
+    ]
+    beside = [
+        dict(zip(columns, values)) for values in zip(*columns.values())
+    ] or [{}]
     points = _part(block, "points", list) or [{}]
     if strange := [point for point in points if not isinstance(point, dict)]:
-        raise ValueError(f"a point must hold keys and values, not {strange[0]!r}")
+        raise ValueError(
+            f"a point must hold keys and values, not {strange[0]!r}"
+        )
     fixed = _part(block, "fixed", dict)
     return [fixed | a | b | c for a in combined for b in beside for c in points]
 
@@ -121,7 +159,9 @@ def _load(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file.name} lacks the key {name!r}")
     for name in ("notebook", "results", "scale"):
         if not isinstance(spec[name], str) or not spec[name]:
-            raise ValueError(f"{file.name}: {name} must be a text, not {spec[name]!r}")
+            raise ValueError(
+                f"{file.name}: {name} must be a text, not {spec[name]!r}"
+            )
     return dict(spec)
 
 
@@ -135,18 +175,28 @@ def _loader() -> Any:
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         loader.flatten_mapping(node)
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [
+            loader.construct_object(key, deep=True) for key, _ in node.value
+        ]
         for number, key in enumerate(keys):
             if not isinstance(key, str | int | float):
                 place = node.start_mark.line + 1
-                raise yaml.YAMLError(f"line {place} has the key {key!r}, which is no text")
+                raise yaml.YAMLError(
+                    f"line {place} has the key {key!r}, which is no text"
+                )
             if key in keys[:number]:
                 place = node.value[number][0].start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} stands twice in a block, at line {place}")
-        values = [loader.construct_object(value, deep=True) for _, value in node.value]
+                raise yaml.YAMLError(
+                    f"the key {key!r} stands twice in a block, at line {place}"
+                )
+        values = [
+            loader.construct_object(value, deep=True) for _, value in node.value
+        ]
         return dict(zip(keys, values))
 
-    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Strict.add_constructor(
+        yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping
+    )
     return Strict
 
 
@@ -156,8 +206,15 @@ def _page(path: Path) -> dict[str, Any]:
         raise ValueError(f"the notebook {path} is not there")
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-        languages = page.get("metadata", {}).get("kernelspec", {}).get("language", "python")
-        cells = [(cell["cell_type"], cell["source"], cell["metadata"]) for cell in page["cells"]]
+        languages = (
+            page.get("metadata", {})
+            .get("kernelspec", {})
+            .get("language", "python")
+        )
+        cells = [
+            (cell["cell_type"], cell["source"], cell["metadata"])
+            for cell in page["cells"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is no notebook of nbformat 4") from None
     if languages != "python" or not cells:
@@ -168,7 +225,9 @@ def _page(path: Path) -> dict[str, Any]:
 def _timeout(spec: Mapping[str, Any]) -> int:
     value = spec.get("timeout", TIMEOUT)
     if type(value) is not int or not 0 < value < 1e9:
-        raise ValueError(f"timeout must be the whole seconds that a cell may take, not {value!r}")
+        raise ValueError(
+            f"timeout must be the whole seconds that a cell may take, not {value!r}"
+        )
     return value
 
 
@@ -176,11 +235,15 @@ def _resources(spec: Mapping[str, Any]) -> dict[str, float]:
     claims = _part(spec, "resources", dict)
     for name, value in claims.items():
         if type(value) not in (int, float) or not 0 < value < 1e9:
-            raise ValueError(f"resources: {name} needs a number above 0, not {value!r}")
+            raise ValueError(
+                f"resources: {name} needs a number above 0, not {value!r}"
+            )
     return {str(name): float(value) for name, value in claims.items()}
 
 
-def _data(spec: Mapping[str, Any], points: list[Point], fetch: bool) -> dict[str, dict[str, str]]:
+def _data(
+    spec: Mapping[str, Any], points: list[Point], fetch: bool
+) -> dict[str, dict[str, str]]:
     """Return the checksums of the files behind each value of `dataset`."""
     used = {point.get("dataset") for point in points}
     files_of = _part(spec, "data", dict)
@@ -200,7 +263,9 @@ def _data(spec: Mapping[str, Any], points: list[Point], fetch: bool) -> dict[str
 
 def _complete(point: Point, known: Mapping[str, Parameter], name: str) -> Point:
     """Check a point's values and add the defaults of the other parameters."""
-    swept = {key: parameter for key, parameter in known.items() if key != "results"}
+    swept = {
+        key: parameter for key, parameter in known.items() if key != "results"
+    }
     try:
         return checked(point, swept, "the notebook")
     except ValueError as error:
@@ -212,7 +277,9 @@ def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
         raise ValueError(f"{name} must hold keys and values, not {spec!r}")
     for key in spec:
         if key not in known:
-            raise ValueError(f"{name}: unknown key {key!r}{similar(key, known)}")
+            raise ValueError(
+                f"{name}: unknown key {key!r}{similar(key, known)}"
+            )
 
 
 def _part(spec: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -227,7 +294,9 @@ def _check_distinct(keys: list[str], points: list[Point], name: str) -> None:
     seen: dict[str, Point] = {}
     for key, point in zip(keys, points):
         if key in seen:
-            raise ValueError(f"{name}: the grid holds this point twice: {point}")
+            raise ValueError(
+                f"{name}: the grid holds this point twice: {point}"
+            )
         seen[key] = point
 
 
@@ -246,7 +315,11 @@ def _checksums(names: Iterable[str], fetch: bool) -> dict[str, str]:
 
 def _varied(points: list[Point]) -> list[str]:
     names = [name for name in (points[0] if points else {}) if name != "scale"]
-    return [name for name in names if len({json.dumps(point[name]) for point in points}) > 1]
+    return [
+        name
+        for name in names
+        if len({json.dumps(point[name]) for point in points}) > 1
+    ]
 
 
 def _text(value: Any) -> str:

@@ -28,10 +28,15 @@ def commit() -> str:
 def differs(notebook: Path) -> bool:
     """Whether the code of a notebook in the library's checkout is not that of the last commit."""
     ours = _git(PACKAGE, "rev-parse", "--show-toplevel")
-    if ours is None or _git(notebook.parent, "rev-parse", "--show-toplevel") != ours:
+    if (
+        ours is None
+        or _git(notebook.parent, "rev-parse", "--show-toplevel") != ours
+    ):
         return False
     last = _git(notebook.parent, "show", f"HEAD:./{notebook.name}")
-    return last is None or _code(last) != _code(notebook.read_text(encoding="utf-8"))
+    return last is None or _code(last) != _code(
+        notebook.read_text(encoding="utf-8")
+    )
 
 
 def check_clean(notebook: Path) -> None:
@@ -53,7 +58,9 @@ def check_clean(notebook: Path) -> None:
 
 def _code(page: str) -> list[str]:
     cells = json.loads(page)["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    ]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -66,19 +66,31 @@ def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in _tags(cell)]
     if len(cells) != 1:
-        raise ValueError(f"a notebook to sweep has one cell tagged 'parameters', not {len(cells)}")
+        raise ValueError(
+            f"a notebook to sweep has one cell tagged 'parameters', not {len(cells)}"
+        )
     return declared(_source(cells[0]))
 
 
-def run_key(notebook: Mapping[str, Any], values: Mapping[str, Any], data: Mapping[str, str]) -> str:
+def run_key(
+    notebook: Mapping[str, Any],
+    values: Mapping[str, Any],
+    data: Mapping[str, str],
+) -> str:
     """Name a run by all that decides its result, as the start of a SHA-256.
 
     That is the code cells, every parameter but for the places of files, the library's source, and
     the checksums of the data.
     """
     code = [_source(c) for c in notebook["cells"] if c["cell_type"] == "code"]
-    code = [source for source in code if source != _source(_parameters_cell(notebook))]
-    chosen = {name: value for name, value in values.items() if name not in PLACES}
+    code = [
+        source
+        for source in code
+        if source != _source(_parameters_cell(notebook))
+    ]
+    chosen = {
+        name: value for name, value in values.items() if name not in PLACES
+    }
     whole = json.dumps([code, chosen, SOURCE, dict(data)], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
@@ -96,10 +108,14 @@ def complete(path: Path) -> bool:
 def _complete(path: Path, *_: int) -> bool:
     """Read the mark, once for each state of a file: notebooks with figures are long."""
     try:
-        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"][
+            "papermill"
+        ]
     except (KeyError, TypeError, ValueError):
         return False
-    return mark.get("end_time") is not None and mark.get("exception") is not True
+    return (
+        mark.get("end_time") is not None and mark.get("exception") is not True
+    )
 
 
 def failure(path: Path) -> str:
@@ -134,8 +150,14 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
         )
     run.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run.folder / f"{run.key}.lock", timeout=-1 if wait else 0):
-            return Outcome(run.key, "done") if complete(run.executed) else _execute(run)
+        with FileLock(
+            run.folder / f"{run.key}.lock", timeout=-1 if wait else 0
+        ):
+            return (
+                Outcome(run.key, "done")
+                if complete(run.executed)
+                else _execute(run)
+            )
     except Timeout:
         return Outcome(run.key, "busy")
 
@@ -145,7 +167,8 @@ def _execute(run: Run) -> Outcome:
     from papermill.exceptions import PapermillExecutionError
 
     attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
-    part, row = run.folder / f"{attempt}.ipynb", run.folder / f"{attempt}.json"
+    part = run.folder / f"{attempt}.ipynb"
+    row = run.folder / f"{attempt}.json"
     try:
         seconds = _papermill(run, part, row)
         whole = _row(run, row)
@@ -154,7 +177,11 @@ def _execute(run: Run) -> Outcome:
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
     except CellTimeoutError:
-        return _fail(run, part, f"a cell took more than {run.timeout} s, the sweep's timeout")
+        return _fail(
+            run,
+            part,
+            f"a cell took more than {run.timeout} s, the sweep's timeout",
+        )
     except BadRowError as error:
         return _fail(run, part, str(error))
     except PapermillExecutionError as error:
@@ -169,13 +196,21 @@ def _row(run: Run, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadRowError("it wrote no row of results to the file named by `results`") from None
+        raise BadRowError(
+            "it wrote no row of results to the file named by `results`"
+        ) from None
     except ValueError as error:
-        raise BadRowError(f"the row of results that it wrote is no JSON: {error}") from None
+        raise BadRowError(
+            f"the row of results that it wrote is no JSON: {error}"
+        ) from None
     if not isinstance(found, dict):
-        raise BadRowError(f"the row of results that it wrote holds no columns: {found!r}")
+        raise BadRowError(
+            f"the row of results that it wrote holds no columns: {found!r}"
+        )
     if found.get("sparselib", SOURCE).split()[-1] != SOURCE:
-        raise BadRowError(f"its kernel imported another sparselib, {found['sparselib']}")
+        raise BadRowError(
+            f"its kernel imported another sparselib, {found['sparselib']}"
+        )
     given = columns(run.parameters) | {"scale": run.parameters["scale"]}
     for name in given.keys() & found.keys():
         if found[name] != given[name]:
@@ -223,7 +258,9 @@ def _fail(run: Run, part: Path, error: str) -> Outcome:
 
 
 def _parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(cell for cell in notebook["cells"] if "parameters" in _tags(cell))
+    return next(
+        cell for cell in notebook["cells"] if "parameters" in _tags(cell)
+    )
 
 
 def _tags(cell: Mapping[str, Any]) -> list[str]:

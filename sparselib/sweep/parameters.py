@@ -83,7 +83,9 @@ def declared(source: str) -> dict[str, Parameter]:
 
 
 def checked(
-    values: Mapping[str, Any], known: Mapping[str, Parameter], where: str = "the page"
+    values: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    where: str = "the page",
 ) -> dict[str, Any]:
     """Return values for all parameters: those given, checked, and the defaults of the others.
 
@@ -94,8 +96,12 @@ def checked(
     """
     for name in values:
         if name not in known:
-            raise ValueError(f"{where} has no parameter {name!r}{similar(name, known)}")
-    full = {name: parameter.default for name, parameter in known.items()} | dict(values)
+            raise ValueError(
+                f"{where} has no parameter {name!r}{similar(name, known)}"
+            )
+    full = {
+        name: parameter.default for name, parameter in known.items()
+    } | dict(values)
     return {name: fitting(name, full[name], known[name]) for name in full}
 
 
@@ -146,7 +152,9 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
 def check_scale(scale: str) -> None:
     """Refuse a scale that says nothing."""
     if scale != "paper" and not re.match("reduced: .", scale):
-        raise ValueError(f"scale must be 'paper' or 'reduced: <what>', not {scale!r}")
+        raise ValueError(
+            f"scale must be 'paper' or 'reduced: <what>', not {scale!r}"
+        )
 
 
 def fitting(name: str, value: Any, parameter: Parameter) -> Any:
@@ -163,7 +171,11 @@ def similar(key: Any, known: Iterable[str]) -> str:
     """Say which known name was meant, or which there are."""
     names = list(known)
     close = difflib.get_close_matches(str(key), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(names))}"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; it has {', '.join(sorted(names))}"
+    )
 
 
 def _cells(shell: Any) -> list[str]:
@@ -173,14 +185,22 @@ def _cells(shell: Any) -> list[str]:
     """
     history = list(shell.user_ns["In"])
     kept = [entry[2] for entry in linecache.cache.values() if len(entry) == 4]
-    return history if any(map(_declares, history)) else ["".join(lines) for lines in kept]
+    return (
+        history
+        if any(map(_declares, history))
+        else ["".join(lines) for lines in kept]
+    )
 
 
 def _read(cells: list[str]) -> tuple[dict[str, Parameter], list[str]]:
     """Find the last declarations among the cells that ran, and the names put in behind them."""
-    place = max((i for i, cell in enumerate(cells) if _declares(cell)), default=-1)
+    place = max(
+        (i for i, cell in enumerate(cells) if _declares(cell)), default=-1
+    )
     if place < 0:
-        raise ValueError("no cell with the parameters 'results' and 'scale' has run")
+        raise ValueError(
+            "no cell with the parameters 'results' and 'scale' has run"
+        )
     added = [cell for cell in cells[place + 1 :] if cell.startswith(INJECTED)]
     lines = [line for cell in added for line in ast.parse(cell).body]
     return declared(cells[place]), [_target(line) or "" for line in lines]
@@ -191,7 +211,9 @@ def _declares(cell: str) -> bool:
         lines = ast.parse(cell).body
     except SyntaxError:  # a magic of IPython
         return False
-    return not cell.startswith(INJECTED) and {"results", "scale"} <= {_target(x) for x in lines}
+    return not cell.startswith(INJECTED) and {"results", "scale"} <= {
+        _target(x) for x in lines
+    }
 
 
 def _target(line: ast.stmt) -> str | None:
@@ -207,11 +229,15 @@ def _target(line: ast.stmt) -> str | None:
 def _declaration(line: ast.stmt) -> tuple[str, Parameter]:
     name = _target(line)
     if name is None or not isinstance(line, ast.Assign | ast.AnnAssign):
-        raise ValueError(f"the parameters cell holds more than assignments: {ast.unparse(line)}")
+        raise ValueError(
+            f"the parameters cell holds more than assignments: {ast.unparse(line)}"
+        )
     try:
         default = ast.literal_eval(line.value or ast.Constant(None))
     except ValueError:
-        raise ValueError(f"the default of {name} is no literal: {ast.unparse(line)}") from None
+        raise ValueError(
+            f"the default of {name} is no literal: {ast.unparse(line)}"
+        ) from None
     if isinstance(line, ast.AnnAssign):
         annotation = line.annotation
     else:
@@ -233,7 +259,9 @@ def _fit(node: ast.expr, value: Any) -> Any:
     kind, _, within = _RANGES.get(name, (_TYPES.get(name), "", lambda _: True))
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+    if type(value) is not kind or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
         return _UNFIT
     return value if within(value) else _UNFIT
 
@@ -241,21 +269,37 @@ def _fit(node: ast.expr, value: Any) -> Any:
 def _fit_subscript(node: ast.Subscript, value: Any) -> Any:
     outer = ast.unparse(node.value)
     if outer == "list":
-        items = [_fit(node.slice, item) for item in value] if type(value) is list else [_UNFIT]
-        return _UNFIT if any(item is _UNFIT or item == [] for item in items) else items
+        items = (
+            [_fit(node.slice, item) for item in value]
+            if type(value) is list
+            else [_UNFIT]
+        )
+        return (
+            _UNFIT
+            if any(item is _UNFIT or item == [] for item in items)
+            else items
+        )
     choices = _constants(node)
     if outer == "Literal":
-        same = [choice for choice in choices if type(choice) is type(value) and choice == value]
+        same = [
+            choice
+            for choice in choices
+            if type(choice) is type(value) and choice == value
+        ]
         return value if same else _UNFIT
     return _matching(choices[0], value)
 
 
 def _matching(pattern: str, value: Any) -> Any:
-    return value if type(value) is str and re.fullmatch(pattern, value) else _UNFIT
+    return (
+        value if type(value) is str and re.fullmatch(pattern, value) else _UNFIT
+    )
 
 
 def _constants(node: ast.Subscript) -> list[Any]:
-    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    inner = (
+        node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    )
     return [item.value for item in inner if isinstance(item, ast.Constant)]
 
 
@@ -264,7 +308,8 @@ def _words(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return f"{_words(node.left)} or {_words(node.right)}"
     if isinstance(node, ast.Subscript):
-        outer, constants = ast.unparse(node.value), _constants(node)
+        outer = ast.unparse(node.value)
+        constants = _constants(node)
         if outer == "list":
             return f"a list, each of it {_words(node.slice)}"
         if outer == "Literal" and constants:
@@ -278,7 +323,9 @@ def _words(node: ast.expr) -> str:
         return _RANGES[name][1]
     if name in _TYPES:
         return name
-    raise ValueError(f"the parameters cell has the annotation {name}, which nothing here reads")
+    raise ValueError(
+        f"the parameters cell has the annotation {name}, which nothing here reads"
+    )
 
 
 def _kinds(node: ast.expr) -> set[type]:

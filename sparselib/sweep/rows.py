@@ -20,7 +20,9 @@ from .parameters import PLACES, check_scale
 Row = dict[str, Any]
 
 
-def record(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> None:
+def record(
+    parameters: Mapping[str, Any], measures: Row, data: Any = None
+) -> None:
     """Write this run's row of results to the file that the parameter `results` names, if any.
 
     Parameters
@@ -87,7 +89,9 @@ def write(row: Row, path: str | Path) -> None:
     atomic.write_text(Path(path), json.dumps(row, indent=1) + "\n")
 
 
-def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str] = ()) -> int:
+def gather(
+    paths: Iterable[str | Path], table: str | Path, keep: Collection[str] = ()
+) -> int:
     """Collect rows (JSON files) into one sorted CSV, whole or not at all; return their number.
 
     Curves become numbers of six digits with spaces between. A row whose `run` is given twice is
@@ -100,17 +104,25 @@ def gather(paths: Iterable[str | Path], table: str | Path, keep: Collection[str]
     """
     import pandas as pd
 
-    rows = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    rows = [
+        json.loads(Path(path).read_text(encoding="utf-8")) for path in paths
+    ]
     if not rows:
         raise FileNotFoundError(f"there is no row of results for {table}")
-    frame = pd.DataFrame([{name: _flat(value) for name, value in row.items()} for row in rows])
+    frame = pd.DataFrame(
+        [{name: _flat(value) for name, value in row.items()} for row in rows]
+    )
     if keep:
         there = pd.read_csv(table)
         frame = pd.concat([frame, there[there["run"].isin(keep)]])
-    frame = frame.sort_values(list(frame.columns), kind="stable", key=_comparable)
+    frame = frame.sort_values(
+        list(frame.columns), kind="stable", key=_comparable
+    )
     if "run" in frame:
         frame = frame.drop_duplicates("run")
-    atomic.write_text(Path(table), frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(
+        Path(table), frame.to_csv(index=False, lineterminator="\n")
+    )
     return len(frame)
 
 
@@ -150,7 +162,9 @@ def _name(device: torch.device) -> str:
 def _checksum(package: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+        digest.update(
+            path.relative_to(package).as_posix().encode() + path.read_bytes()
+        )
     return digest.hexdigest()[:12]
 
 

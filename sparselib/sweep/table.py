@@ -10,16 +10,25 @@ from .notebook import Run, complete
 from .rows import columns, gather
 
 # columns of a row that are neither parameters nor measures
-ABOUT = {"device", "threads", "sparselib", "commit", "torch", "date", "data", "scale"}
+ABOUT = {
+    "device",
+    "threads",
+    "sparselib",
+    "commit",
+    "torch",
+    "date",
+    "data",
+    "scale",
+}
 ABOUT |= {"run_seconds", "run"}
 
 
 def is_done(run: Run) -> bool:
     """Whether a run is complete and its row there, whole."""
     try:
-        return isinstance(json.loads(run.row.read_text(encoding="utf-8")), dict) and complete(
-            run.executed
-        )
+        return isinstance(
+            json.loads(run.row.read_text(encoding="utf-8")), dict
+        ) and complete(run.executed)
     except (FileNotFoundError, ValueError):
         return False
 
@@ -43,9 +52,11 @@ def publish(sweep: Sweep) -> Path | None:
     there = {row.get("run", "") for row in table_rows(sweep.results)}
     kept = known & recorded(sweep)
     if there <= known or known <= rows.keys() | kept:
-        table, keep = sweep.results, kept
+        table = sweep.results
+        keep = kept
     else:
-        table, keep = _aside(sweep), set()
+        table = _aside(sweep)
+        keep = set()
     gather(rows.values(), table, keep)
     return table
 
@@ -56,7 +67,8 @@ def recorded(sweep: Sweep) -> set[str]:
     return {
         row["run"]
         for row in table_rows(sweep.results)
-        if row.get("run") and any(row[name] for name in row if name not in names)
+        if row.get("run")
+        and any(row[name] for name in row if name not in names)
     }
 
 
@@ -72,7 +84,9 @@ def strangers(sweep: Sweep) -> list[dict[str, str]]:
     for row in table_rows(sweep.results):
         shared = tuple(name for name in points[0] if row.get(name))
         if shared not in values_of:
-            values_of[shared] = {tuple(_text(p[name]) for name in shared) for p in points}
+            values_of[shared] = {
+                tuple(_text(p[name]) for name in shared) for p in points
+            }
         values = tuple(_text(row[name]) for name in shared)
         ours = shared and values in values_of[shared]
         if row.get("run") not in keys and not ours:
@@ -97,7 +111,9 @@ def table_rows(table: Path) -> list[dict[str, str]]:
         raise ValueError(f"{table} is damaged ({error}); {_ADVICE}") from None
     header = lines[0] if lines else []
     if len(set(header)) < len(header):
-        raise ValueError(f"{table} is damaged (a column stands twice); {_ADVICE}")
+        raise ValueError(
+            f"{table} is damaged (a column stands twice); {_ADVICE}"
+        )
     for number, line in enumerate(lines, 1):
         if len(line) != len(header) or "\0" in "".join(line):
             raise ValueError(

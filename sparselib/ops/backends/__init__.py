@@ -107,11 +107,18 @@ class Backend(Protocol):
         With a permutation the weight of nonzero j is ``values[permutation[j]]``.
         """
 
-    def sddmm(self, crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def sddmm(
+        self, crow: Tensor, col: Tensor, dy: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Entries of dY^T X at the nonzeros (nnz,), and the sums of dY over the batch (rows,)."""
 
     def gradients(
-        self, values: Tensor, indices: Indices, dy: Tensor, x: Tensor, relu: bool = False
+        self,
+        values: Tensor,
+        indices: Indices,
+        dy: Tensor,
+        x: Tensor,
+        relu: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both results of `sddmm`, and dX = dY W (batch, columns), from all five indices.
 
@@ -145,7 +152,12 @@ class Backend(Protocol):
         """
 
     def convolve_t(
-        self, values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+        self,
+        values: Tensor,
+        indices: Indices,
+        dy: Tensor,
+        sizes: Sizes,
+        time: int,
     ) -> Tensor:
         """Gradient of the signals (samples, channels, time), from that of the output."""
 
@@ -154,5 +166,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Gradient of the weights (nnz,), and the sums of dy over samples and time (filters,)."""
 
-    def extrema(self, s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
+    def extrema(
+        self, s: Tensor, distance: int, signed: bool, across: bool
+    ) -> Tensor:
         """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""

@@ -15,9 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import Indices, Sizes, Weights, cpu_buffers, stretches
+from sparselib.ops.backends import (
+    Indices,
+    Sizes,
+    Weights,
+    cpu_buffers,
+    stretches,
+)
 
-MANY = 1 << 17  # weights: as many as the second cache of a core holds with their places
+MANY = (
+    1 << 17
+)  # weights: as many as the second cache of a core holds with their places
 
 
 def spmm(
@@ -36,7 +44,11 @@ def spmm(
     rows = crow.numel() - 1
     batch = x.shape[0]
     x = features_first(x)
-    values = values.contiguous() if permutation is None else values.index_select(0, permutation)
+    values = (
+        values.contiguous()
+        if permutation is None
+        else values.index_select(0, permutation)
+    )
     bias = bias if bias is None else bias.contiguous()
     y = cpu_buffers.empty(rows, batch)
     if not (rows and batch):
@@ -64,7 +76,9 @@ def spmm(
     return y.t()
 
 
-def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def sddmm(
+    crow: Tensor, col: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch; float32."""
     batch, rows = dy.shape
     dvalues = dy.new_empty(col.numel())
@@ -153,7 +167,11 @@ def _pieces(rows: int, columns: int, samples: int = 1) -> _Work:
     """Divide a product into rows, so that each thread gets several pieces."""
     blocks = samples * _ceil(columns, kernels().WIDE)
     threads = torch.get_num_threads()
-    step = rows if blocks >= 4 * threads else max(1, _ceil(rows * blocks, 4 * threads))
+    step = (
+        rows
+        if blocks >= 4 * threads
+        else max(1, _ceil(rows * blocks, 4 * threads))
+    )
     return _Work(step, blocks * _ceil(rows, step))
 
 
@@ -189,7 +207,9 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
         return x.contiguous()
     samples, channels, time = x.shape
     length = before + time + after
-    y = cpu_buffers.empty(samples * channels, length).view(samples, channels, length)
+    y = cpu_buffers.empty(samples * channels, length).view(
+        samples, channels, length
+    )
     y[..., :before] = 0
     y[..., before + time :] = 0
     y[..., before : before + time] = x
@@ -204,17 +224,27 @@ def convolve(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Return the output of a convolution; float32."""
-    return stretches.output(add_stretches, padded, values, indices, x, sizes, bias)
+    return stretches.output(
+        add_stretches, padded, values, indices, x, sizes, bias
+    )
 
 
-def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+def convolve_t(
+    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+) -> Tensor:
     """Gradient of a convolution's signals; float32."""
-    return stretches.input_gradient(add_stretches, padded, values, indices, dy, sizes, time)
+    return stretches.input_gradient(
+        add_stretches, padded, values, indices, dy, sizes, time
+    )
 
 
-def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def correlate(
+    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
     """Gradients of a convolution's weights and biases; float32."""
-    return stretches.weight_gradient(multiply_stretches, padded, indices, dy, x, sizes)
+    return stretches.weight_gradient(
+        multiply_stretches, padded, indices, dy, x, sizes
+    )
 
 
 def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
@@ -239,7 +269,11 @@ def add_stretches(
     """
     samples = x.shape[0]
     rows = crow.numel() - 1
-    values = values.contiguous() if permutation is None else values.index_select(0, permutation)
+    values = (
+        values.contiguous()
+        if permutation is None
+        else values.index_select(0, permutation)
+    )
     bias = bias if bias is None else bias.contiguous()
     y = cpu_buffers.empty(samples * rows, length).view(samples, rows, length)
     if not y.numel():
@@ -313,7 +347,9 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
         layers=len(layers),
         x=x.contiguous(),
         y=y,
-        buffers=x.new_empty(torch.get_num_threads() * 2 * widest * kernels().TILE),
+        buffers=x.new_empty(
+            torch.get_num_threads() * 2 * widest * kernels().TILE
+        ),
         widest=widest,
         table=table,
     )
@@ -339,7 +375,9 @@ def fuses(samples: int, weights: int, cells: int) -> bool:
     It needs enough samples for all threads, and not so many weights that a few samples at a time
     cannot walk through them.
     """
-    return samples >= 64 * torch.get_num_threads() and (weights < MANY or 4 * weights < cells)
+    return samples >= 64 * torch.get_num_threads() and (
+        weights < MANY or 4 * weights < cells
+    )
 
 
 def features_first(x: Tensor) -> Tensor:
@@ -355,10 +393,14 @@ def features_first(x: Tensor) -> Tensor:
     return y
 
 
-def _launch(kernel: Callable[[], Any], block: Iterable[int | Tensor | None]) -> None:
+def _launch(
+    kernel: Callable[[], Any], block: Iterable[int | Tensor | None]
+) -> None:
     """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
     numbers = _numbers(block)
-    array = _array(len(numbers) + 2)(0, 0, *numbers)  # the counters that all threads share
+    array = _array(len(numbers) + 2)(
+        0, 0, *numbers
+    )  # the counters that all threads share
     function = _compiled(kernel)
     threads = torch.get_num_threads()
     if threads == 1:
@@ -440,12 +482,25 @@ def _openmp() -> Any:
     """GOMP_parallel of the OpenMP that torch has loaded already, or None; never loads another."""
     root = os.path.dirname(torch.__file__)
     beside = [*glob(f"{root}/lib/lib*omp*"), *glob(f"{root}.libs/lib*omp*")]
-    for name in [*beside, "libgomp.so.1", "libomp.so", "libiomp5.so", "libomp.dylib"]:
+    for name in [
+        *beside,
+        "libgomp.so.1",
+        "libomp.so",
+        "libiomp5.so",
+        "libomp.dylib",
+    ]:
         try:
-            function = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+            function = ctypes.CDLL(
+                name, mode=os.RTLD_NOLOAD | os.RTLD_NOW
+            ).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_uint,
+            ctypes.c_uint,
+        ]
         function.restype = None
         return function
     return None

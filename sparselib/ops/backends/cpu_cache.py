@@ -71,7 +71,9 @@ class Files:
         return self.folder / f"{self.name}.{number}.kernel"
 
     def _digest(self, key: object, content: bytes) -> bytes:
-        return hashlib.sha256(repr((self.stamp, key)).encode() + content).digest()
+        return hashlib.sha256(
+            repr((self.stamp, key)).encode() + content
+        ).digest()
 
 
 class KernelCache(FunctionCache):
@@ -80,7 +82,9 @@ class KernelCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp = (self._cache_file._version, self._cache_file._source_stamp)
-        self._cache_file = Files(Path(self._cache_path), self._impl.filename_base, stamp)
+        self._cache_file = Files(
+            Path(self._cache_path), self._impl.filename_base, stamp
+        )
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled, unless the disk refuses."""

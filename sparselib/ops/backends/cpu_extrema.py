@@ -24,7 +24,10 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def greedy(
-    s: Float[Tensor, "samples kernels *size"], distance: int, signed: bool, across: bool
+    s: Float[Tensor, "samples kernels *size"],
+    distance: int,
+    signed: bool,
+    across: bool,
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
     maps = s.contiguous().numpy()
@@ -36,7 +39,14 @@ def greedy(
         _divide(maps.reshape(shape), distance, signed, kept.reshape(shape))
     else:
         shape = s.shape if s.ndim == 4 else (*s.shape[:2], 1, s.shape[2])
-        _sort(maps.reshape(shape), distance, signed, across, s.ndim == 4, kept.reshape(shape))
+        _sort(
+            maps.reshape(shape),
+            distance,
+            signed,
+            across,
+            s.ndim == 4,
+            kept.reshape(shape),
+        )
     return from_numpy(kept)
 
 
@@ -60,11 +70,15 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
         row = cells[y]
         marks = turns[y]
         for x in range(1, width - 1):
-            marks[x] = _turn(row[x], row[x] - row[x - 1], row[x + 1] - row[x], signed)
+            marks[x] = _turn(
+                row[x], row[x] - row[x - 1], row[x + 1] - row[x], signed
+            )
         last = width - 1
         marks[0] = _turn(row[0], none, row[min(1, last)] - row[0], signed)
         if last:
-            marks[last] = _turn(row[last], row[last] - row[last - 1], none, signed)
+            marks[last] = _turn(
+                row[last], row[last] - row[last - 1], none, signed
+            )
     if plane:
         for y in range(height):
             row = cells[y]
@@ -72,7 +86,9 @@ def _turns(cells, signed, plane, turns):  # type: ignore[no-untyped-def]
             above = cells[max(y - 1, 0)]
             below = cells[min(y + 1, height - 1)]
             for x in range(width):
-                turn = _turn(row[x], row[x] - above[x], below[x] - row[x], signed)
+                turn = _turn(
+                    row[x], row[x] - above[x], below[x] - row[x], signed
+                )
                 marks[x] = marks[x] if turn == marks[x] else 0
 
 
@@ -152,5 +168,9 @@ def _sort(s, distance, signed, across, plane, kept):  # type: ignore[no-untyped-
                 kernel, y, x = places[i]
                 if not taken[y, x]:
                     kept[sample, kernel, y, x] = True
-                    for row in range(max(0, y - distance), min(height, y + distance + 1)):
-                        taken[row, max(0, x - distance) : x + distance + 1] = True
+                    for row in range(
+                        max(0, y - distance), min(height, y + distance + 1)
+                    ):
+                        taken[row, max(0, x - distance) : x + distance + 1] = (
+                            True
+                        )

@@ -28,7 +28,9 @@ from torch import Tensor
 from sparselib.ops.backends.cpu_cache import keep
 
 if getattr(config, "DISABLE_JIT", False):
-    raise ImportError("NUMBA_DISABLE_JIT is set, and kernels exist compiled only")
+    raise ImportError(
+        "NUMBA_DISABLE_JIT is set, and kernels exist compiled only"
+    )
 
 FLOAT = ir.FloatType()
 INT = ir.IntType(32)
@@ -38,7 +40,9 @@ LONGS = types.CPointer(types.int64)
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 LANES = 16 if AVX512 else 8  # of one register
-WIDE = 256 if AVX512 else 64  # columns that a row of the result holds in registers
+WIDE = (
+    256 if AVX512 else 64
+)  # columns that a row of the result holds in registers
 TILE = 64  # samples that walk through a whole network together
 PACK = 32  # samples whose copy stays in the cache while a product reads it again and again
 ZERO = np.float32(0)
@@ -63,7 +67,9 @@ class VectorModel(PrimitiveModel):
 
 
 def _load(b, pointer, i, n):  # type: ignore[no-untyped-def]
-    vector = b.load(b.bitcast(b.gep(pointer, [i]), ir.VectorType(FLOAT, n).as_pointer()))
+    vector = b.load(
+        b.bitcast(b.gep(pointer, [i]), ir.VectorType(FLOAT, n).as_pointer())
+    )
     vector.align = 4
     return vector
 
@@ -74,25 +80,33 @@ def _store(b, pointer, i, vector):  # type: ignore[no-untyped-def]
 
 
 def _pick(b, first, second, lanes):  # type: ignore[no-untyped-def]
-    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes)))
+    return b.shuffle_vector(
+        first, second, ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes))
+    )
 
 
 def _splat(b, number, n):  # type: ignore[no-untyped-def]
-    one = b.insert_element(ir.Constant(ir.VectorType(number.type, n), ir.Undefined), number, INT(0))
+    one = b.insert_element(
+        ir.Constant(ir.VectorType(number.type, n), ir.Undefined), number, INT(0)
+    )
     return _pick(b, one, one, [0] * n)
 
 
 def _fma(b, x, y, z):  # type: ignore[no-untyped-def]
     name = f"llvm.fma.v{z.type.count}f32"
     kind = ir.FunctionType(z.type, [z.type] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, name), [x, y, z])
+    return b.call(
+        cgutils.get_or_insert_function(b.module, kind, name), [x, y, z]
+    )
 
 
 @intrinsic(prefer_literal=True)
 def splat(_, x, n):  # type: ignore[no-untyped-def]
     """Return x in each of n lanes."""
     k = n.literal_value
-    return Vector(k)(types.float32, n), lambda ctx, b, sig, args: _splat(b, args[0], k)
+    return Vector(k)(types.float32, n), lambda ctx, b, sig, args: _splat(
+        b, args[0], k
+    )
 
 
 @intrinsic(prefer_literal=True)
@@ -118,14 +132,18 @@ def store(_, p, i, v):  # type: ignore[no-untyped-def]
 def fma(_, w, x, sums):  # type: ignore[no-untyped-def]
     """Return w * x + sums, with one number w."""
     kind = sums(types.float32, x, sums)
-    return kind, lambda ctx, b, sig, a: _fma(b, _splat(b, a[0], sums.n), a[1], a[2])
+    return kind, lambda ctx, b, sig, a: _fma(
+        b, _splat(b, a[0], sums.n), a[1], a[2]
+    )
 
 
 @intrinsic
 def relu(_, v):  # type: ignore[no-untyped-def]
     """Return max(v, 0), where NaN stays NaN."""
     zero = ir.Constant(v.llvm, [0.0] * v.n)
-    return v(v), lambda ctx, b, sig, a: b.select(b.fcmp_ordered("<", a[0], zero), zero, a[0])
+    return v(v), lambda ctx, b, sig, a: b.select(
+        b.fcmp_ordered("<", a[0], zero), zero, a[0]
+    )
 
 
 @intrinsic
@@ -135,7 +153,11 @@ def masked(_, v, p, i):  # type: ignore[no-untyped-def]
     def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
         vector, pointer, start = args
         zero = ir.Constant(v.llvm, [0.0] * v.n)
-        return b.select(b.fcmp_ordered("<=", _load(b, pointer, start, v.n), zero), zero, vector)
+        return b.select(
+            b.fcmp_ordered("<=", _load(b, pointer, start, v.n), zero),
+            zero,
+            vector,
+        )
 
     return v(v, FLOATS, types.int64), emit
 
@@ -162,7 +184,9 @@ def dot(_, v, p, i):  # type: ignore[no-untyped-def]
         sums = ir.Constant(ir.VectorType(FLOAT, k), [0.0] * k)
         for q in range(0, v.n, k):
             part = _load(b, pointer, b.add(start, start.type(q)), k)
-            sums = _fma(b, _pick(b, vector, vector, range(q, q + k)), part, sums)
+            sums = _fma(
+                b, _pick(b, vector, vector, range(q, q + k)), part, sums
+            )
         return _total(b, sums)
 
     return types.float32(v, FLOATS, types.int64), emit
@@ -200,7 +224,11 @@ def transpose(_, src, i, stride, dst, k, step, n):  # type: ignore[no-untyped-de
         at = [b.add(first, b.mul(stride, stride.type(r))) for r in range(size)]
         rows = [_load(b, source, i, size) for i in at]
         for _ in range(size.bit_length() - 1):
-            rows = [_pick(b, rows[c], rows[c + half], x) for c in range(half) for x in (low, high)]
+            rows = [
+                _pick(b, rows[c], rows[c + half], x)
+                for c in range(half)
+                for x in (low, high)
+            ]
         for r, row in enumerate(rows):
             _store(b, target, b.add(place, b.mul(step, step.type(r))), row)
         return ctx.get_dummy_value()
@@ -213,7 +241,9 @@ def transpose(_, src, i, stride, dst, k, step, n):  # type: ignore[no-untyped-de
 def ticket(_, a, i):  # type: ignore[no-untyped-def]
     """Return a[i] and add one to it, atomically, so that each thread gets another number."""
     one = ir.IntType(64)(1)
-    return types.int64(LONGS, types.int64), lambda ctx, b, sig, args: b.atomic_rmw(
+    return types.int64(
+        LONGS, types.int64
+    ), lambda ctx, b, sig, args: b.atomic_rmw(
         "add", b.gep(args[0], [args[1]]), one, "monotonic"
     )
 
@@ -221,7 +251,9 @@ def ticket(_, a, i):  # type: ignore[no-untyped-def]
 def _pointer(kind: Any) -> Any:
     @intrinsic
     def cast(_, address):  # type: ignore[no-untyped-def]
-        emit = lambda ctx, b, sig, args: b.inttoptr(args[0], ctx.get_value_type(kind))  # noqa: E731
+        emit = lambda ctx, b, sig, args: b.inttoptr(
+            args[0], ctx.get_value_type(kind)
+        )  # noqa: E731
         return kind(types.int64), emit
 
     return cast
@@ -243,7 +275,9 @@ def kernel(function: Callable[..., None]) -> Callable[[], Any]:
 
     @functools.cache
     def compiled() -> Any:
-        made = CFunc(function, ((LONGS,), types.void), {}, {"error_model": "numpy"})
+        made = CFunc(
+            function, ((LONGS,), types.void), {}, {"error_model": "numpy"}
+        )
         keep(made, function)
         made.compile()
         return made
@@ -266,7 +300,9 @@ class Spmm(NamedTuple):
     pieces: Argument  # of work, which threads draw one by one
     samples: Argument  # S; 1 for a linear layer
     rows: Argument  # M, of the result
-    columns: Argument  # N, of the result: samples of a linear layer, points in time
+    columns: (
+        Argument  # N, of the result: samples of a linear layer, points in time
+    )
     step: Argument  # rows of a piece
     crow: Argument  # int32 [M + 1]
     col: Argument  # int32 [nnz]: rows of x, or places in it
@@ -434,16 +470,24 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
         elif end - n < LANES <= N:
             n = end - LANES
         if end - n >= WIDE:
-            wide_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            wide_rows(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
             n += WIDE
         elif end - n >= TILE:
-            tile_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            tile_rows(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
             n += TILE
         elif end - n >= LANES:
-            lane_rows(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            lane_rows(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
             n += LANES
         else:
-            one_row(o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N)
+            one_row(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
             n += 1
 
 
@@ -487,7 +531,22 @@ def spmm(a):  # type: ignore[no-untyped-def]
         if t >= pieces:
             break
         if columns:
-            packed(t, M, N, columns, crow, col, w, bias, x, also, x, y, copies, mine)
+            packed(
+                t,
+                M,
+                N,
+                columns,
+                crow,
+                col,
+                w,
+                bias,
+                x,
+                also,
+                x,
+                y,
+                copies,
+                mine,
+            )
         else:
             product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
 
@@ -516,9 +575,13 @@ def _rows_of_gradient(n: int) -> Any:
             rest = blank(load(g, here + last, n), seen)  # [n]
             for j in range(crow[o], crow[o + 1]):
                 there = i + col[j] * ld
-                sums = fmas(rest, blank(load(x, there + last, n), seen), splat(ZERO, n))  # [n]
+                sums = fmas(
+                    rest, blank(load(x, there + last, n), seen), splat(ZERO, n)
+                )  # [n]
                 for m in range(0, whole, n):
-                    sums = fmas(load(g, here + m, n), load(x, there + m, n), sums)
+                    sums = fmas(
+                        load(g, here + m, n), load(x, there + m, n), sums
+                    )
                 dw[j] += total(sums)
             for m in range(0, whole, n):
                 rest = fma(ONE, load(g, here + m, n), rest)
@@ -549,7 +612,9 @@ def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[n
             wide_gradient(o, e, crow, col, ld, g, k + n, N, x, i + n, dw, db)
             n += WIDE
         if N >= LANES:
-            lane_gradient(o, e, N - n, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+            lane_gradient(
+                o, e, N - n, crow, col, ld, g, k + n, N, x, i + n, dw, db
+            )
         else:
             one_gradient(o, e, N, crow, col, ld, g, k, N, x, i, dw, db)
 
@@ -615,9 +680,40 @@ def gradients(a):  # type: ignore[no-untyped-def]
         elif t < pieces:
             t -= samples
             if rows:
-                packed(t, features, N, rows, tcrow, tcol, w, w, x, also, g, dx, copies, mine)
+                packed(
+                    t,
+                    features,
+                    N,
+                    rows,
+                    tcrow,
+                    tcol,
+                    w,
+                    w,
+                    x,
+                    also,
+                    g,
+                    dx,
+                    copies,
+                    mine,
+                )
             else:
-                product(t, 1, features, N, chunk, tcrow, tcol, N, w, w, x, also, g, 0, dx)
+                product(
+                    t,
+                    1,
+                    features,
+                    N,
+                    chunk,
+                    tcrow,
+                    tcol,
+                    N,
+                    w,
+                    w,
+                    x,
+                    also,
+                    g,
+                    0,
+                    dx,
+                )
         else:
             break
 
@@ -629,7 +725,15 @@ def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untype
     whole_columns = columns - columns % LANES
     for r in range(0, whole_rows, LANES):
         for c in range(0, whole_columns, LANES):
-            transpose(src, s + r * stride + c, stride, dst, d + c * step + r, step, LANES)
+            transpose(
+                src,
+                s + r * stride + c,
+                stride,
+                dst,
+                d + c * step + r,
+                step,
+                LANES,
+            )
     for r in range(rows):
         for c in range(whole_columns if r < whole_rows else 0, columns):
             dst[d + c * step + r] = src[s + r * stride + c]
@@ -684,6 +788,21 @@ def network(a):  # type: ignore[no-untyped-def]
             bias = floats(table[t + ROW.bias])
             also = table[t + ROW.also]
             b = buffers
-            tile_rows(0, rows, crow, col, TILE, w, bias, b, also, b, here, b, there, TILE)
+            tile_rows(
+                0,
+                rows,
+                crow,
+                col,
+                TILE,
+                w,
+                bias,
+                b,
+                also,
+                b,
+                here,
+                b,
+                there,
+                TILE,
+            )
             here, there = there, here
         flip(buffers, here, TILE, y, first * rows, rows, rows, n)

@@ -26,7 +26,14 @@ from sparselib.ops.backends import Indices, Sizes, Weights, stretches
 from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 # rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
-TILES = ((256, 32, 16), (128, 64, 16), (64, 64, 8), (32, 64, 4), (16, 64, 2), (16, 32, 1))
+TILES = (
+    (256, 32, 16),
+    (128, 64, 16),
+    (64, 64, 8),
+    (32, 64, 4),
+    (16, 64, 2),
+    (16, 32, 1),
+)
 # where four samples do not divide the batch nothing is read as a vector: four sums a thread
 ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
 PROGRAMS = 264  # two for each processor of the largest devices
@@ -72,7 +79,9 @@ def product(  # type: ignore[no-untyped-def]
                 j = tl.load(permutation + j, mask=there, other=0)
             w = tl.load(values + j, mask=there, other=0.0)
             p_x = x + (c * ld)[:, None] + o_n[None, :]
-            b_x = tl.load(p_x, mask=there[:, None] & m_n[None, :], other=0.0)  # [ROWS, BLOCK]
+            b_x = tl.load(
+                p_x, mask=there[:, None] & m_n[None, :], other=0.0
+            )  # [ROWS, BLOCK]
             sums += b_x.to(tl.float32) * w[:, None]
     if bias is not None:
         sums += tl.load(bias + o_m, mask=m_m, other=0.0)[:, None]
@@ -107,7 +116,21 @@ def spmm_kernel(  # type: ignore[no-untyped-def]
     m_n = o_n < N
     o_m = tl.load(order + o_m, mask=m_m, other=0)
     sums = product(
-        crow, col, values, permutation, bias, x, N, o_m, m_m, o_n, m_n, ROWS, BLOCK, UNROLL, RELU
+        crow,
+        col,
+        values,
+        permutation,
+        bias,
+        x,
+        N,
+        o_m,
+        m_m,
+        o_n,
+        m_n,
+        ROWS,
+        BLOCK,
+        UNROLL,
+        RELU,
     )
     p_y = y + (o_m.to(tl.int64) * N)[:, None] + o_n[None, :]
     tl.store(p_y, sums.to(y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
@@ -140,21 +163,29 @@ def sddmm_kernel(  # type: ignore[no-untyped-def]
     end = tl.load(crow + row + 1)
     o_n = tl.arange(0, BLOCK)
     p_dy = dy + row.to(tl.int64) * N + o_n
-    for k in range(first + part * GRADIENTS, end, tl.num_programs(1) * GRADIENTS):
+    for k in range(
+        first + part * GRADIENTS, end, tl.num_programs(1) * GRADIENTS
+    ):
         j = k + tl.arange(0, GRADIENTS)
         c = tl.load(col + j, mask=j < end, other=0).to(tl.int64)
         p_x = x + (c * N)[:, None] + o_n[None, :]
         sums = tl.zeros((GRADIENTS, BLOCK), tl.float32)
         for n in range(0, N, BLOCK):
             m_n = n + o_n < N
-            b_dy = tl.load(p_dy + n, mask=m_n, other=0.0).to(tl.float32)  # [BLOCK]
-            b_x = tl.load(p_x + n, mask=(j < end)[:, None] & m_n[None, :], other=0.0)
+            b_dy = tl.load(p_dy + n, mask=m_n, other=0.0).to(
+                tl.float32
+            )  # [BLOCK]
+            b_x = tl.load(
+                p_x + n, mask=(j < end)[:, None] & m_n[None, :], other=0.0
+            )
             sums += b_x.to(tl.float32) * b_dy[None, :]  # [GRADIENTS, BLOCK]
         tl.store(dvalues + j, tl.sum(sums, axis=1), mask=j < end)
     if part == 0:
         total = tl.zeros((BLOCK,), tl.float32)
         for n in range(0, N, BLOCK):
-            total += tl.load(p_dy + n, mask=n + o_n < N, other=0.0).to(tl.float32)
+            total += tl.load(p_dy + n, mask=n + o_n < N, other=0.0).to(
+                tl.float32
+            )
         tl.store(dbias + row, tl.sum(total, axis=0))
 
 
@@ -201,8 +232,17 @@ def network_kernel(  # type: ignore[no-untyped-def]
             if i == len(RELUS) - 1:
                 p_y = y + (o_m.to(tl.int64) * N)[:, None] + o_n[None, :]
             else:
-                p_y = mine + i % 2 * widest * BLOCK + (o_m * BLOCK)[:, None] + o_here[None, :]
-            tl.store(p_y, sums.to(y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+                p_y = (
+                    mine
+                    + i % 2 * widest * BLOCK
+                    + (o_m * BLOCK)[:, None]
+                    + o_here[None, :]
+                )
+            tl.store(
+                p_y,
+                sums.to(y.dtype.element_ty),
+                mask=m_m[:, None] & m_n[None, :],
+            )
         tl.debug_barrier()
 
 
@@ -218,7 +258,9 @@ def by_length(crow: Tensor) -> Tensor:
     order, known = _orders.get(crow, (None, None))
     if order is None or version != known:
         with torch.inference_mode(False):
-            fresh = torch.sort(crow.diff(), descending=True, stable=True).indices.to(torch.int32)
+            fresh = torch.sort(
+                crow.diff(), descending=True, stable=True
+            ).indices.to(torch.int32)
             order = fresh if order is None else order.copy_(fresh)
         _orders[crow] = order, version
     return order
@@ -237,16 +279,27 @@ def divisor(samples: int) -> int:
 
 def tile(rows: int, samples: int) -> tuple[int, int, int]:
     """Return rows, samples and warps of a tile: the largest that leaves no processor idle."""
-    tiles = [t for t in TILES if t[1] == 32 or samples > 32] if samples % 4 == 0 else ODD_TILES
+    tiles = (
+        [t for t in TILES if t[1] == 32 or samples > 32]
+        if samples % 4 == 0
+        else ODD_TILES
+    )
     for shape in tiles:
-        if triton.cdiv(rows, shape[0]) * triton.cdiv(samples, shape[1]) >= PROGRAMS:
+        if (
+            triton.cdiv(rows, shape[0]) * triton.cdiv(samples, shape[1])
+            >= PROGRAMS
+        ):
             return shape
     return tiles[-1]
 
 
 def options(warps: int) -> dict[str, Any]:
     """Return the compiler's options: registers for two programs of 16 warps or three of 8."""
-    return {"num_warps": warps, "maxnreg": 64 if warps == 16 else 80, "enable_fp_fusion": True}
+    return {
+        "num_warps": warps,
+        "maxnreg": 64 if warps == 16 else 80,
+        "enable_fp_fusion": True,
+    }
 
 
 def unroll(warps: int) -> int:
@@ -287,7 +340,9 @@ def spmm(
     return y.t()
 
 
-def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def sddmm(
+    crow: Tensor, col: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch; both float32."""
     rows = dy.shape[1]
     samples = dy.shape[0]
@@ -314,7 +369,9 @@ def gradients(
     """`sddmm`, and dX = dY W by the transposed pattern; with `relu`, X is what a ReLU returned."""
     crow, col, tcrow, tcol, permutation = indices
     dx = spmm(values, tcrow, tcol, dy, permutation=permutation)
-    return *sddmm(crow, col, dy, x), dx.masked_fill_(x <= 0, 0.0) if relu else dx
+    return *sddmm(crow, col, dy, x), dx.masked_fill_(
+        x <= 0, 0.0
+    ) if relu else dx
 
 
 def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
@@ -324,7 +381,11 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     row_tile, block, warps = NETWORK_TILE
     tiles = triton.cdiv(samples, block)
     widest = max(rows)
-    if max(widest, x.shape[1]) > WIDEST or 2 * tiles < PROGRAMS or len(layers) == 1:
+    if (
+        max(widest, x.shape[1]) > WIDEST
+        or 2 * tiles < PROGRAMS
+        or len(layers) == 1
+    ):
         for crow, col, values, bias, relu in layers:
             x = spmm(values, crow, col, x, bias, relu=relu)
         return x
@@ -334,7 +395,12 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     scratch = x.new_empty(tiles * 2 * widest * block)
     held = tuple(
         (
-            *(crow, col, values.contiguous(), bias if bias is None else bias.contiguous()),
+            *(
+                crow,
+                col,
+                values.contiguous(),
+                bias if bias is None else bias.contiguous(),
+            ),
             *(by_length(crow), out),
         )
         for (crow, col, values, bias, _), out in zip(layers, rows)
@@ -367,19 +433,29 @@ def convolve(
 ) -> Tensor:
     """Return the output of a convolution, of the type of x."""
     product = _convolutions().convolve
-    return stretches.output(product, stretches.padded, values, indices, x, sizes, bias)
+    return stretches.output(
+        product, stretches.padded, values, indices, x, sizes, bias
+    )
 
 
-def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+def convolve_t(
+    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+) -> Tensor:
     """Gradient of a convolution's signals, of the type of dy."""
     product = _convolutions().convolve
-    return stretches.input_gradient(product, stretches.padded, values, indices, dy, sizes, time)
+    return stretches.input_gradient(
+        product, stretches.padded, values, indices, dy, sizes, time
+    )
 
 
-def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def correlate(
+    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
     """Gradients of a convolution's weights and biases; both float32."""
     product = _convolutions().correlate
-    return stretches.weight_gradient(product, stretches.padded, indices, dy, x, sizes)
+    return stretches.weight_gradient(
+        product, stretches.padded, indices, dy, x, sizes
+    )
 
 
 @functools.cache
@@ -392,4 +468,6 @@ def _convolutions() -> Any:
 
 def device_of(x: Tensor) -> Any:
     """Launch on the device of x; the interpreter has none."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    return (
+        torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    )

@@ -17,7 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparselib.ops.backends.gpu import PROGRAMS, by_length, device_of, kernel, options
+from sparselib.ops.backends.gpu import (
+    PROGRAMS,
+    by_length,
+    device_of,
+    kernel,
+    options,
+)
 
 LANES = tl.constexpr(32)
 # Triton fills a tile with warps along the dimension that it holds to be the more contiguous. Rows
@@ -62,7 +68,9 @@ def convolve_kernel(  # type: ignore[no-untyped-def]
     if not SHORT:
         start = tl.minimum(start, length - STRETCHES * LANES)
     lane = tl.arange(0, LANES)[None, None, :]
-    o_t = start + tl.arange(0, STRETCHES)[:, None, None] * LANES + lane  # [STRETCHES, 1, LANES]
+    o_t = (
+        start + tl.arange(0, STRETCHES)[:, None, None] * LANES + lane
+    )  # [STRETCHES, 1, LANES]
     m_m = o_m < M
     if order is not None:
         o_m = tl.load(order + o_m, mask=m_m, other=0)
@@ -72,7 +80,9 @@ def convolve_kernel(  # type: ignore[no-untyped-def]
     sums = tl.zeros((STRETCHES, ROWS, LANES), tl.float32)
     for _ in range(0, tl.max(end - j, axis=0)):
         there = j < end
-        place = tl.max_contiguous(tl.load(places + j, mask=there, other=0), WARPS_FIRST)
+        place = tl.max_contiguous(
+            tl.load(places + j, mask=there, other=0), WARPS_FIRST
+        )
         if permutation is None:
             w = tl.load(values + j, mask=there, other=0.0)
         else:
@@ -122,7 +132,9 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
     split = tl.program_id(2)
     # the first part runs once even where no row has a nonzero: it sums the biases' gradients
     most = tl.maximum(tl.max(count, axis=0), 1)
-    for k in range(tl.program_id(1) * GRADIENTS, most, tl.num_programs(1) * GRADIENTS):
+    for k in range(
+        tl.program_id(1) * GRADIENTS, most, tl.num_programs(1) * GRADIENTS
+    ):
         here = k + tl.arange(0, GRADIENTS)[:, None]  # [GRADIENTS, 1]
         there = here < count[None, :]  # [GRADIENTS, ROWS]
         j = first[None, :] + here  # [GRADIENTS, ROWS]
@@ -138,7 +150,9 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
                     o_t = t + i * LANES + lane
                     m_t = o_t < length
                     b_dy = tl.load(
-                        p_dy[:, None] + o_t[None, :], mask=m_m[:, None] & m_t[None, :], other=0.0
+                        p_dy[:, None] + o_t[None, :],
+                        mask=m_m[:, None] & m_t[None, :],
+                        other=0.0,
                     ).to(tl.float32)  # [ROWS, LANES]
                     b_x = tl.load(
                         p_x[:, :, None] + o_t[None, None, :],
@@ -182,7 +196,11 @@ def convolve(
     if not y.numel():
         return y
     row_tile, stretches, warps = tile(rows, length, samples)
-    programs = triton.cdiv(rows, row_tile) * triton.cdiv(length, 32 * stretches) * samples
+    programs = (
+        triton.cdiv(rows, row_tile)
+        * triton.cdiv(length, 32 * stretches)
+        * samples
+    )
     order = by_length(crow) if permutation is None else None
     x = x.contiguous()
     values = values.contiguous()
@@ -195,7 +213,9 @@ def convolve(
     return y
 
 
-def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def correlate(
+    crow: Tensor, places: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sum of dy[s, o, t] x[s][places[j] + t] over s and t for each j of row o, and of dy; float32.
 
     Where there are few nonzeros the samples are split among programs, and their sums are added.
@@ -204,7 +224,9 @@ def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tens
     nnz = places.numel()
     tiles = triton.cdiv(rows, ROWS)
     if not dy.numel():
-        return dy.new_zeros(nnz, dtype=torch.float32), dy.new_zeros(rows, dtype=torch.float32)
+        return dy.new_zeros(nnz, dtype=torch.float32), dy.new_zeros(
+            rows, dtype=torch.float32
+        )
     parts = min(MOST_PARTS, max(1, triton.cdiv(nnz, rows * GRADIENTS)))
     splits = max(1, min(samples, triton.cdiv(8 * PROGRAMS, tiles * parts)))
     dvalues = dy.new_empty(splits, nnz, dtype=torch.float32)
@@ -217,4 +239,8 @@ def correlate(crow: Tensor, places: Tensor, dy: Tensor, x: Tensor) -> tuple[Tens
             rows, nnz, samples, x[0].numel(), length,
             ROWS=ROWS, STRETCHES=STRETCHES, GRADIENTS=GRADIENTS, **options(ROWS),
         )  # fmt: skip
-    return (dvalues[0], dbias[0]) if splits == 1 else (dvalues.sum(0), dbias.sum(0))
+    return (
+        (dvalues[0], dbias[0])
+        if splits == 1
+        else (dvalues.sum(0), dbias.sum(0))
+    )

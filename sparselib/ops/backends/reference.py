@@ -16,7 +16,9 @@ from sparselib.csr import rows_of
 from sparselib.ops.backends import Indices, Sizes, Weights
 from sparselib.ops.backends.reference_extrema import extrema as extrema
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+warnings.filterwarnings(
+    "ignore", message="Sparse CSR tensor support is in beta state"
+)
 
 
 def spmm(
@@ -45,7 +47,9 @@ def spmm(
     return y.relu() if relu else y
 
 
-def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def sddmm(
+    crow: Tensor, col: Tensor, dy: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Entries of dY^T X at the nonzeros, and the sums of dY over the batch."""
     zeros = x.new_zeros(col.numel())
     if zeros.numel() == 0 or x.shape[0] == 0 or x.is_meta:
@@ -98,14 +102,18 @@ def convolve(
     return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
 
 
-def convolve_t(values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int) -> Tensor:
+def convolve_t(
+    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+) -> Tensor:
     """Gradient of the signals, without that of the padding."""
     weight = kernels(values, indices, sizes)
     dx = functional.conv_transpose1d(dy, weight, dilation=sizes.dilation)
     return dx[:, :, sizes.before : sizes.before + time].contiguous()
 
 
-def correlate(indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def correlate(
+    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
     """Gradient of the dense kernels at the nonzeros, and the sums of dy over samples and time."""
     signals = functional.pad(x, (sizes.before, sizes.after))
     shape = (dy.shape[1], sizes.channels, sizes.taps)
@@ -125,8 +133,12 @@ def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
     return rows_of(indices[0], len(indices[1])), indices[1]
 
 
-def _matrix(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(crow, col, values, size=shape, check_invariants=False)
+def _matrix(
+    crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    return torch.sparse_csr_tensor(
+        crow, col, values, size=shape, check_invariants=False
+    )
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -8,10 +8,15 @@ from torch import Tensor
 
 
 def extrema(
-    s: Float[Tensor, "samples kernels *size"], distance: int, signed: bool, across: bool
+    s: Float[Tensor, "samples kernels *size"],
+    distance: int,
+    signed: bool,
+    across: bool,
 ) -> Bool[Tensor, "samples kernels *size"]:
     """Mark the extrema that are kept, see `sparselib.nn.activation.extrema`."""
-    reach = dict.fromkeys(range(2, s.ndim), distance) | ({1: s.shape[1]} if across else {})
+    reach = dict.fromkeys(range(2, s.ndim), distance) | (
+        {1: s.shape[1]} if across else {}
+    )
     heights = torch.where(_candidates(s, signed), s.abs(), -1)
     kept = torch.zeros_like(s, dtype=torch.bool)
     while s.numel() and heights.max() >= 0:
@@ -23,7 +28,9 @@ def extrema(
     return kept
 
 
-def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"]:
+def _candidates(
+    s: Tensor, signed: bool
+) -> Bool[Tensor, "samples kernels *size"]:
     """Mark cells that are a peak, or a valley, along every axis."""
     turns = []
     is_peak = s > 0 if signed else None
@@ -31,7 +38,9 @@ def _candidates(s: Tensor, signed: bool) -> Bool[Tensor, "samples kernels *size"
         step = s.diff(dim=axis)
         # as printed the two names are exchanged, which changes plateaus only
         slope = _padded(step > 0 if signed else step < 0, axis, 1, 0)
-        before, after = (slope.narrow(axis, start, s.shape[axis]) for start in (0, 1))
+        before, after = (
+            slope.narrow(axis, start, s.shape[axis]) for start in (0, 1)
+        )
         is_peak = before if is_peak is None else is_peak
         turns.append((before ^ after) & ~(before ^ is_peak))
     return reduce(torch.bitwise_and, turns)

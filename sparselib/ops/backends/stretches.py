@@ -75,7 +75,9 @@ def output(
     """Return the output of a convolution."""
     signals = pad(x, sizes.before, sizes.after)
     starts = places(indices[1], sizes, signals.shape[2])
-    return convolve(values, indices[0], starts, signals, sizes.length(x.shape[2]), bias)
+    return convolve(
+        values, indices[0], starts, signals, sizes.length(x.shape[2]), bias
+    )
 
 
 def input_gradient(
@@ -95,7 +97,9 @@ def input_gradient(
     if len(indices) == 5:
         crow, filters, permutation = indices[2:]
     else:
-        crow, filters, permutation = transpose(indices[0], indices[1], sizes.channels * sizes.taps)
+        crow, filters, permutation = transpose(
+            indices[0], indices[1], sizes.channels * sizes.taps
+        )
     last = sizes.extent - 1
     signals = pad(dy, last - sizes.before, last - sizes.after)
     tap = indices[1][permutation] % sizes.taps
@@ -105,7 +109,12 @@ def input_gradient(
 
 
 def weight_gradient(
-    correlate: Correlate, pad: Pad, indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+    correlate: Correlate,
+    pad: Pad,
+    indices: Indices,
+    dy: Tensor,
+    x: Tensor,
+    sizes: Sizes,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of weights and biases."""
     signals = pad(x, sizes.before, sizes.after)

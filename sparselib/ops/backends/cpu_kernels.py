@@ -251,9 +251,9 @@ def ticket(_, a, i):  # type: ignore[no-untyped-def]
 def _pointer(kind: Any) -> Any:
     @intrinsic
     def cast(_, address):  # type: ignore[no-untyped-def]
-        emit = lambda ctx, b, sig, args: b.inttoptr(
-            args[0], ctx.get_value_type(kind)
-        )  # noqa: E731
+        def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+            return b.inttoptr(args[0], ctx.get_value_type(kind))
+
         return kind(types.int64), emit
 
     return cast

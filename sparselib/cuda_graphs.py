@@ -2,7 +2,7 @@
 
 A small sparse network spends most of its time in launching kernels. A graph holds the launches with
 their addresses, so what runs in it must leave shapes and places alone. Layers and evolutions here
-do: the number of connections is fixed, and a topology, its transposed pattern, the weights and the
+do: as long as the number of connections stays, a topology, its transposed pattern, weights and the
 optimizer's state change in place. So evolve between replays, and the next replay computes with the
 new connections. What is a Python number is recorded too: a learning rate that is to change must
 be a tensor (``lr=torch.tensor(0.01)``), and Adam needs ``capturable=True``.
@@ -43,7 +43,7 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         return model(x)
 
-    return _recorded(call, x) if x.is_cuda else call
+    return _recorded(model, call, x) if x.is_cuda else call
 
 
 def training(
@@ -93,11 +93,11 @@ def training(
             f"it with capturable=True"
         )
     with _untrained(model, optimizer):
-        return _recorded(call, x, y)
+        return _recorded(model, call, x, y)
 
 
 def _recorded(
-    call: Callable[..., Tensor], *batch: Tensor
+    model: nn.Module, call: Callable[..., Tensor], *batch: Tensor
 ) -> Callable[..., Tensor]:
     inputs = [tensor.clone() for tensor in batch]
     with torch.cuda.device(inputs[0].device):
@@ -110,6 +110,7 @@ def _recorded(
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = call(*inputs)
+    addresses = _addresses(model)
 
     def replay(*batch: Tensor) -> Tensor:
         for place, (own, given) in enumerate(zip(inputs, batch, strict=True)):
@@ -119,11 +120,20 @@ def _recorded(
                     f"{tuple(given.shape)}; record another graph"
                 )
             own.copy_(given)
+        if _addresses(model) != addresses:
+            raise ValueError(
+                "a parameter lies elsewhere than when this graph was recorded, as after a layer "
+                "got another number of connections; record another graph"
+            )
         refresh()
         graph.replay()
         return output
 
     return replay
+
+
+def _addresses(model: nn.Module) -> list[int]:
+    return [parameter.data_ptr() for parameter in model.parameters()]
 
 
 @contextmanager

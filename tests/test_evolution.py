@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib.evolution import drop, grow
+from sparselib.evolution import Plan, Strategy, drop, grow
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -615,3 +616,67 @@ def test_a_hook_of_the_users_own_is_no_watch():
     model.layers[0].register_forward_hook(recorder)
     model(torch.randn(4, 20)).sum().backward()
     assert recorder.keep.shape == (4, 16)
+
+
+class Halve(Strategy):
+    """Keep the larger half of the weights: one step of gradual magnitude pruning."""
+
+    rules: ClassVar = {"drop": "half", "grow": "none"}
+    needs_gradient = False
+
+    def plan(self, layer, fraction, state, context, regrow):
+        values = layer.values.detach()
+        source = sl.drop.largest(values.abs(), values.numel() // 2)
+        return Plan(layer.positions[source], values[source], source)
+
+
+class Grow(Strategy):
+    """Add as many connections as there are, at zero."""
+
+    rules: ClassVar = {"drop": "none", "grow": "random"}
+    needs_gradient = False
+
+    def plan(self, layer, fraction, state, context, regrow):
+        values = layer.values.detach()
+        grown, fresh = sl.grow.random(layer, values.numel(), context)
+        order = torch.cat([layer.positions, grown]).sort()
+        old = torch.arange(values.numel())
+        source = torch.cat([old, torch.full_like(grown, -1)])[order.indices]
+        return Plan(order.values, torch.cat([values, fresh])[order.indices], source)
+
+
+@pytest.mark.parametrize("strategy", [Halve, Grow])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad])
+def test_the_number_of_connections_may_change_and_the_state_follows(strategy, kind):
+    torch.manual_seed(0)
+    model = sl.MLP(16, 32, 8, layer=sl.CSRLinear, sparsity=0.8)
+    optimizer = kind(model.parameters(), 0.01)
+    evolution = sl.Evolution(model, optimizer, strategy=strategy())
+
+    def train():
+        optimizer.zero_grad()
+        model(torch.randn(8, 16)).square().sum().backward()
+        optimizer.step()
+
+    def by_position(layer):
+        state = optimizer.state[layer.values]
+        name = "exp_avg_sq" if kind is torch.optim.Adam else "sum"
+        rows = zip(layer.positions.tolist(), layer.values.tolist(), state[name].tolist())
+        return {position: rest for position, *rest in rows}
+
+    train()
+    before = {name: by_position(layer) for name, layer in evolution.layers.items()}
+    parameters = [layer.values for layer in evolution.layers.values()]
+    evolution.step()
+    for (name, layer), parameter in zip(evolution.layers.items(), parameters):
+        after = by_position(layer)
+        assert layer.values is parameter
+        assert layer.csr.nnz == len(before[name]) * (2 if strategy is Grow else 0.5) // 1
+        survivors = after.keys() & before[name].keys()
+        assert all(after[position] == before[name][position] for position in survivors)
+        assert all(after[position] == [0, 0] for position in after.keys() - survivors)
+        assert len(survivors) == min(len(after), len(before[name]))
+    train()
+    dense = sl.densify(copy.deepcopy(model))
+    x = torch.randn(4, 16)
+    torch.testing.assert_close(model(x), dense(x))

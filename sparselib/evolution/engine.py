@@ -61,7 +61,7 @@ class Replaced(Counts):
 
 
 class Evolution:
-    """Replaces connections of every sparse layer of a model; their number is invariant.
+    """Replaces connections of every sparse layer of a model, as many as leave.
 
     Used like a scheduler: build it from model and optimizer, then call `step` whenever the
     topology shall change, ordinarily after an epoch. If the step of any layer is impossible, an

@@ -68,32 +68,69 @@ def lay_out(
 def evolve(
     layer: SparseLayer, planned: Plan, optimizer: Optimizer | None = None
 ) -> None:
-    """Carry out a plan, in place, and let the optimizer's state follow the connections.
+    """Carry out a plan, and let the optimizer's state follow the connections.
 
     Every state tensor of the shape of `values` moves with the survivors bit for bit, and begins
     anew for the others: at zero, but for the two whose optimizer begins elsewhere, Rprop's step
     size and Adagrad's sum. So does the gradient, at zero. Scalars such as Adam's step count stay.
+    As many connections as before are written in place; of another number, everything is put in
+    new memory, under the same ``nn.Parameter``.
     """
-    followers = [] if optimizer is None else follow(layer.values, optimizer)
-    rewire = layer._rewire_trusted if planned.trusted else layer.rewire
+    values = layer.values
+    followers = [] if optimizer is None else follow(values, optimizer)
+    moved = [follower.moved(planned.source) for follower in followers]
+    is_in_place = planned.positions.numel() == values.numel()
+    is_trusted = planned.trusted and is_in_place
+    rewire = layer._rewire_trusted if is_trusted else layer.rewire
     rewire(planned.positions, planned.values)
-    is_new = planned.source < 0
-    for tensor, start in followers:
-        tensor.copy_(tensor[planned.source].masked_fill(is_new, start))
+    for follower, numbers in zip(followers, moved):
+        if is_in_place:
+            follower.tensor.copy_(numbers)
+        elif follower.key is None:
+            values.grad = numbers
+        elif optimizer is not None:
+            optimizer.state[values][follower.key] = numbers
 
 
-def follow(values: Tensor, optimizer: Optimizer) -> list[tuple[Tensor, float]]:
-    """Return what moves with the connections, and the number at which a new one begins.
+class Follower(NamedTuple):
+    """One number per connection that moves with it.
+
+    Attributes
+    ----------
+    tensor : Tensor, shape (nnz,)
+        The numbers.
+    start : float
+        Where that of a new connection begins.
+    key : str or None
+        Its name in the optimizer's state; None for the gradient.
+    """
+
+    tensor: Tensor
+    start: float
+    key: str | None
+
+    def moved(self, source: Tensor) -> Tensor:
+        """Return the numbers in the order of a plan's `source`."""
+        if not self.tensor.numel():
+            return self.tensor.new_full(source.shape, self.start)
+        return self.tensor[source].masked_fill(source < 0, self.start)
+
+
+def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
+    """Return what moves with the connections.
 
     Raises
     ------
     ValueError
         If the optimizer keeps a tensor for these values that has another shape.
     """
-    found = [] if values.grad is None else [(values.grad, 0.0)]
+    found = []
+    if values.grad is not None:
+        found.append(Follower(values.grad, 0.0, None))
     for key, tensor in optimizer.state.get(values, {}).items():
         if isinstance(tensor, Tensor) and tensor.shape == values.shape:
-            found.append((tensor, _start(key, values, optimizer)))
+            start = _start(key, values, optimizer)
+            found.append(Follower(tensor, start, key))
         elif isinstance(tensor, Tensor) and tensor.numel() > 1:
             raise ValueError(
                 f"the optimizer state {key!r} of shape {tuple(tensor.shape)} cannot follow "

@@ -17,7 +17,8 @@ class Strategy(ABC):
     """Lays out the next topology of one layer at a time; an `Evolution` carries it out.
 
     Derive from it what is no drop rule followed by a grow rule, and give it to an evolution in
-    place of both: ``Evolution(model, optimizer, strategy=...)``.
+    place of both: ``Evolution(model, optimizer, strategy=...)``. A plan may have another number of
+    connections than the layer, as in gradual pruning; the optimizer's state follows.
 
     Attributes
     ----------

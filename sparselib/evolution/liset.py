@@ -14,6 +14,7 @@ from sparselib.evolution.engine import Evolution, Replaced, unwrapped
 from sparselib.evolution.plans import Plan, check_grown, group_of
 from sparselib.evolution.skips import LinearSkips
 from sparselib.evolution.strategies import DropThenGrow, Strategy
+from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import SparseLayer
 
 
@@ -276,7 +277,6 @@ def _join(
 
 
 def _out_features(model: nn.Module) -> int:
-    sizes: list[Any] = [
-        m.out_features for m in model.modules() if hasattr(m, "out_features")
-    ]
-    return int(sizes[-1])
+    linear = (nn.Linear, CSRLinear)
+    sizes = [m.out_features for m in model.modules() if isinstance(m, linear)]
+    return sizes[-1]

@@ -16,6 +16,8 @@ from sparselib.nn.dropout import Dropout as Dropout
 from sparselib.nn.fusion import chain as chain
 from sparselib.nn.gate import ChannelGate as ChannelGate
 from sparselib.nn.gate import Channels as Channels
+from sparselib.nn.gate import Prunable as Prunable
+from sparselib.nn.gate import Scaled as Scaled
 from sparselib.nn.gate import gumbel_sigmoid as gumbel_sigmoid
 from sparselib.nn.linear import CSRLinear as CSRLinear
 from sparselib.nn.sparse_layer import SparseLayer as SparseLayer

@@ -1,6 +1,7 @@
 """Gates that close channels, sampled by a relaxed Bernoulli distribution (Ganjdanesh)."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,21 @@ class Channels(NamedTuple):
 
     written: tuple[str, ...]
     read: str
+
+
+@runtime_checkable
+class Prunable(Protocol):
+    """A network that knows which of its channels can leave together."""
+
+    def prunable(self) -> list[Channels]:
+        """Return the groups of channels."""
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A network that names the modules whose outputs are its feature scales, the largest first."""
+
+    scales: Sequence[str]
 
 
 def gumbel_sigmoid(

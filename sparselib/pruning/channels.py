@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from sparselib import cost
-from sparselib.nn.gate import Channels
+from sparselib.nn.gate import Channels, Prunable
 
 
 class Operations(NamedTuple):
@@ -88,14 +88,13 @@ def operations(
 
 def prunable(model: nn.Module) -> list[Channels]:
     """Return the groups of channels that a model says can leave."""
-    if not hasattr(model, "prunable"):
+    if not isinstance(model, Prunable):
         raise ValueError(
             f"{type(model).__name__} has no method `prunable`, which lists the channels that can "
             f"leave together. Give it one that returns a list of sparselib.nn.Channels, or use "
             f"sparselib.pruning.by_tracing, which needs the package torch-pruning"
         )
-    listed: Any = model.prunable
-    return list(listed())
+    return list(model.prunable())
 
 
 def width(model: nn.Module, group: Channels) -> int:

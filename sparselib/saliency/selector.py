@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselib.models import UNet
+from sparselib.nn.gate import Scaled
 
 from .masks import centre_and_sigma, first_sigma, rbf
 
@@ -61,9 +62,8 @@ class Selector(nn.Module):
         unit: float = 1.0,
     ) -> None:
         super().__init__()
-        named = (
-            getattr(classifier, "scales", None) if scales is None else scales
-        )
+        own = classifier.scales if isinstance(classifier, Scaled) else ()
+        named = own if scales is None else scales
         if not named:
             raise ValueError(
                 f"{type(classifier).__name__} has no attribute `scales`: pass the names of the "

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sparselib.compilation import untraced
 from sparselib.guarded import (
     Fingerprint,
     ReadOnly,
@@ -437,7 +438,7 @@ class CSR(nn.Module):
             self._shared._version,
         )
 
-    @torch.compiler.disable
+    @untraced
     def _look_again(self) -> None:
         """See what has changed behind `rewire`, and refuse what is no pattern or another's."""
         pattern = (self._crow._version, self._col._version)

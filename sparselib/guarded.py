@@ -1,5 +1,6 @@
 """Tensors that Python can read and not write, because native code trusts what stands in them."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -25,7 +26,47 @@ PASSING = {"detach", "to", "clone", "cpu", "cuda", "view_as", "contiguous"}
 
 
 class _Guarded(Tensor):
-    """What both kinds share: copies and pickles of them are plain tensors."""
+    """A tensor that is asked before a function of torch takes it.
+
+    Copies and pickles are plain tensors. The class is abstract by declaration alone: tensors have a
+    metaclass that cannot be joined with that of `abc.ABC`.
+    """
+
+    @classmethod
+    @abstractmethod
+    def _call(
+        cls,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call a function of torch as far as the guarded tensors among its arguments allow.
+
+        Within, guarded tensors are treated as plain ones.
+
+        Parameters
+        ----------
+        name : str
+            The name of the function, or ``__get__`` and ``__set__`` for an attribute.
+        func : callable
+            The function.
+        args : sequence
+            Its arguments by position; some are guarded, alone or in lists.
+        kwargs : dict
+            Its arguments by name.
+        """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return cls._call(_name(func), func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return memo.setdefault(id(self), plain(self).clone())
@@ -51,31 +92,28 @@ class ReadOnly(_Guarded):
     """
 
     @classmethod
-    def __torch_function__(
+    def _call(
         cls,
+        name: str,
         func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
     ) -> Any:
-        kwargs = kwargs or {}
-        name = _name(func)
-        with torch._C.DisableTorchFunctionSubclass():
-            if written := list(_written(name, args, kwargs, cls)):
-                if name == "copy_" and _is_equal(args[0], args[1]):
-                    return args[0]
-                raise ValueError(
-                    f"{name} cannot write to these {written[0].numel()} numbers: a topology "
-                    f"changes as a whole, by rewire(positions, values) or load_state_dict; "
-                    f"clone() gives a copy that is yours"
-                )
-            if name in ALIASING:
-                args = [plain(args[0]).clone(), *args[1:]]
-            result = func(*args, **kwargs)
-            owners = [
-                tensor for tensor in _tensors(args) if isinstance(tensor, cls)
-            ]
-            return _guarded(result, owners, cls)
+        if written := list(_written(name, args, kwargs, cls)):
+            if name == "copy_" and _is_equal(args[0], args[1]):
+                return args[0]
+            raise ValueError(
+                f"{name} cannot write to these {written[0].numel()} numbers: a topology "
+                f"changes as a whole, by rewire(positions, values) or load_state_dict; "
+                f"clone() gives a copy that is yours"
+            )
+        if name in ALIASING:
+            args = [plain(args[0]).clone(), *args[1:]]
+        result = func(*args, **kwargs)
+        owners = [
+            tensor for tensor in _tensors(args) if isinstance(tensor, cls)
+        ]
+        return _guarded(result, owners, cls)
 
 
 class Fingerprint(_Guarded):
@@ -93,25 +131,22 @@ class Fingerprint(_Guarded):
     """
 
     @classmethod
-    def __torch_function__(
+    def _call(
         cls,
+        name: str,
         func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
     ) -> Any:
-        kwargs = kwargs or {}
-        name = _name(func)
-        with torch._C.DisableTorchFunctionSubclass():
-            written = list(_written(name, args, kwargs, cls))
-            if not written:
-                result = func(*_calculable(name, args), **kwargs)
-                return _passed(name, result, cls)
-            scratch = {id(tensor): plain(tensor).double() for tensor in written}
-            func(*_replaced(_calculable("", args, scratch), scratch), **kwargs)
-            for tensor in written:
-                _refuse_another(tensor, scratch[id(tensor)])
-            return args[0]
+        written = list(_written(name, args, kwargs, cls))
+        if not written:
+            result = func(*_calculable(name, args), **kwargs)
+            return _passed(name, result, cls)
+        scratch = {id(tensor): plain(tensor).double() for tensor in written}
+        func(*_replaced(_calculable("", args, scratch), scratch), **kwargs)
+        for tensor in written:
+            _refuse_another(tensor, scratch[id(tensor)])
+        return args[0]
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparselib.compilation import untraced
+
 if TYPE_CHECKING:
     from sparselib.nn.sparse_layer import SparseLayer
 
@@ -191,7 +193,7 @@ def keepers(layer: "SparseLayer") -> list[Keeper]:
     return [keeper for keeper in found if keeper is not None]
 
 
-@torch._disable_dynamo
+@untraced
 def observe(layer: "SparseLayer", inputs: Tensor, outputs: Tensor) -> None:
     """Let the watches of a layer see a pass through it; compiled code calls this as it is."""
     if outputs.requires_grad:

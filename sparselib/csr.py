@@ -129,7 +129,9 @@ def compress(
     """Return int32 ``(crow_indices, col_indices)`` of sorted flat positions row * columns + col."""
     rows, columns = shape
     starts = torch.arange(rows + 1, device=positions.device) * columns
-    crow_indices = torch.searchsorted(positions, starts, out_int32=True)
+    crow_indices = torch.searchsorted(
+        positions.contiguous(), starts, out_int32=True
+    )
     return crow_indices, (positions % max(columns, 1)).to(torch.int32)
 
 

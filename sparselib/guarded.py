@@ -23,6 +23,32 @@ IN_PLACE = {
 ALIASING = {"numpy", "__array__", "__dlpack__"}
 # what keeps the kind of a fingerprint: it is passed on, not calculated with
 PASSING = {"detach", "to", "clone", "cpu", "cuda", "view_as", "contiguous"}
+# what asks for the memory, the kind or the number of this tensor: a copy has others
+ASKING = {
+    *(
+        "data_ptr",
+        "untyped_storage",
+        "storage",
+        "storage_type",
+        "storage_offset",
+    ),
+    *(
+        "element_size",
+        "is_contiguous",
+        "is_complex",
+        "is_floating_point",
+        "is_signed",
+    ),
+    *(
+        "is_pinned",
+        "is_set_to",
+        "is_shared",
+        "item",
+        "stride",
+        "tolist",
+        "type",
+    ),
+}
 
 
 class _Guarded(Tensor):
@@ -231,7 +257,7 @@ def _calculable(
     name: str, args: Sequence[Any], kept: dict[int, Tensor] | None = None
 ) -> list[Any]:
     """Return the arguments with fingerprints as float64, in which averages keep all digits."""
-    if name in PASSING or name == "__get__":
+    if name in PASSING | ASKING or name == "__get__":
         return list(args)
     found: list[Any] = []
     for argument in args:

@@ -6,6 +6,7 @@ what its dense twin does. Prints how many were refused and accepted.
 
 import random
 import sys
+import warnings
 from collections import Counter
 
 import torch
@@ -17,7 +18,7 @@ SIZES = [-(2**31), -1, 0, 1, 2**31 - 1, 2**31, 2**40, float("nan"), float("inf")
 
 
 def layers():
-    """Return layers of both kinds, inputs for them and others' state dicts."""
+    """Yield what makes layers of both kinds, and inputs for them."""
     yield lambda: sl.CSRLinear(24, 10, sparsity=0.7), torch.randn(3, 24)
     yield lambda: sl.CSRLinear(5, 4, False, sparsity=0.0), torch.randn(3, 5)
     yield lambda: sl.CSRLinear(6, 5, sparsity=0.99), torch.randn(3, 6)
@@ -55,9 +56,12 @@ def spoiled(tensor, draw):
     return makers[(kind or 1) - 1]()
 
 
-def corrupt(layer, another, draw):
-    """Return a state dict with some entries spoiled, left out or taken from another layer."""
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+def corrupt(fitting, another, draw):
+    """Spoil, leave out, add or exchange some entries of a state dict that fits the layer.
+
+    It is that of another layer, so that an entry that was loaded alone shows.
+    """
+    state = {name: tensor.clone() for name, tensor in fitting.items()}
     for name in draw.sample(sorted(state), draw.randrange(1, len(state) + 1)):
         action = draw.randrange(5)
         if action == 0:
@@ -66,14 +70,16 @@ def corrupt(layer, another, draw):
             state[name] = another[name]
         else:
             state[name] = spoiled(state[name], draw)
+    if draw.random() < 0.1:
+        state[draw.choice(["weight", "csr.permutation", "bias"])] = torch.zeros(3)
     return state
 
 
-def attack(layer, another, draw):
+def attack(layer, fitting, another, draw):
     """Do one thing that may be impossible."""
     if draw.random() < 0.7:
         options = {"strict": draw.random() < 0.5, "assign": draw.random() < 0.5}
-        layer.load_state_dict(corrupt(layer, another, draw), **options)
+        layer.load_state_dict(corrupt(fitting, another, draw), **options)
         return
     positions, values = layer.positions, layer.values.detach().clone()
     if draw.random() < 0.8:
@@ -99,19 +105,23 @@ def same(one, other):
 
 def main(count):
     """Attack `count` times and print what became of it."""
-    draw, found = random.Random(0), Counter()
+    warnings.filterwarnings("error", message=".*non-contiguous")
+    torch.set_num_threads(1)  # a second one only waits, at these sizes
+    draw = random.Random(0)
+    found = Counter()
     torch.manual_seed(0)
     kinds = list(layers())
-    others = [make().state_dict() for make, _ in kinds for _ in range(3)]
+    states = [[make().state_dict() for _ in range(3)] for make, _ in kinds]
     for number in range(count):
         make, x = kinds[number % len(kinds)]
-        other = draw.choice(others)
+        fitting = draw.choice(states[number % len(kinds)])
+        another = draw.choice(draw.choice(states))
         with sl.ops.backend("auto" if number % 10 < 5 else "reference"):
             layer = make()
             before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
             sentence = ""
             try:
-                attack(layer, other, draw)
+                attack(layer, fitting, another, draw)
             except (ValueError, RuntimeError) as error:
                 sentence = str(error)
             found["refused" if sentence else "accepted"] += 1

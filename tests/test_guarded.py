@@ -14,7 +14,7 @@ from torch.optim.swa_utils import (
 )
 
 import sparselib as sl
-from sparselib.guarded import ReadOnly
+from sparselib.guarded import ReadOnly, plain
 
 WRITES = {
     "fill_": lambda t: t.fill_(10**8),
@@ -83,3 +83,15 @@ def test_averages_of_one_topology_pass_and_of_two_are_refused(use_buffers, optio
             mixed(x)
     average.module.load_state_dict(model.state_dict())
     assert torch.equal(average(x), model(x))
+
+
+ASKED = ["data_ptr", "is_floating_point", "element_size", "item", "tolist", "type", "stride"]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_fingerprint_answers_as_the_tensor_it_is(name):
+    number = sl.CSRLinear(8, 6, sparsity=0.5).csr.topology_id
+    asked = getattr(number, name)()
+    right = getattr(plain(number), name)()
+    assert (asked, type(asked)) == (right, type(right))
+    assert number.untyped_storage().data_ptr() == number.data_ptr()

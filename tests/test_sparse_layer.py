@@ -63,6 +63,55 @@ def test_what_does_not_fit_together_changes_nothing(sentence, strict):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+KEYS = {
+    'Missing key.*"bias"': lambda s: s.pop("bias"),
+    'Missing key.*"values"': lambda s: [s.pop(name) for name in list(s) if name != "bias"],
+    'Missing key.*"reach"': lambda s: s.pop("reach"),
+    'Missing key.*"csr.crow_indices", "csr.col_indices"': lambda s: (
+        s.pop("csr.crow_indices"),
+        s.pop("csr.col_indices"),
+    ),
+    'Unexpected key.*"weight"': lambda s: s.update(weight=torch.ones(4)),
+    'Unexpected key.*"csr.permutation"': lambda s: s.update({"csr.permutation": torch.ones(4)}),
+}
+
+
+@pytest.mark.parametrize("sentence", KEYS)
+def test_a_key_too_few_or_too_many_changes_nothing(sentence):
+    layer, other = (sl.SparseConv1d(2, 4, 3, sparsity=0.5) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state = other.state_dict()
+    KEYS[sentence](state)
+    with pytest.raises(RuntimeError, match=sentence) as caught:
+        layer.load_state_dict(state)
+    for key in {*before, *state}:
+        assert str(caught.value).count(f'"{key}"') == (key not in state or key not in before)
+    after = layer.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("sentence", KEYS)
+def test_within_a_model_such_a_key_is_reported_once_and_the_rest_fits_together(sentence):
+    model, other = (nn.Sequential(sl.SparseConv1d(2, 4, 3, sparsity=0.5)) for _ in range(2))
+    state = other[0].state_dict()
+    KEYS[sentence](state)
+    keys = model.load_state_dict({f"0.{key}": state[key] for key in state}, strict=False)
+    own = model[0].state_dict()
+    assert sorted(keys.missing_keys) == sorted(f"0.{key}" for key in own.keys() - state.keys())
+    assert keys.unexpected_keys == [f"0.{key}" for key in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        assert torch.equal(own[name], state[name])
+
+
+def test_numbers_that_are_on_meta_change_nothing():
+    layer, other = (sl.CSRLinear(8, 6, sparsity=0.5) for _ in range(2))
+    before = layer.to_dense().weight
+    state = dict(other.state_dict(), bias=torch.zeros(6, device="meta"))
+    with pytest.raises(RuntimeError, match="bias of the state dict are on meta"):
+        layer.load_state_dict(state)
+    assert torch.equal(layer.to_dense().weight, before)
+
+
 def test_values_alone_are_loaded_onto_the_connections_that_are_there():
     layer = sl.CSRLinear(8, 6, sparsity=0.5)
     layer.load_state_dict({"values": torch.ones(24)}, strict=False)

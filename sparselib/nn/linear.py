@@ -58,11 +58,11 @@ class CSRLinear(SparseLayer):
         self,
         in_features: int,
         out_features: int,
-        bias: bool = True,
+        bias: bool | float = True,  # a number is refused with advice
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        sparsity: float = 0.9,
+        sparsity: float | int = 0.9,
         topology: Topology = topology.even_fan_in,
         init: Callable[..., Any] = init.fan_in_,
         product: Product = ops.spmm,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -47,6 +48,9 @@ class SparseLayer(nn.Module, ABC):
     bias: nn.Parameter | None
     watches: Watches | None = None
     sample_dimensions: ClassVar[int] = 1
+    _is_strict: bool = (
+        False  # whether this layer is loaded by itself, and strictly
+    )
 
     @property
     @abstractmethod
@@ -222,6 +226,23 @@ class SparseLayer(nn.Module, ABC):
                 f"{self.values.dtype} on {self.values.device}; convert them"
             )
 
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
+    ) -> Any:
+        """Load as ``nn.Module`` does, and change nothing if anything is refused.
+
+        A layer within a model is not told whether loading is strict. There a key that is missing
+        is reported, and the rest of the layer loaded if it fits together, as of a dense layer.
+        """
+        self._is_strict = strict
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self._is_strict = False
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -245,10 +266,10 @@ class SparseLayer(nn.Module, ABC):
         assign = local_metadata.get("assign_to_params_buffers", False)
         arrays = {prefix + f"csr.{name}": name for name in ARRAYS}
         extras = {prefix + name: name for name in self.extras}
-        missing = [
-            name for name in (*arrays, *extras) if name not in state_dict
-        ]
-        missing_keys += missing if strict else []
+        missing, unexpected = (
+            _unlike(self, state_dict, prefix) if strict else ([], [])
+        )
+        is_refused = self._is_strict and bool(missing or unexpected)
         try:
             pattern = self.csr._proposed(state_dict, prefix + "csr.")
             entries = {
@@ -263,15 +284,23 @@ class SparseLayer(nn.Module, ABC):
             )
         except ValueError as error:
             error_msgs.append(f"{_named(self, prefix)}: {error}")
-            state_dict.update(dict.fromkeys(arrays, LOADED))
+            is_refused = True
+        state_dict.update(dict.fromkeys(arrays, LOADED))
+        if is_refused:
+            missing_keys += missing
+            unexpected_keys += unexpected
+            for key in unexpected:  # the pattern would report its own again
+                del state_dict[key]
             return
+        missing_keys += [
+            key for key in missing if key in arrays or key in extras
+        ]
         if pattern is not None:
             self.csr._load(*pattern, assign)
         if region is not None:
             self._adopt_region(region)
         if pattern is not None:
             self._follow()
-        state_dict.update(dict.fromkeys(arrays, LOADED))
         others = {
             key: entry for key, entry in state_dict.items() if key not in extras
         } | numbers
@@ -297,6 +326,30 @@ def _named(layer: nn.Module, prefix: str) -> str:
     return (
         f"layer {prefix[:-1]!r}" if prefix else f"this {type(layer).__name__}"
     )
+
+
+def _unlike(
+    layer: SparseLayer, state_dict: dict[str, Any], prefix: str
+) -> tuple[list[str], list[str]]:
+    """Return the keys of this layer that a state dict lacks, and those that the layer lacks."""
+    arrays = [f"csr.{name}" for name in ARRAYS]
+    passing = layer._non_persistent_buffers_set
+    tensors = {**layer._parameters, **layer._buffers}
+    own = [
+        name
+        for name, tensor in tensors.items()
+        if tensor is not None and name not in passing
+    ]
+    own += [*arrays, *layer.extras]
+    missing = [prefix + name for name in own if prefix + name not in state_dict]
+    unexpected = []
+    for key in state_dict:
+        name = key[len(prefix) :]
+        child, dot, _ = name.partition(".")
+        is_others = dot and child != "csr" and child in layer._modules
+        if key.startswith(prefix) and name not in own and not is_others:
+            unexpected.append(key)
+    return missing, unexpected
 
 
 def _check_fit(
@@ -344,6 +397,10 @@ def _proposed_numbers(
         _check_numbers(
             name, entry, layer.csr.nnz if name == "values" else layer.shape[0]
         )
+        if entry.is_meta and not (assign or layer.values.is_meta):
+            raise ValueError(
+                f"the {name} of the state dict are on meta, where tensors hold no numbers"
+            )
     if assign:
         _check_alike(layer, found, pattern)
     return {

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from sparselib.sweep.parameters import declared
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 TOOLS = BOOK / "_tools"
@@ -41,6 +43,15 @@ def printed(cell: dict) -> str:
     return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
+def faults_of_declarations(source: str) -> list[str]:
+    """What is wrong with the parameters cell, which holds declarations and nothing else."""
+    try:
+        declared(source)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
 def faults_of_cell(cell: dict, position: int) -> list[str]:
     """What is wrong with the code cell that ran as number `position`."""
     found = []
@@ -49,9 +60,12 @@ def faults_of_cell(cell: dict, position: int) -> list[str]:
         found.append(f"execution_count is {cell.execution_count}, not {position}")
     if any(output.output_type == "error" for output in cell.outputs):
         found.append("holds an error output")
-    limit = 120 if "hide-input" in cell.metadata.get("tags", []) else 25
+    tags = cell.metadata.get("tags", [])
+    limit = 120 if "hide-input" in tags else 30 if "parameters" in tags else 25
     if len(lines) > limit:
         found.append(f"{len(lines)} lines of code: does that belong in sparselib?")
+    if "parameters" in tags:
+        found += faults_of_declarations(cell.source)
     if re.search(r"^\s*class\s|\.backward\(|optimizer\.step\(", cell.source, re.M):
         found.append("a class or a training loop on a page")
     if any("image/png" in output.get("data", {}) for output in cell.outputs):
@@ -101,7 +115,7 @@ def sound_page() -> nbformat.NotebookNode:
     number = new_output("stream", name="stdout", text="density = 0.25\n")
     cells = [
         new_markdown_cell("# A page"),
-        new_code_cell("n = 4", execution_count=1, metadata={"tags": ["parameters"]}),
+        new_code_cell("n: int = 4", execution_count=1, metadata={"tags": ["parameters"]}),
         new_code_cell("plt.show()", execution_count=2, metadata=alt, outputs=[figure]),
         new_code_cell("print('density = 0.25')", execution_count=3, outputs=[number]),
     ]
@@ -121,7 +135,9 @@ BREAKAGES = {
     "execution_count is None": strip,
     "execution_count is 7": lambda page: page.cells[1].update(execution_count=7),
     "error output": raise_error,
-    "26 lines": lambda page: page.cells[1].update(source="x = 1\n" * 26),
+    "26 lines": lambda page: page.cells[3].update(source="x = 1\n" * 26),
+    "31 lines": lambda page: page.cells[1].update(source="x = 1\n" * 31),
+    "declares 'n' twice": lambda page: page.cells[1].update(source="n: int = 4\nn: int = 5"),
     "training loop": lambda page: page.cells[1].update(source="loss.backward()"),
     "a class": lambda page: page.cells[1].update(source="class Net: ..."),
     "alt text ('')": lambda page: page.cells[2].metadata.clear(),

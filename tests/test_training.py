@@ -108,7 +108,7 @@ def test_a_batch_larger_than_the_data_is_one_batch():
 
 def test_a_loss_that_is_not_finite_is_an_error_with_the_epoch():
     model, optimizer = start()
-    model.layers[0].values.data[0] = float("nan")
+    model.layers[-1].bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="became nan in epoch 1 of 3; lower"):
         sl.fit(model, two_classes(), optimizer, 3, progress=False)
 
@@ -382,7 +382,7 @@ def test_the_bar_and_the_sentence_count_from_the_first_epoch(capsys):
     trained(parts, 2)
     trained(parts, 2, progress=True)
     assert "4/4" in capsys.readouterr().err
-    parts[0][1].layers[0].values.data[0] = float("nan")
+    parts[0][1].layers[-1].bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="in epoch 5 of 6"):
         trained(parts, 2, after_epoch=())
 

@@ -1,4 +1,6 @@
-"""Where connections are at birth. Every function returns sorted positions row * columns + column.
+"""Where connections are at initialization.
+
+Every function returns sorted positions row * columns + column.
 
 Sparsity, in [0, 1), is the only public measure of emptiness; counts come from it here.
 """
@@ -217,10 +219,10 @@ def kernel_regions(
 def scattered(
     region: Region, sparsity: float, generator: torch.Generator | None = None
 ) -> Int[Tensor, "nnz"]:
-    r"""Draw connections uniformly in a region, :math:`\lfloor (1 - S) n_g \rfloor` a group.
+    r"""Draw connections uniformly in a region, :math:`\lfloor (1 - S) n_g \rfloor` per group.
 
     Sparsity is relative to the :math:`n_g` open cells of a group, so the kernels as a whole are
-    emptier than it says. ``remain_random`` in the program of Xiao and others (2022).
+    sparser than `sparsity`. ``remain_random`` in the program of Xiao and others (2022).
 
     Raises
     ------
@@ -242,7 +244,7 @@ def first_taps(
     """Put as many connections as `scattered` on tap 0 of all kernels, then on tap 1, and so on.
 
     ``remain_sort`` in the program of Xiao and others (2022), which its instructions use. Nothing
-    is drawn; at 95 % the kernels are one or two taps wide at birth.
+    is drawn; at 95 % the kernels are one or two taps wide at initialization.
     """
     channels = region.columns // region.taps
     found = []

@@ -42,7 +42,7 @@ def apnea_ecg(
 
     The Apnea-ECG database (Penzel and others, 2000) holds 35 labelled nights of 17,045 minutes.
     Vanwinsen and others (2023) read its ECG, 6000 points per minute, split the minutes at random
-    (``by="minute", remove=4000, valid=0.0``) and say nothing of normalisation.
+    (``by="minute", remove=4000, valid=0.0``) and do not mention normalization.
 
     Parameters
     ----------

@@ -197,7 +197,7 @@ def find(
 
 
 def open_content(path: Path) -> BufferedIOBase:
-    """Open a file to read what it holds, unpacked if it is gzip, whatever its name says."""
+    """Open a file to read what it holds, unpacked if it is gzip, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")

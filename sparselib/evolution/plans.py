@@ -149,7 +149,7 @@ def check_grown(
     Raises
     ------
     ValueError
-        With a sentence that says what is wrong.
+        With a sentence that names the fault.
     """
     shapes = tuple(positions.shape), tuple(values.shape)
     if shapes != ((count,), (count,)):
@@ -192,7 +192,7 @@ def check_dropped(indices: Tensor, connections: int) -> None:
     Raises
     ------
     ValueError
-        With a sentence that says what is wrong.
+        With a sentence that names the fault.
     """
     if indices.ndim != 1 or indices.dtype not in (torch.int64, torch.int32):
         raise ValueError(

@@ -32,7 +32,7 @@ class Workers(NamedTuple):
     scheduler : str
         Address of a running dask scheduler; without one a cluster is started here.
     processes : int, optional
-        Processes of the cluster started here, by default one a core. With 0 there is no cluster:
+        Processes of the cluster started here, by default one per core. With 0 there is no cluster:
         one run after the other, and nothing else at work, as a measurement of time needs it.
     threads : int
         Threads that each of those may compute with.

@@ -23,9 +23,7 @@ from sparselib.ops.backends import (
     stretches,
 )
 
-MANY = (
-    1 << 17
-)  # weights: as many as the second cache of a core holds with their places
+MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 
 
 def spmm(
@@ -158,7 +156,7 @@ class _Work(NamedTuple):
 
 
 def _also(bias: Tensor | None, relu: bool) -> int:
-    """Say in numbers what a product takes on its way."""
+    """Return the flags of what is fused into a product."""
     flag = kernels().RELU if relu else 0
     return flag if bias is None else flag | kernels().BIAS
 

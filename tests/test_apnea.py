@@ -1,4 +1,4 @@
-"""Apnea-ECG: every labelled minute is there, and no night is in two parts unless asked for."""
+"""Apnea-ECG: every labeled minute is there, and no night is in two parts unless asked for."""
 
 import functools
 import hashlib

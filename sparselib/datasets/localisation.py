@@ -169,7 +169,7 @@ def _placed(
 def _enlarged(
     small: Float[np.ndarray, "samples 8 8"],
 ) -> Float[np.ndarray, "samples 14 14"]:
-    """Scale by linear interpolation between the pixels' centres."""
+    """Scale by linear interpolation between the pixels' centers."""
     place = ((np.arange(DIGIT) + 0.5) * 8 / DIGIT - 0.5).clip(0, 7)
     left = np.minimum(place.astype(int), 6)
     weight = np.zeros((DIGIT, 8), np.float32)

@@ -172,7 +172,7 @@ def standardised(
 ) -> tuple[Samples, Samples, Samples]:
     """Give each feature mean 0 and standard deviation 1 on the training part.
 
-    A feature that is constant there is only centred.
+    A feature that is constant there is only centered.
     """
     values = train.x.numpy().astype(np.float64)
     mean = values.mean(0)

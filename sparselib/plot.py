@@ -1,6 +1,6 @@
 """The house style, and the figures that more than one page draws.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; lines differ in dash too.
+Colors are Okabe and Ito's, which color-blind readers can distinguish; lines differ in dash too.
 """
 
 import itertools
@@ -102,7 +102,7 @@ def dots(
     axes : Axes
         Where to draw.
     groups : mapping
-        Name to one number a run.
+        Name to one number per run.
     paper : float, optional
         The paper's number, a grey line.
     percent : bool

@@ -297,7 +297,7 @@ def grouped(
     spec: str | Mapping[str, str] = ".2f",
     caption: str = "",
 ) -> Table:
-    """Put several measures side by side, one number a cell; ours are shaded by what the paper has.
+    """Put several measures side by side, one number per cell; ours are shaded by the paper's.
 
     Parameters
     ----------

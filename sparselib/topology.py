@@ -39,11 +39,11 @@ def even_fan_in(
     sparsity: float,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "nnz"]:
-    r"""Ertl's topology: :math:`n_w = N_w / N_{out}` weights a neuron, one in each equal slice.
+    r"""Ertl's topology: :math:`n_w = N_w / N_{out}` weights per neuron, one in each equal slice.
 
     The inputs of a neuron with :math:`n` weights are cut into :math:`n` slices
     :math:`[\lfloor j N_{in}/n \rfloor, \lfloor (j+1) N_{in}/n \rfloor)` and one input is drawn
-    uniformly from each (Ertl, Section 3.2.1). The paper does not say what happens when
+    uniformly from each (Ertl, Section 3.2.1). The paper does not state what happens when
     :math:`n_w` is no integer. Here the total :math:`N_w` is kept exactly: every neuron has
     :math:`\lfloor n_w \rfloor` weights, and the remaining :math:`N_w \bmod N_{out}` go one each to
     neurons drawn at random. So where :math:`n_w < 1`, as with the 28 inputs of HIGGS at 97 %, some
@@ -103,7 +103,7 @@ def epsilon_to_sparsity(
 def sparsity_to_epsilon(
     out_features: int, in_features: int, sparsity: float
 ) -> float:
-    """Invert `epsilon_to_sparsity`, as far as it was not clipped."""
+    """Invert `epsilon_to_sparsity`, except where it was clipped."""
     cells = out_features * in_features
     if not 0 <= sparsity < 1 or cells <= 0:
         raise ValueError(
@@ -139,7 +139,7 @@ class Region(NamedTuple):
         return self.reach * (self.columns // self.taps)
 
     def mask(self, rows: Int[Tensor, "some"]) -> Bool[Tensor, "some columns"]:
-        """Tell which cells of some rows are open."""
+        """Return which cells of some rows are open."""
         tap = torch.arange(self.columns, device=rows.device) % self.taps
         return tap < self.reach[rows, None]
 

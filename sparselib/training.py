@@ -134,7 +134,7 @@ def fit(
     where the first call stopped: ``fit(..., 2)`` twice is ``fit(..., 4)``, bit for bit, if the
     model, the evolution and the generators that it uses are restored too (`checkpoint.save` and
     `checkpoint.load` do that). How many epochs an optimizer has gone through stands in its first
-    parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it says that the hooks of the
+    parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it records that the hooks of the
     last one were left out, and the next call runs them first.
 
     Parameters

@@ -371,7 +371,7 @@ def _fetch(
     raise DataUnavailable(
         f"{dataset}/{filename} lies in none of the folders {searched}; "
         f"{'; '.join(failures) or 'it has no public source'}. Place the file in one of the folders "
-        f"by hand, or use the embedded {EMBEDDED.get(dataset, 'datasets.synthetic')} instead."
+        f"yourself, or use the embedded {EMBEDDED.get(dataset, 'datasets.synthetic')} instead."
     )
 
 

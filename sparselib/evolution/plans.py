@@ -160,7 +160,7 @@ def check_grown(
     if positions.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"the grow rule returned positions of {positions.dtype}; positions are int64, because "
-            f"a floating-point number cannot tell large ones apart"
+            f"floating-point numbers do not represent large ones exactly"
         )
     if not values.dtype.is_floating_point:
         raise ValueError(

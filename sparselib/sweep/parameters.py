@@ -121,8 +121,8 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If a name is no parameter, a value is not one that its annotation allows, `scale` says
-        nothing, or a parameter that nothing reads was given.
+        If a name is no parameter, a value is not one that its annotation allows, `scale` names
+        no reduction, or a parameter that nothing reads was given.
     RuntimeError
         Outside a notebook.
     """
@@ -150,7 +150,7 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
 
 
 def check_scale(scale: str) -> None:
-    """Refuse a scale that says nothing."""
+    """Refuse a scale that is neither "paper" nor "reduced: <what>"."""
     if scale != "paper" and not re.match("reduced: .", scale):
         raise ValueError(
             f"scale must be 'paper' or 'reduced: <what>', not {scale!r}"

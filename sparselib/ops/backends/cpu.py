@@ -445,7 +445,7 @@ def kernels() -> ModuleType:
     Raises
     ------
     ImportError
-        If numba is not here, or was told not to compile.
+        If numba is not installed, or its compiler is switched off.
     """
     with _told("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels

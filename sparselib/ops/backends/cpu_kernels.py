@@ -60,7 +60,7 @@ class Vector(types.Type):
 
 @register_default(Vector)
 class VectorModel(PrimitiveModel):
-    """Tells numba what a `Vector` is in LLVM."""
+    """Defines for numba what a `Vector` is in LLVM."""
 
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, kind.llvm)

@@ -1,4 +1,4 @@
-"""Weight laws: how the values of a sparse layer are drawn."""
+"""Weight initialization: the distributions of a sparse layer's values."""
 
 import math
 
@@ -30,7 +30,7 @@ def sparse_xavier_(
     shape: tuple[int, int],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "nnz"]:
-    r"""Fill with Ertl's law :math:`\sigma = 2 / \sqrt{(N_{in} + N_{out})(1 - s)}` (3.2.1).
+    r"""Fill from Ertl's normal, :math:`\sigma = 2 / \sqrt{(N_{in} + N_{out})(1 - s)}` (3.2.1).
 
     The density :math:`1 - s` is that of the layer as it is, nnz / cells.
     """
@@ -48,9 +48,9 @@ def xavier_(
     shape: tuple[int, int],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "nnz"]:
-    r"""Fill with the law Ertl calls Xavier's, :math:`\sigma = 2 / \sqrt{N_{in} + N_{out}}` (3.2.1).
+    r"""Fill from Ertl's "Xavier" normal, :math:`\sigma = 2 / \sqrt{N_{in} + N_{out}}` (3.2.1).
 
-    Glorot and Bengio's normal law is :math:`\sqrt{2 / (N_{in} + N_{out})}`, smaller by
+    Glorot and Bengio's normal has :math:`\sqrt{2 / (N_{in} + N_{out})}`, smaller by
     :math:`\sqrt 2`; the paper's is kept as printed.
     """
     return values.normal_(
@@ -64,7 +64,7 @@ def linear_(
     shape: tuple[int, int],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "nnz"]:
-    r"""Fill with the law of ``nn.Linear``, uniform in :math:`\pm 1 / \sqrt{N_{in}}`.
+    r"""Fill from the distribution of ``nn.Linear``, uniform in :math:`\pm 1 / \sqrt{N_{in}}`.
 
     What is left if the weights of a dense layer are masked, as in Radu's program: the sparser the
     layer, the smaller its outputs.

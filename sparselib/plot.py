@@ -1,6 +1,6 @@
 """The house style, and the figures that more than one page draws.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; lines differ in dash too.
+Colors are Okabe and Ito's, which color-blind readers can distinguish; lines differ in dash too.
 """
 
 import itertools
@@ -46,7 +46,7 @@ STYLE: Any = {
 def subplots(
     rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """Switch to the house style and return ``plt.subplots``, 3.2 inches high a row by default."""
+    """Switch to the house style and return ``plt.subplots``, 3.2 inches high per row by default."""
     options.setdefault(
         "figsize",
         (5.0 if columns == 1 else min(8.0, 3.6 * columns), 3.2 * rows),
@@ -102,7 +102,7 @@ def dots(
     axes : Axes
         Where to draw.
     groups : mapping
-        Name to one number a run.
+        Name to one number per run.
     paper : float, optional
         The paper's number, a grey line.
     percent : bool
@@ -207,7 +207,7 @@ def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
 def compressed_rows(
     axes: Axes, matrix: Any, crow_indices: Any, col_indices: Any, values: Any
 ) -> None:
-    """Draw a small matrix beside its three CSR arrays, one colour a row, as in Ertl's Figure 1."""
+    """Draw a small matrix beside its three CSR arrays, one color per row, as in Ertl's Figure 1."""
     matrix = np.asarray(matrix)
     crow = np.asarray(crow_indices)
     rows, columns = matrix.shape

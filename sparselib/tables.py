@@ -54,7 +54,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what it says, whether it is a number, and the color behind it."""
+    """One cell: its text, whether it is a number, and the color behind it."""
 
     text: str
     number: bool = False
@@ -223,7 +223,7 @@ def compare(
     Parameters
     ----------
     labels : mapping
-        Name of a column to what it says in each row; keys get the names of `human`.
+        Name of a column to its entry in each row; keys get the names of `human`.
     paper : sequence
         The paper's number or words in each row; None where it prints nothing.
     ours : sequence
@@ -297,16 +297,16 @@ def grouped(
     spec: str | Mapping[str, str] = ".2f",
     caption: str = "",
 ) -> Table:
-    """Put several measures side by side, one number a cell; ours are shaded by what the paper has.
+    """Put several measures side by side, one number per cell; ours are shaded by the paper's.
 
     Parameters
     ----------
     labels : mapping
-        Name of a column to what it says in each row.
+        Name of a column to its entry in each row.
     groups : mapping
         Measure to its columns: name to one number, runs or words for each row. In a group with a
         column ``"paper"`` the other columns are shaded by their difference from it, and an arrow
-        says which way they differ.
+        states which way they differ.
     spec : str or mapping
         Format of the numbers, of all groups or of each.
     caption : str
@@ -356,12 +356,12 @@ def listing(
     spec: str = ".1f",
     caption: str = "",
 ) -> Table:
-    """List results of ours without a paper's beside them.
+    """List our results without a paper's beside them.
 
     Parameters
     ----------
     labels : mapping
-        Name of a column to what it says in each row; keys get the names of `human`.
+        Name of a column to its entry in each row; keys get the names of `human`.
     columns : mapping
         Name to one number, runs or words for each row; a pandas frame will do.
     spec : str
@@ -397,7 +397,7 @@ def listing(
 def verdicts(
     claims: Sequence[tuple[str, str, str, str, str]], *, caption: str = ""
 ) -> Table:
-    """Say of each claim of a paper whether it holds here.
+    """List for each claim of a paper whether it holds here.
 
     Parameters
     ----------
@@ -525,7 +525,7 @@ def _shaded(value: Any, paper: Any, spec: str) -> Cell:
 
 
 def _reason(paper: Any, ours: Any, spec: str, labels: Sequence[Cell]) -> str:
-    """Say what the numbers themselves say; refuse a difference without a reason."""
+    """Return the reason that the numbers themselves give; refuse a difference without one."""
     gap = _gap(paper, ours, spec)
     if gap == 0:
         return EQUAL

@@ -45,7 +45,7 @@ def ratios(
 ) -> dict[str, Timing]:
     """Time several calls in turn; return the speedup of each over the baseline.
 
-    A ratio is taken within a round, in which all calls meet the same clock and the same neighbours,
+    A ratio is taken within a round, in which all calls meet the same clock and the same neighbors,
     and the median of the ratios is returned. The order alternates.
     """
     times = measure(calls, rounds, device)

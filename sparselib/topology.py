@@ -1,4 +1,6 @@
-"""Where connections are at birth. Every function returns sorted positions row * columns + column.
+"""Where connections are at initialization.
+
+Every function returns sorted positions row * columns + column.
 
 Sparsity, in [0, 1), is the only public measure of emptiness; counts come from it here.
 """
@@ -37,11 +39,11 @@ def even_fan_in(
     sparsity: float,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "nnz"]:
-    r"""Ertl's topology: :math:`n_w = N_w / N_{out}` weights a neuron, one in each equal slice.
+    r"""Ertl's topology: :math:`n_w = N_w / N_{out}` weights per neuron, one in each equal slice.
 
     The inputs of a neuron with :math:`n` weights are cut into :math:`n` slices
     :math:`[\lfloor j N_{in}/n \rfloor, \lfloor (j+1) N_{in}/n \rfloor)` and one input is drawn
-    uniformly from each (Ertl, Section 3.2.1). The paper does not say what happens when
+    uniformly from each (Ertl, Section 3.2.1). The paper does not state what happens when
     :math:`n_w` is no integer. Here the total :math:`N_w` is kept exactly: every neuron has
     :math:`\lfloor n_w \rfloor` weights, and the remaining :math:`N_w \bmod N_{out}` go one each to
     neurons drawn at random. So where :math:`n_w < 1`, as with the 28 inputs of HIGGS at 97 %, some
@@ -101,7 +103,7 @@ def epsilon_to_sparsity(
 def sparsity_to_epsilon(
     out_features: int, in_features: int, sparsity: float
 ) -> float:
-    """Invert `epsilon_to_sparsity`, as far as it was not clipped."""
+    """Invert `epsilon_to_sparsity`, except where it was clipped."""
     cells = out_features * in_features
     if not 0 <= sparsity < 1 or cells <= 0:
         raise ValueError(
@@ -137,7 +139,7 @@ class Region(NamedTuple):
         return self.reach * (self.columns // self.taps)
 
     def mask(self, rows: Int[Tensor, "some"]) -> Bool[Tensor, "some columns"]:
-        """Tell which cells of some rows are open."""
+        """Return which cells of some rows are open."""
         tap = torch.arange(self.columns, device=rows.device) % self.taps
         return tap < self.reach[rows, None]
 
@@ -217,10 +219,10 @@ def kernel_regions(
 def scattered(
     region: Region, sparsity: float, generator: torch.Generator | None = None
 ) -> Int[Tensor, "nnz"]:
-    r"""Draw connections uniformly in a region, :math:`\lfloor (1 - S) n_g \rfloor` a group.
+    r"""Draw connections uniformly in a region, :math:`\lfloor (1 - S) n_g \rfloor` per group.
 
     Sparsity is relative to the :math:`n_g` open cells of a group, so the kernels as a whole are
-    emptier than it says. ``remain_random`` in the program of Xiao and others (2022).
+    sparser than `sparsity`. ``remain_random`` in the program of Xiao and others (2022).
 
     Raises
     ------
@@ -242,7 +244,7 @@ def first_taps(
     """Put as many connections as `scattered` on tap 0 of all kernels, then on tap 1, and so on.
 
     ``remain_sort`` in the program of Xiao and others (2022), which its instructions use. Nothing
-    is drawn; at 95 % the kernels are one or two taps wide at birth.
+    is drawn; at 95 % the kernels are one or two taps wide at initialization.
     """
     channels = region.columns // region.taps
     found = []

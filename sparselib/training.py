@@ -134,7 +134,7 @@ def fit(
     where the first call stopped: ``fit(..., 2)`` twice is ``fit(..., 4)``, bit for bit, if the
     model, the evolution and the generators that it uses are restored too (`checkpoint.save` and
     `checkpoint.load` do that). How many epochs an optimizer has gone through stands in its first
-    parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it says that the hooks of the
+    parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it records that the hooks of the
     last one were left out, and the next call runs them first.
 
     Parameters
@@ -173,7 +173,7 @@ def fit(
     after_step : callable or several
         Called without arguments after every optimizer step.
     start_epoch : int, optional
-        How many epochs were trained before; by default what the optimizer says. 0 starts anew: the
+        How many epochs were trained before; by default the optimizer's count. 0 starts anew: the
         order of the samples begins again, and no hook is due.
     history : mapping, optional
         What `fit` returned for the epochs before; the history that is returned continues it.
@@ -413,7 +413,7 @@ def _epoch(
 
 
 def _checked(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
-    """Call a loss; where it fails before the model does, say how losses are passed."""
+    """Call a loss; where it fails before the model does, explain how losses are passed."""
     try:
         error = loss(model, batch)
     except (TypeError, AttributeError) as fault:

@@ -29,7 +29,7 @@ INSTRUCTIONS = {
     "barriers": r"\bBAR\.SYNC",
     "cached_for_good": r"\bLDG\S*\.CONSTANT",
 }
-# each lane of a warp reads the number beside its neighbour's, and the warp has a row of its own
+# each lane of a warp reads the number beside its neighbor's, and the warp has a row of its own
 A_ROW_EACH = "sizePerThread = [1, 1, 1], threadsPerWarp = [1, 1, 32], warpsPerCTA = [1, {}, 1]"
 INTS, FLOATS = "*i32", "*fp32"
 
@@ -47,7 +47,7 @@ def aligned(signature):
 
 def compile_for_hopper(kernel, kinds, constants, warps):
     signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
-    # what is not excluded is specialised where it happens to be divisible by 16
+    # what is not excluded is specialized where it happens to be divisible by 16
     special = [
         (place,)
         for place, parameter in enumerate(kernel.params)

@@ -450,7 +450,7 @@ def trained(definition):
     return model, optimizer, old
 
 
-def test_set_grows_at_zero_or_at_the_normal_law_of_scipy():
+def test_set_grows_from_zero_or_from_the_normal_distribution_of_scipy():
     for definition in ("text", "keras"):
         model, _, _ = trained(definition)
         assert (model.layers[0].values == 0).sum() == round(0.3 * 22)

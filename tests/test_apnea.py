@@ -1,4 +1,4 @@
-"""Apnea-ECG: every labelled minute is there, and no night is in two parts unless asked for."""
+"""Apnea-ECG: every labeled minute is there, and no night is in two parts unless asked for."""
 
 import functools
 import hashlib
@@ -121,7 +121,7 @@ def test_without_any_test_night_there_is_no_official_split(tmp_path, monkeypatch
 
 @pytest.mark.realdata
 def test_real_test_nights_are_tested_on_the_answers_that_lie_beside_them(tmp_path):
-    """The answers themselves are not at hand: random labels, as many as the night has minutes."""
+    """The answers themselves are not available: random labels, as many as the night has minutes."""
     rng = np.random.default_rng(0)
     lines = []
     for number in range(1, 36):
@@ -476,7 +476,7 @@ def test_minutes_are_tested_in_one_fold_each():
     assert len({row.numpy().tobytes() for part in tested for row in part.x}) == 1400
 
 
-def test_divided_by_record_only_training_nights_lose_minutes():
+def test_split_by_record_only_training_nights_lose_minutes():
     whole, fewer = (datasets.apnea_ecg(remove=remove) for remove in (0, 500))
     assert len(fewer.valid) == len(whole.valid)
     assert len(fewer.test) == len(whole.test)
@@ -528,7 +528,7 @@ def test_a_minute_and_its_neighbours_are_consecutive_windows_of_the_night():
     assert torch.equal(wide.x[:, 240:480], narrow.x)
 
 
-def test_made_up_apnea_is_a_slow_wave_of_20_to_60_seconds():
+def test_synthetic_apnea_is_a_slow_wave_of_20_to_60_seconds():
     slow = []
     for number, name in enumerate(apnea_records.LEARNING[:20]):
         night = synthetic_ecg.draw_night(name, number)
@@ -538,7 +538,7 @@ def test_made_up_apnea_is_a_slow_wave_of_20_to_60_seconds():
     assert np.nanmean(slow, axis=0)[1] > 2 * np.nanmean(slow, axis=0)[0]
 
 
-def test_made_up_nights_are_many_patients_and_the_same_for_a_seed():
+def test_synthetic_nights_are_many_patients_and_the_same_for_a_seed():
     first, again, other = (datasets.apnea_ecg(seed=seed) for seed in (0, 0, 1))
     assert first.checksum == again.checksum != other.checksum
     assert [len(set(part.groups.tolist())) for part in parts(first)] == [21, 7, 7]

@@ -185,7 +185,7 @@ def test_a_batch_that_python_3_has_written_again_is_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("python", [False, True])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_200_damaged_files_are_refused_by_name_or_equal_or_told(
+def test_200_damaged_files_are_refused_by_name_or_equal_or_reported(
     alone: Path, python: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole batch has a known checksum of its content; damage that no rule finds, that does."""

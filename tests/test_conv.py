@@ -134,7 +134,7 @@ def test_state_dict_carries_values_topology_and_reach():
     assert torch.equal(*slopes)
 
 
-def test_a_dilation_is_said_where_there_is_one():
+def test_a_dilation_is_shown_where_there_is_one():
     assert "3, 9, 6, padding=replicate_right, bias=True" in repr(layer_of())
     assert "3, 9, 6, dilation=2, bias=True" in repr(layer_of(dilation=2, padding=0))
 
@@ -175,7 +175,7 @@ def test_connections_of_a_group_are_those_of_the_program(law, channels, taps, sp
     assert bool((positions % taps < region.reach[positions // region.columns]).all())
 
 
-def test_kernels_sorted_at_birth_are_one_or_two_taps_wide():
+def test_kernels_sorted_at_initialization_are_one_or_two_taps_wide():
     region = topology.Region(topology.kernel_regions(141, 30), 30, 47 * 30)
     taps = topology.first_taps(region, 0.95) % 30
     assert torch.bincount(taps).tolist() == [1104 + 2209 + 2209, 1104]

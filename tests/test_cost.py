@@ -1,4 +1,4 @@
-"""The paper's memory arithmetic, in bytes that are really allocated, and operations by hand."""
+"""The paper's memory arithmetic, in bytes that are really allocated, and operations by formula."""
 
 import pytest
 import torch
@@ -101,6 +101,6 @@ def test_a_model_of_several_inputs_is_counted_with_an_example():
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_what_cannot_be_counted_is_said(kind):
+def test_what_cannot_be_counted_is_refused(kind):
     with pytest.raises(ValueError, match="cannot be counted"):
         sl.cost.flops(kind(4, 8), (5, 1, 4))

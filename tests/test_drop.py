@@ -1,4 +1,4 @@
-"""Drop rules remove what they say, in any weight law."""
+"""Drop rules remove what they promise, for any distribution of weights."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_set_drops_the_same_share_of_either_sign(values, fraction):
             assert torch.equal(out.abs().sort().values, side.abs().sort().values[: len(out)])
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "normal": lambda n: torch.randn(n),
     "tiny normal": lambda n: 1e-3 * torch.randn(n),
     "heavy tail": lambda n: torch.distributions.StudentT(2.0).sample((n,)),
@@ -41,12 +41,12 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3])
-def test_the_threshold_finds_its_target_within_a_fifth(law, fraction):
+def test_the_threshold_finds_its_target_within_a_fifth(distribution, fraction):
     for seed in range(66):
         torch.manual_seed(seed)
-        values, state = LAWS[law](5000), {}
+        values, state = DISTRIBUTIONS[distribution](5000), {}
         counts = [len(drop.adaptive_threshold(values, fraction, state)) for _ in range(100)]
         assert max(counts) <= 2 * fraction * len(values)
         late = torch.tensor(counts[-20:]) / len(values)

@@ -430,7 +430,7 @@ def test_the_state_of_another_evolution_is_refused_whole(key, other):
 def test_a_state_without_rules_is_loaded_with_a_warning_and_a_damaged_one_refused():
     model = network()
     evolution = sl.SET(model, OPTIMIZERS["sgd"](model.parameters()))
-    with pytest.warns(UserWarning, match="does not say of which rules"):
+    with pytest.warns(UserWarning, match="does not name its rules"):
         evolution.load_state_dict({"steps": 4, "state": {"layers.0": {"threshold": 0.5}}})
     assert evolution.steps == 4
     assert evolution.state["layers.0"] == {"threshold": 0.5}

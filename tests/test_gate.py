@@ -1,4 +1,4 @@
-"""Gates and relaxed coins: the laws of Eq. 14 to 16."""
+"""Gates and relaxed coins: the distributions of Eq. 14 to 16."""
 
 import math
 

@@ -120,7 +120,7 @@ def test_recall_grows_with_the_neurons_and_ends_at_one():
 
 
 @pytest.mark.parametrize("rule", [grow.random, grow.full_gradient, grow.gradient_of_costliest])
-def test_too_little_room_is_said(rule):
+def test_too_little_room_is_refused(rule):
     layer, context = make(3, 4, 0.5, 0)
     with pytest.raises(ValueError, match="7 connections cannot grow into 6 free cells"):
         rule(layer, 7, context)

@@ -60,7 +60,7 @@ def imports(tree: ast.AST, path: Path) -> set[str]:
 
 
 def climbing(path: Path, tree: ast.AST) -> list[str]:
-    """Imports of ours that do not point down."""
+    """Imports within sparselib that do not point down."""
     ours = {full.split(".")[1] for full in imports(tree, path) if full.startswith("sparselib.")}
     own, top = room(path), max(FLOORS) + 1
     others = ours - {own, "__version__"}
@@ -96,7 +96,7 @@ def test_no_room_without_a_name() -> None:
 
 
 def is_abstract(node: ast.ClassDef) -> bool:
-    """Whether a class says that it has no instances of its own."""
+    """Whether a class declares that it has no instances of its own."""
     return any(dotted(base) in ("ABC", "Protocol") for base in node.bases) or any(
         dotted(decorator) == "abstractmethod"
         for function in functions(node)
@@ -105,7 +105,7 @@ def is_abstract(node: ast.ClassDef) -> bool:
 
 
 def inherited_from_final(trees: list[ast.AST]) -> list[str]:
-    """Classes of ours that derive from another of ours that is not abstract."""
+    """Classes of sparselib that derive from another that is not abstract."""
     classes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
     final = {node.name for node in classes if not is_abstract(node)}
     return [c.name for c in classes for base in c.bases if dotted(base) in final - {c.name}]
@@ -269,7 +269,7 @@ def dead_pointers(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def named(page: Path) -> set[str]:
-    """Dotted names of ours that a page writes as code."""
+    """Dotted names of sparselib that a page writes as code."""
     if page.suffix == ".ipynb":
         cells = nbformat.read(page, as_version=4).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")

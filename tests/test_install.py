@@ -34,7 +34,7 @@ def build_wheel(root: Path, folder: Path) -> Path:
 
 
 def make_environment(folder: Path) -> Path:
-    """Make an environment whose dependencies, but no package of ours, are those of this one."""
+    """Make an environment with the dependencies of this one, and no package of the project."""
     run(sys.executable, "-m", "venv", folder, folder=folder.parent)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"

@@ -1,4 +1,4 @@
-"""Digits in clutter and spells in an ECG lie where they are said to."""
+"""Digits in clutter and spells in an ECG lie where the data set states."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from sparselib import datasets
 
 
-def test_placed_spells_lie_where_they_are_said_to() -> None:
+def test_placed_spells_lie_where_the_data_set_states() -> None:
     data, spells = datasets.placed_spells(90, 20, 20, seconds=20)
     x, y = data.train.x[:, 0], data.train.y
     inside = torch.stack([x[n, a + 25 : b - 25] for n, (a, b) in enumerate(spells["train"])])
@@ -37,7 +37,7 @@ def test_placed_digits_lie_in_their_boxes() -> None:
     assert torch.equal(box[:, 2:] - box[:, :2], torch.full((200, 2), 14))
     assert int(box.min()) >= 0
     assert int(box.max()) <= 32
-    # more ink inside of the box than a chance place has
+    # more ink inside of the box than a random place has
     corners = zip(data.train.x, box.tolist())
     inside = [float(x[0, top:low, left:far].mean()) for x, (top, left, low, far) in corners]
     assert np.mean(inside) > 2 * float(data.train.x.mean())

@@ -1,4 +1,4 @@
-"""Severity of apnea by night, and confusion of classes: facts of the paper, and counts by hand."""
+"""Severity of apnea by night, and confusion of classes: facts of the paper, and explicit counts."""
 
 import pytest
 import torch

@@ -85,7 +85,7 @@ def test_sixteen_bits_are_those_of_the_float32_numbers(name, kind):
     torch.testing.assert_close(layer.values.grad, wide.values.grad, **close)
 
 
-def test_layers_are_born_and_called_where_the_default_device_is():
+def test_layers_are_initialized_and_called_where_the_default_device_is():
     for make, shape in LAYERS.values():
         with torch.device("meta"):
             assert make(bias=True)(torch.empty(shape)).is_meta

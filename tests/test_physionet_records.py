@@ -1,4 +1,4 @@
-"""Signals: PhysioNet's records, UCI's epilepsy, and made-up ones that stand in for them."""
+"""Signals: PhysioNet's records, UCI's epilepsy, and synthetic ones that stand in for them."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ from sparselib.saliency import Selector
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """Give normalisations statistics of their own, so that shifts matter."""
+    """Give normalizations statistics of their own, so that shifts matter."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.2)

@@ -64,7 +64,7 @@ def test_a_unit_scales_the_mask_with_the_signal() -> None:
         Selector(model, (1, 32), 3, blocks=1, unit=0.0)
 
 
-def test_an_even_chance_and_random_circles() -> None:
+def test_random_pixels_and_random_circles() -> None:
     x = torch.zeros(200, 3, 32, 32)
     coins, circles = (
         f(x, torch.Generator().manual_seed(0)) for f in (saliency.coins, saliency.random_rbf)
@@ -112,7 +112,7 @@ def test_smoothness_counts_edges() -> None:
 
 
 def penalty(sigma: float, lambda_1: float, definition: str) -> float:
-    """lambda_1 R + lambda_2 S in the mean over coins, for a mask in the middle."""
+    """lambda_1 R + lambda_2 S in the mean over random masks, for a mask in the middle."""
     centre = torch.full((400, 2), 16.0)
     f = saliency.rbf(centre, torch.full((400,), sigma), SIZE)
     drawn = saliency.sample(f, generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_selector_keeps_its_classifier_frozen() -> None:
     assert selector.of(small()).decoder is selector.decoder
 
 
-def test_at_birth_masks_are_a_third_wide() -> None:
+def test_at_initialization_masks_are_a_third_wide() -> None:
     selector = Selector(small(), (1, 32, 32), 10).eval()
     sigma = selector.centre_and_sigma(selector.numbers(torch.rand(20, 1, 32, 32)))[1]
     assert float(sigma.detach().median()) == pytest.approx(10, abs=2)
@@ -204,7 +204,7 @@ def trained() -> tuple:
 
 @pytest.fixture(scope="module")
 def evaluator(trained: tuple) -> torch.nn.Module:
-    """A network that learnt from pixels hidden by fair coins, Eq. 8."""
+    """A network trained on pixels hidden with probability one half, Eq. 8."""
     data, _, classifier, _, _, _ = trained
     evaluator = small()
     evaluator.load_state_dict(classifier.state_dict())
@@ -253,7 +253,7 @@ def test_a_predictor_by_coins_reads_images_of_which_half_is_hidden(
         )
 
 
-def test_a_judge_without_a_stake_prefers_the_selectors_masks(
+def test_an_independent_evaluator_prefers_the_selectors_masks(
     trained: tuple, evaluator: torch.nn.Module
 ) -> None:
     data, _, classifier, _, selector, _ = trained

@@ -41,7 +41,7 @@ def test_split_refuses_unknown_labels_and_other_features():
 
 
 def test_split_shows_itself_and_its_checksum():
-    split = Split(samples(6), samples(0), samples(2), classes=2, name="toy", note="made up")
+    split = Split(samples(6), samples(0), samples(2), classes=2, name="toy", note="synthetic")
     assert split.features == 3
     assert len(split.train) == 6
     assert repr(split) == (

@@ -154,7 +154,7 @@ def test_there_is_no_scheduler(tmp_path, address):
     assert "Traceback" not in err
 
 
-def test_what_a_page_writes_wrongly_is_told_with_its_run(tmp_path):
+def test_what_a_page_writes_wrongly_is_reported_with_its_run(tmp_path):
     modes = ["half", "lie", "ok", "hang"]
     points = [{"x": x, "mode": mode} for x, mode in enumerate(modes)]
     points[-1]["pause"] = 60.0

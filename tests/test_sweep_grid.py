@@ -1,4 +1,4 @@
-"""What a sweep file says, what is refused, and what makes two runs the same."""
+"""What a sweep file holds, what is refused, and what makes two runs the same."""
 
 import json
 import shutil
@@ -178,7 +178,7 @@ def test_only_limit_and_dry_run_choose(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_dask_runs_follow_each_other_and_it_is_said(tmp_path):
+def test_without_dask_runs_follow_each_other_and_it_is_printed(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "distributed.py").write_text("raise ImportError('not installed')", encoding="utf-8")
@@ -300,7 +300,7 @@ def test_a_table_is_read_before_anything_runs(tmp_path, capsys, rows, status, to
     assert told in "".join(capsys.readouterr())
 
 
-def test_rows_of_another_grid_go_only_if_that_is_said(tmp_path):
+def test_rows_of_another_grid_go_only_if_asked_for(tmp_path):
     place = written(tmp_path, "x,square,run\n7,49,older\n")
     assert place.run("--workers", 0)[0] == 2
     assert place.rows() == [7]

@@ -66,7 +66,7 @@ def test_synthetic_sizes_are_free():
     assert (split.train.x.shape, split.valid.x.shape, split.classes) == ((20, 144), (0, 144), 3)
 
 
-def test_synthetic_letters_can_be_learnt_and_are_seeded():
+def test_synthetic_letters_can_be_learned_and_are_seeded():
     split = synthetic.letters(600, 50, 200, features=60)
     assert split.checksum == synthetic.letters(600, 50, 200, features=60).checksum
     assert split.train.x.abs().max() <= 1
@@ -80,7 +80,7 @@ def test_synthetic_letters_can_be_learnt_and_are_seeded():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_made_up_signals_are_seeded_and_standardised(kind):
+def test_synthetic_signals_are_seeded_and_standardised(kind):
     split = synthetic.signals([kind])
     assert (split.train.x.shape, split.valid.x.shape, split.test.x.shape) == (
         (6, 1000),

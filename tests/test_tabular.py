@@ -320,7 +320,7 @@ def test_200_damaged_isolet_files_are_refused_by_name_or_read_as_python_reads_th
 
 
 def test_isolet_that_lies_nowhere_says_what_to_do(alone):
-    with pytest.raises(DataUnavailable, match=r"by hand, or use .*letters"):
+    with pytest.raises(DataUnavailable, match=r"yourself, or use .*letters"):
         datasets.isolet(alone)
 
 

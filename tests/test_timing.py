@@ -44,7 +44,7 @@ def test_short_calls_are_repeated_and_counted_once():
     assert 0 < short_timing.low <= short_timing.median <= short_timing.high < 1
 
 
-def test_a_ratio_says_how_many_times_faster():
+def test_a_ratio_is_the_speedup():
     calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.005)}
     ratios = timing.ratios(calls, "slow", rounds=5)
     assert ratios["slow"].median == 1

@@ -1,4 +1,4 @@
-"""The one training loop: it learns, repeats itself exactly, and says when it breaks."""
+"""The one training loop: it learns, repeats itself exactly, and reports when it breaks."""
 
 import copy
 import functools
@@ -197,7 +197,7 @@ def test_accuracy_of_nothing_is_refused():
         sl.metrics.accuracy(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
 
 
-def test_nothing_to_monitor_is_said_before_training():
+def test_nothing_to_monitor_is_refused_before_training():
     model, optimizer = start()
     data = two_classes()
     data.valid = SimpleNamespace(x=data.train.x[:0], y=data.train.y[:0])
@@ -220,7 +220,7 @@ def test_nothing_to_monitor_is_said_before_training():
         (lambda model, batch: 0.5, "one number, .* not float"),
     ],
 )
-def test_a_function_of_outputs_and_targets_is_told_how_to_be_passed(loss, sentence):
+def test_a_function_of_outputs_and_targets_is_shown_how_to_be_passed(loss, sentence):
     model, optimizer = start()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(TypeError, match=sentence):
@@ -322,7 +322,7 @@ def same(first, second):
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_two_calls_are_one_call_bit_for_bit(kind, cut):
-    """Saved by hand after `cut` of 5 epochs and loaded into objects that are new."""
+    """Saved explicitly after `cut` of 5 epochs and loaded into objects that are new."""
     whole = trio(kind)
     expected = trained(whole, 5)
     first = trio(kind)

@@ -34,7 +34,7 @@ def installed() -> list[str]:
 
 
 def fingerprint(root: Path) -> str:
-    """Hash all that decides what a page says, besides its own code."""
+    """Hash all that decides what a page prints, besides its own code."""
     digest = hashlib.sha256(f"{sys.version}\0{installed()}".encode())
     for path in sorted({p for pattern in READ_BY_PAGES for p in root.glob(pattern)}):
         name = path.relative_to(root)
@@ -45,7 +45,7 @@ def fingerprint(root: Path) -> str:
 
 
 def drop_stale_cache(root: Path) -> bool:
-    """Remove the cached executions if a page may now say something else; say whether it was so."""
+    """Remove the cached executions if a page may now print something else; return whether."""
     stamp = root / "_build/.inputs.sha256"
     now = fingerprint(root)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == now:

@@ -60,7 +60,7 @@ def passes(name: str, selection: list[str]) -> bool:
 
 
 def main() -> int:
-    """Install and test each environment; say which of them hold."""
+    """Install and test each environment; print which of them hold."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(ENVIRONMENTS)}; all by default")
     parser.add_argument("--tests", nargs="+", help="files of tests, by default all of the library")

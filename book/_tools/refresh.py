@@ -36,13 +36,15 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 
 
 def refresh(page: Path) -> bool:
-    """Execute one page in its own folder and write it back; say whether anything changed."""
+    """Execute one page in its own folder and write it back; return whether anything changed."""
     before = page.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
     normalise(notebook)
     kernels.run(notebook, page.parent)
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # what was told while it ran, such as progress, is no result
+        if (
+            cell.cell_type == "code"
+        ):  # what was printed while it ran, such as progress, is no result
             cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
     notebook.metadata = nbformat.from_dict(dict(notebook.metadata) | METADATA)
     after = nbformat.writes(notebook).rstrip("\n") + "\n"

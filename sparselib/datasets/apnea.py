@@ -40,9 +40,9 @@ def apnea_ecg(
 ) -> Split:
     """Return minutes of sleep; class 1 is apnea.
 
-    The Apnea-ECG database (Penzel and others, 2000) holds 35 labelled nights of 17,045 minutes.
+    The Apnea-ECG database (Penzel and others, 2000) holds 35 labeled nights of 17,045 minutes.
     Vanwinsen and others (2023) read its ECG, 6000 points per minute, split the minutes at random
-    (``by="minute", remove=4000, valid=0.0``) and say nothing of normalisation.
+    (``by="minute", remove=4000, valid=0.0``) and do not mention normalization.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def apnea_ecg(
         How many minutes without apnea are left out, at random, to balance the classes. Where nights
         are whole, those of validation and test are, and only training nights lose minutes.
     neighbours
-        Minutes before and after the labelled one that belong to a sample of intervals.
+        Minutes before and after the labeled one that belong to a sample of intervals.
     normalise
         ``"none"``, or mean 0 and standard deviation 1 of each ``"minute"`` (with its neighbours)
         or each ``"night"``, which needs no labels.

@@ -77,7 +77,7 @@ def read(
     """Read beats and labels of one night.
 
     Labels are those of `.apn`; those of x01 to x35 are in the official file `event-2-answers`,
-    which has to be placed by hand.
+    which has to be placed in the folder yourself.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def ecg(
             ) from error
         if found.fs != SAMPLES or found.adc_gain[0] != UNITS:
             raise ValueError(
-                f"{header} is refused: it tells of {found.fs} samples per second and "
+                f"{header} is refused: it states {found.fs} samples per second and "
                 f"{found.adc_gain[0]} steps per millivolt, not {SAMPLES} and {UNITS}."
             )
         return whole_minutes(
@@ -321,7 +321,7 @@ def _marks(path: Path) -> Marks:
             sample += long - 2**32 if long >= 2**31 else long
             place += 2
         elif code == TEXT:
-            # a comment at the start tells the rate and is no mark
+            # a comment at the start states the rate and is no mark
             if data[2 * place : 2 * place + 3] == b"## " and marks.sample:
                 marks.sample.pop()
                 marks.symbol.pop()

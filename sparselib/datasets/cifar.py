@@ -21,7 +21,7 @@ RECORD = 1 + 3 * 32 * 32
 IMAGES = 10_000  # of a whole batch
 TRAINING = tuple(f"data_batch_{number}" for number in range(1, 6))
 TESTING = ("test_batch",)
-# the first 1,000 test images, where no more are at hand
+# the first 1,000 test images, where no more are available
 PART_OF_TESTING = "test_batch_first1000"
 # SHA-1 of label and pixels, image by image, which is how the binary version stores a batch
 OFFICIAL = {
@@ -70,8 +70,8 @@ def cifar10(
     Returns
     -------
     Split
-        Images of shape (samples, 3, 32, 32). Where batches are missing, `note` says how many images
-        there are.
+        Images of shape (samples, 3, 32, 32). Where batches are missing, `note` states the number of
+        images.
 
     Raises
     ------

@@ -197,7 +197,7 @@ def find(
 
 
 def open_content(path: Path) -> BufferedIOBase:
-    """Open a file to read what it holds, unpacked if it is gzip, whatever its name says."""
+    """Open a file to read what it holds, unpacked if it is gzip, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
@@ -371,7 +371,7 @@ def _fetch(
     raise DataUnavailable(
         f"{dataset}/{filename} lies in none of the folders {searched}; "
         f"{'; '.join(failures) or 'it has no public source'}. Place the file in one of the folders "
-        f"by hand, or use the embedded {EMBEDDED.get(dataset, 'datasets.synthetic')} instead."
+        f"yourself, or use the embedded {EMBEDDED.get(dataset, 'datasets.synthetic')} instead."
     )
 
 

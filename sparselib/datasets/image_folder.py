@@ -37,7 +37,7 @@ def photographs(
 
     The shorter side is scaled to 8/7 of `side`, the middle is cut out, and colors are standardized
     by ImageNet's mean and standard deviation, as torchvision's weights expect. Pictures are turned
-    as their EXIF data say, gray values of 16 bits are scaled to 8, and what is transparent is laid
+    by their EXIF data, gray values of 16 bits are scaled to 8, and what is transparent is laid
     on white.
 
     Parameters
@@ -160,7 +160,7 @@ def _annotated(root: Path, paths: list[Path]) -> dict[Path, str]:
     if not file.is_file():
         raise ValueError(
             f"{root} is refused: its only folder is 'images', which is no class, and there is no "
-            f"{ANNOTATIONS} to say the classes."
+            f"{ANNOTATIONS} to name the classes."
         )
     text = file.read_text(encoding="utf-8", errors="replace")
     listed = {}

@@ -68,7 +68,7 @@ def placed_spells(
 ) -> tuple[Split, dict[str, Int64[torch.Tensor, "samples 2"]]]:
     """Return synthetic ECG, each signal with one spell at a random place, and the places.
 
-    A heart of 60 to 80 beats a minute, and for 4 seconds something else: no beat at all (class 0),
+    A heart of 60 to 80 beats per minute, and for 4 seconds another rhythm: no beat (class 0),
     broad, fast and high beats without P (1), or a saw of 5 Hz under the beats (2), drawn after
     pauses, runs of ventricular beats and flutter. `synthetic_ecg.waveform` draws the rest at 100
     samples per second; millivolts with four decimals.
@@ -169,7 +169,7 @@ def _placed(
 def _enlarged(
     small: Float[np.ndarray, "samples 8 8"],
 ) -> Float[np.ndarray, "samples 14 14"]:
-    """Scale by linear interpolation between the pixels' centres."""
+    """Scale by linear interpolation between the pixels' centers."""
     place = ((np.arange(DIGIT) + 0.5) * 8 / DIGIT - 0.5).clip(0, 7)
     left = np.minimum(place.astype(int), 6)
     weight = np.zeros((DIGIT, 8), np.float32)

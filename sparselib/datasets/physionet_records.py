@@ -13,7 +13,7 @@ from torch import Tensor
 from .files import DataUnavailable, Folder, find
 from .split import Samples, Split
 
-# databases of Bizopoulos' Table I whose record can be told by matching the table's numbers
+# databases of Bizopoulos' Table I whose record can be identified by matching the table's numbers
 RECORDS = {
     "bidmc": "bidmc/bidmc01",
     "ctu-uhb-ctgdb": "ctu-uhb-ctgdb/1001",
@@ -102,7 +102,7 @@ def apnea_excerpt(
 ) -> Split:
     """Return windows of an excerpt of apnea-ecg (Penzel and others, 2000), as `physionet` does.
 
-    The record itself was not at hand; the paper's samples, from the start of a record, are others.
+    The record itself was not available; the paper's samples are others, from a record's start.
 
     Parameters
     ----------

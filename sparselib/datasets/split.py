@@ -60,7 +60,7 @@ class Split:
     name
         The name of the data set, as in `mnist`.
     note
-        One sentence that says what the data are.
+        One sentence that describes the data.
     groups
         Names of the groups of samples, if there are any.
 

@@ -1,6 +1,6 @@
 """Seeded stand-ins with the shapes of the real data, so that everything runs without any file.
 
-They are synthetic: an accuracy reached on them says that a program works, and nothing about MNIST
+They are synthetic: an accuracy reached on them shows that a program works, and nothing about MNIST
 or HIGGS. Values are rounded, so that a seed gives the same bytes on every processor.
 """
 
@@ -58,7 +58,7 @@ def images(
     side
         Images have `side` x `side` pixels.
     classes
-        The number of classes, drawn with equal chances.
+        The number of classes, drawn with equal probability.
     seed
         The same seed gives the same images.
     """
@@ -171,7 +171,7 @@ def signals(
     Parameters
     ----------
     kinds
-        Of ``"ecg"``, ``"eeg"``, ``"respiration"`` and ``"emg"``; drawn with equal chances.
+        Of ``"ecg"``, ``"eeg"``, ``"respiration"`` and ``"emg"``; drawn with equal probability.
     train, valid, test
         The number of windows of each part.
     length

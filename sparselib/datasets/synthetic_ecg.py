@@ -86,7 +86,7 @@ def draw_night(
     Parameters
     ----------
     record
-        Its first letter says how much apnea there is: ``a`` most, ``b`` some, ``c`` hardly any.
+        Its first letter sets how much apnea there is: ``a`` most, ``b`` some, ``c`` hardly any.
     number
         Which patient of a seed.
     minutes

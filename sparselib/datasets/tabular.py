@@ -38,7 +38,7 @@ def higgs(
     """Return the first rows of HIGGS (Baldi, Sadowski and Whiteson, 2014): 28 features, 2 classes.
 
     Ertl (Section 4.1) takes the first 600,000 samples, 500,000 to train and 100,000 to test. The
-    paper does not say which are which: here they follow each other in file order. Fewer rows are
+    paper does not state which are which: here they follow each other in file order. Fewer rows are
     split in the same proportion, 5 : 1.
 
     Parameters
@@ -55,7 +55,7 @@ def higgs(
         Chooses the rows that are held out.
     standardise
         Subtract the mean and divide by the standard deviation of the training part, feature by
-        feature. The paper does not say whether it did.
+        feature. The paper does not state whether it did.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def standardised(
 ) -> tuple[Samples, Samples, Samples]:
     """Give each feature mean 0 and standard deviation 1 on the training part.
 
-    A feature that is constant there is only centred.
+    A feature that is constant there is only centered.
     """
     values = train.x.numpy().astype(np.float64)
     mean = values.mean(0)
@@ -321,7 +321,7 @@ def _path(folder: Folder) -> Path:
 
 
 def _fault(path: Path, rows: int, layout: _Layout) -> str:
-    """Say what is wrong with the first line that is wrong; slow, so only after a failure."""
+    """Describe the first line that is wrong; slow, so only after a failure."""
     try:
         with open_content(path) as file:
             for number, line in zip(range(1, rows + 1), file):

@@ -123,7 +123,7 @@ def factor_on_device(
 
 
 def factor_checked(scale: Scale, before: float, precision: float) -> float:
-    """Return the factor to use; say what is wrong where the two gradients are not the same.
+    """Return the factor to use; raise if the two gradients are not the same.
 
     Raises
     ------

@@ -57,7 +57,7 @@ def GradientGrowth(
 ) -> Evolution:
     """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons.
 
-    The threshold begins at 0.01 and moves by a tenth a step. Where no weight is that small, as
+    The threshold begins at 0.01 and moves by a tenth per step. Where no weight is that small, as
     after `sparsify`, which keeps the largest, nothing leaves for many steps: `RigL` and `SET` drop
     a share of the weights from the first step on.
     """

@@ -285,7 +285,7 @@ class Evolution:
             )
         if is_old:
             warnings.warn(
-                "this state of an evolution does not say of which rules, fraction and seed it is; "
+                "this state of an evolution does not name its rules, fraction and seed; "
                 "it is taken for one of this evolution's",
                 stacklevel=3,
             )

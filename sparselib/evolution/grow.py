@@ -121,7 +121,7 @@ def neuron_costs(context: Context) -> Float[Tensor, "rows"]:
 
 
 def batches(context: Context) -> list[Batch]:
-    """Return inputs and costs of every batch, or say that there was none.
+    """Return inputs and costs of every batch, or raise if there was none.
 
     Raises
     ------

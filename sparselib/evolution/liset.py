@@ -45,7 +45,7 @@ class LiSET:
         author's program, which agrees with its tables; or that program, where gamma stands
         elsewhere too, skip layers begin as ``nn.Linear`` does, and biases of theirs are never
         drawn anew. ``"code-as-run"`` is what it does when run: it forgets the new topology, so
-        that a new weight survives only where there was a connection at birth.
+        that a new weight survives only where there was a connection at initialization.
     skip_dropout : float
         Probability that a skip layer rests for a batch.
     skips : sequence of str, optional

@@ -186,7 +186,7 @@ def check_grown(
     Raises
     ------
     ValueError
-        With a sentence that says what is wrong.
+        With a sentence that names the fault.
     """
     shapes = tuple(positions.shape), tuple(values.shape)
     if shapes != ((count,), (count,)):
@@ -197,7 +197,7 @@ def check_grown(
     if positions.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"the grow rule returned positions of {positions.dtype}; positions are int64, because "
-            f"a floating-point number cannot tell large ones apart"
+            f"floating-point numbers do not represent large ones exactly"
         )
     if not values.dtype.is_floating_point:
         raise ValueError(
@@ -229,7 +229,7 @@ def check_dropped(indices: Tensor, connections: int) -> None:
     Raises
     ------
     ValueError
-        With a sentence that says what is wrong.
+        With a sentence that names the fault.
     """
     if indices.ndim != 1 or indices.dtype not in (torch.int64, torch.int32):
         raise ValueError(

@@ -32,8 +32,8 @@ class LinearSkips(nn.Module):
     dropout : float
         Probability that a skip layer rests for a batch. Nothing is rescaled.
     seed : int
-        Of the weights, at first by the law of ``nn.Linear``, and of the coins that decide who
-        rests.
+        Of the weights, initially distributed as in ``nn.Linear``, and of the random choice of the
+        layers that rest.
 
     Raises
     ------
@@ -100,11 +100,11 @@ class LinearSkips(nn.Module):
                 parameter.copy_((2 * uniform - 1) * bound)
 
     def get_extra_state(self) -> Tensor:
-        """Return the state of the coins; part of ``state_dict``."""
+        """Return the state of the random generator; part of ``state_dict``."""
         return self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the coins' state over."""
+        """Load the state of the random generator."""
         self._generator.set_state(state)
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from sparselib.nn.gate import Channels
 class DSN(nn.Module):
     """Four wide convolutions of sparse kernels in three groups, each with a reach of its own.
 
-    A layer is a convolution to ``groups * channels`` filters without bias, batch normalisation and
+    A layer is a convolution to ``groups * channels`` filters without bias, batch normalization and
     ReLU; from the second on a dense convolution of one tap comes first and brings the signals down
     to `channels`. The head averages over `pooled` stretches of time, scores each by a convolution
-    of one tap with batch normalisation, and averages the scores. Return values are scores, for
+    of one tap with batch normalization, and averages the scores. Return values are scores, for
     ``cross_entropy``.
 
     Vanwinsen and others (2023) speak of "47 filters"; 621,955 parameters are those of 47 filters

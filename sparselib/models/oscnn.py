@@ -27,8 +27,8 @@ class OSCNN(nn.Module):
     """Two layers of prime-length convolutions, one of lengths 1 and 2, then an average over time.
 
     Each layer joins convolutions of several lengths, of as many filters each as the `budgets` of
-    weights allow, with batch normalisation and ReLU. With the defaults and signals of 6000 points
-    the network has the 235.74 K parameters of Vanwinsen and others (2023), Table 1, who say "47
+    weights allow, with batch normalization and ReLU. With the defaults and signals of 6000 points
+    the network has the 235.74 K parameters of Vanwinsen and others (2023), Table 1, who write "47
     filters per layer": these are 225 and 50 instead.
 
     The authors store every kernel at the longest length and multiply by a mask; here each has its

@@ -35,7 +35,7 @@ class ResNet(nn.Module):
         halve it.
     shortcut : {"pad", "project"}
         Where channels become more, the shortcut fills up with zeros (option A of the paper) or is
-        a convolution 1 wide with batch normalisation (option B).
+        a convolution 1 wide with batch normalization (option B).
     dimensions : {1, 2}
         1 for signals, 2 for images.
 

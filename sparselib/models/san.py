@@ -208,7 +208,7 @@ class SAN(nn.Module):
 
 
 def _runs(kernels: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Gather neighbours of one size, which one convolution serves."""
+    """Gather neighbors of one size, which one convolution serves."""
     return [list(run) for _, run in groupby(kernels, key=len)]
 
 

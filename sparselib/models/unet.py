@@ -99,7 +99,7 @@ class UNet(nn.Module):
         scales : sequence of tensor
             Of the classifier, the largest first, in the shapes it was made for.
         labels : tensor
-            The class to look for, one a sample.
+            The class to look for, one per sample.
         """
         *larger, z = scales
         z = self.filter(z, labels)

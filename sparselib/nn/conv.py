@@ -240,7 +240,7 @@ class SparseConv1d(SparseLayer):
         Raises
         ------
         ValueError
-            If there are groups and neither all filters nor `rows`, which says which these are.
+            If there are groups and neither all filters nor `rows`, which names them.
         """
         signals = self._padded(inputs)
         kwargs = {"stride": self.stride, "dilation": self.dilation}
@@ -250,7 +250,7 @@ class SparseConv1d(SparseLayer):
         if rows is None and costs.shape[1] != self.out_channels:
             raise ValueError(
                 f"in a convolution of {self.groups} groups the gradient of {costs.shape[1]} of "
-                f"{self.out_channels} filters needs rows=, which says which these are"
+                f"{self.out_channels} filters needs rows=, which names them"
             )
         size = (
             self.out_channels,

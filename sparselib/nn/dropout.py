@@ -7,9 +7,10 @@ from torch import Tensor, nn
 class Dropout(nn.Module):
     r"""Set each activation to zero with probability p in training, and divide the rest by 1 - p.
 
-    The law of ``nn.Dropout`` (Srivastava et al., 2014), whose random numbers take longer on the
-    CPU than a sparse product does. Four activations share one draw of 64 bits here, so that p is a
-    multiple of :math:`2^{-16}`: 0.3 is 0.300003, and what is kept is divided by its complement.
+    The distribution of ``nn.Dropout`` (Srivastava et al., 2014), whose random numbers take longer
+    on the CPU than a sparse product does. Four activations share one draw of 64 bits here, so that
+    p is a multiple of :math:`2^{-16}`: 0.3 is 0.300003, and what is kept is divided by its
+    complement.
 
     Parameters
     ----------

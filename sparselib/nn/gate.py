@@ -16,7 +16,7 @@ class Channels(NamedTuple):
     Parameters
     ----------
     written : tuple of str
-        Names of the layers that write them, in order; normalisations and depthwise convolutions
+        Names of the layers that write them, in order; normalizations and depthwise convolutions
         among them.
     read : str
         Name of the one layer that reads them.

@@ -315,7 +315,7 @@ class SparseLayer(nn.Module, ABC):
         """Bring up to date what a class derives from the pattern, after every change of it."""
 
     def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
-        """Return the region that a state dict's entries named in `extras` say, checked."""
+        """Return the region that a state dict's entries named in `extras` define, checked."""
         return None
 
     def _adopt_region(self, region: Region) -> None:

@@ -1,8 +1,8 @@
 r"""The 1-D convolution with few weights: the same products, on shifted signals.
 
 A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, so a `CSR` of that
-shape says which weights exist. With the signals padded once, each weight reads one stretch of one
-channel, and the output is the sum of such stretches: no weight that is absent costs anything.
+shape defines which weights exist. With the signals padded once, each weight reads one stretch of
+one channel, and the output is the sum of such stretches: no weight that is absent costs anything.
 
 As in `sparselib.ops`, its products (convolution, input gradient, gradient at the nonzeros) are
 ``torch.library`` custom operators, closed under differentiation.

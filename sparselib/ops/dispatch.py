@@ -22,7 +22,7 @@ from sparselib.ops.backends import Backend, cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 HALVES = (torch.float16, torch.bfloat16)
-# what autograd may be told about directly; a subclass of Tensor wants to see operators
+# the types that autograd may see directly; a subclass of Tensor wants to see operators
 PLAIN = frozenset((Tensor, nn.Parameter))
 
 
@@ -87,7 +87,7 @@ def backend(name: str) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If there is no such backend, or it cannot run here; the sentence says what is missing.
+        If there is no such backend, or it cannot run here; the message names what is missing.
     """
     global CHOSEN
     before = CHOSEN
@@ -192,7 +192,7 @@ def is_written(x: Tensor) -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.func transforms the call: neither our operators nor our functions bear it."""
+    """Whether torch.func transforms the call: our operators and functions do not support it."""
     compiling = torch.compiler.is_compiling()
     return (
         not compiling and torch._C._functorch.maybe_current_level() is not None
@@ -212,7 +212,7 @@ def refresh() -> None:
 
 @functools.cache
 def _has_cpu_kernels() -> bool:
-    """Whether the CPU's kernels can be compiled here; says so once if they cannot."""
+    """Whether the CPU's kernels can be compiled here; warns once if they cannot."""
     try:
         cpu.kernels()
     except (

@@ -26,7 +26,7 @@ def sequence(
     """Apply layers whose values and biases alternate in `tensors`; differentiable in all of them.
 
     Biases and ReLU are part of the products, and without a gradient a few samples at a time walk
-    through all layers. `sparselib.ops.fast` says whether it may be called.
+    through all layers. `sparselib.ops.fast` returns whether it may be called.
 
     Parameters
     ----------

@@ -166,8 +166,8 @@ def masked_product(
 ) -> Float[Tensor, "*batch rows"]:
     """Multiply by the dense matrix of the same connections: same numbers, dense cost.
 
-    The control that most of the literature trains, the oracle of the tests, and what the transforms
-    of torch.func see, which no operator of ours bears.
+    The control that most of the literature trains, the oracle of the tests, and the fallback under
+    the transforms of torch.func, which the sparse operators do not support.
     """
     return functional.linear(x, csr.to_dense(values), bias)
 

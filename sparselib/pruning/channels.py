@@ -87,7 +87,7 @@ def operations(
 
 
 def prunable(model: nn.Module) -> list[Channels]:
-    """Return the groups of channels that a model says can leave."""
+    """Return the groups of channels that a model declares prunable."""
     if not isinstance(model, Prunable):
         raise ValueError(
             f"{type(model).__name__} has no method `prunable`, which lists the channels that can "

@@ -42,8 +42,8 @@ def evalx(
 
     A selector is trained against its predictor and may exploit that predictor's errors. EVAL-X
     uses another network, trained without any selector: on samples with every pixel kept or hidden
-    by a fair coin, `train_predictor` with ``masks=coins`` (Ganjdanesh, Eq. 8). Each mask is sampled
-    once, so that the evaluator sees pixels kept or hidden here too.
+    with probability one half, `train_predictor` with ``masks=coins`` (Ganjdanesh, Eq. 8). Each
+    mask is sampled once, so that the evaluator sees pixels kept or hidden here too.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def mask_size(
 def smoothness(
     drawn: Float[Tensor, "batch 1 *size"], definition: str = "text"
 ) -> Float[Tensor, ""]:
-    r"""S, squared differences of neighbours, summed over a mask (Ganjdanesh, Eq. 11).
+    r"""S, squared differences of neighbors, summed over a mask (Ganjdanesh, Eq. 11).
 
     Parameters
     ----------

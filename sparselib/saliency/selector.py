@@ -14,7 +14,7 @@ from .masks import centre_and_sigma, first_sigma, rbf
 
 
 class Selector(nn.Module):
-    """Masks that say which part of an image a classifier decides by (Ganjdanesh, Section 2).
+    """Masks of the part of an image that a classifier decides by (Ganjdanesh, Section 2).
 
     It keeps a frozen copy of the classifier in evaluation mode and reads its scales; only the
     decoder, a `UNet`, learns.

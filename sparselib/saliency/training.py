@@ -122,14 +122,14 @@ def train_selector(
     noise, temperature
         See `sample`.
     seed : int
-        Fixes the coins and the order of the images.
+        Fixes the random masks and the order of the images.
     **options
         Passed on to `fit`.
 
     Returns
     -------
     dict of list
-        As `fit` does; ``accuracy`` is the fidelity on the validation images, which alone says
+        As `fit` does; ``accuracy`` is the fidelity on the validation images, which alone shows
         little: a mask that keeps everything has the best.
 
     Warns

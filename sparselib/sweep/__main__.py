@@ -80,7 +80,7 @@ def _carry_out(
 
 
 def _stop(sweep: Sweep, status: int, sentence: str) -> int:
-    """Publish what is done, and say why that is not all."""
+    """Publish what is done, and print why runs are missing."""
     _publish(sweep)
     print(sentence, file=sys.stderr)
     return status
@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=_number(0),
-        help="processes here; one a core by default, 0 for none besides this",
+        help="processes here; one per core by default, 0 for none besides this",
     )
     parser.add_argument(
         "--threads", type=_number(1), default=1, help="threads of each process"
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-dirty",
         action="store_true",
-        help="run code that no commit holds; rows say so",
+        help="run code that no commit holds; rows record it",
     )
     parser.add_argument(
         "--replace",

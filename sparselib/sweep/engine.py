@@ -32,7 +32,7 @@ class Workers(NamedTuple):
     scheduler : str
         Address of a running dask scheduler; without one a cluster is started here.
     processes : int, optional
-        Processes of the cluster started here, by default one a core. With 0 there is no cluster:
+        Processes of the cluster started here, by default one per core. With 0 there is no cluster:
         one run after the other, and nothing else at work, as a measurement of time needs it.
     threads : int
         Threads that each of those may compute with.
@@ -139,7 +139,7 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
 
     logging.getLogger("distributed").setLevel(
         logging.CRITICAL
-    )  # what goes wrong is told by us
+    )  # errors are reported by the sweep
 
     # one run at a time is sent to a worker, so that only it falls with the worker; dask's own
     # environment for workers is left out: it makes glibc give all memory back, which slows torch;
@@ -189,7 +189,7 @@ def _knock(address: str) -> None:
 
 
 def _close(client: Any) -> None:
-    """Close a client; one whose scheduler is gone has nobody to say it to."""
+    """Close a client; if its scheduler is gone, closing fails silently."""
     with suppress(Exception):
         client.close(timeout=CONNECTING)
 

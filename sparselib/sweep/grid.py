@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
     resources: dict[str, float]
 
     def describe(self, run: Run) -> str:
-        """Tell a run from the others."""
+        """Describe a run by the parameters that vary."""
         return " ".join(
             f"{name}={_text(run.parameters[name])}" for name in self.varied
         )

@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
     @property
     def failed(self) -> Path:
-        """The notebook as far as it came."""
+        """The partial notebook of a failed run."""
         return self.folder / f"{self.key}.failed.ipynb"
 
     @property
@@ -96,7 +96,7 @@ def run_key(
 
 
 def complete(path: Path) -> bool:
-    """Whether papermill wrote its end mark, and no exception: a file alone says nothing."""
+    """Whether papermill wrote its end mark, and no exception: a file alone proves nothing."""
     try:
         state = path.stat()
         return _complete(path, state.st_mtime_ns, state.st_size)
@@ -119,7 +119,7 @@ def _complete(path: Path, *_: int) -> bool:
 
 
 def failure(path: Path) -> str:
-    """Say why a notebook failed."""
+    """Return why a notebook failed."""
     return str(
         json.loads(path.read_text(encoding="utf-8"))["metadata"].get(
             "failure", "for an unknown reason"
@@ -250,7 +250,7 @@ def _papermill(run: Run, part: Path, row: Path) -> float:
 
 
 def _fail(run: Run, part: Path, error: str) -> Outcome:
-    """Keep the page as far as it came, with why it failed."""
+    """Keep the partial page, with the reason of the failure."""
     page = json.loads(part.read_text(encoding="utf-8"))
     page["metadata"]["failure"] = error
     atomic.write_text(run.failed, json.dumps(page, indent=1) + "\n")

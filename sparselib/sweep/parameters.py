@@ -1,6 +1,6 @@
 """A page's parameters: declared once, in the cell tagged `parameters`, and checked by one function.
 
-An annotation of that cell says which values a parameter takes. The words are Python's own:
+An annotation of that cell defines the values that a parameter takes. The words are Python's own:
 ``bool``, ``int``, ``float``, ``str``, ``list``, ``dict``; ``list[X]``; ``X | Y``; for choices
 ``Literal["a", "b"]``; for texts that a regular expression matches as a whole
 ``Annotated[str, "pattern"]``; and the ranges below. A list may be empty only if its default is.
@@ -110,7 +110,7 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
 
     The first call of a page behind its parameters. Declarations are read from the parameters cell,
     what papermill put in from the cell that it added, and values from the notebook; so the check is
-    the same for papermill by hand, for a sweep, and for JupyterLab.
+    the same for papermill alone, for a sweep, and for JupyterLab.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If a name is no parameter, a value is not one that its annotation allows, `scale` says
-        nothing, or a parameter that nothing reads was given.
+        If a name is no parameter, a value is not one that its annotation allows, `scale` names
+        no reduction, or a parameter that nothing reads was given.
     RuntimeError
         Outside a notebook.
     """
@@ -150,7 +150,7 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
 
 
 def check_scale(scale: str) -> None:
-    """Refuse a scale that says nothing."""
+    """Refuse a scale that is neither "paper" nor "reduced: <what>"."""
     if scale != "paper" and not re.match("reduced: .", scale):
         raise ValueError(
             f"scale must be 'paper' or 'reduced: <what>', not {scale!r}"
@@ -168,7 +168,7 @@ def fitting(name: str, value: Any, parameter: Parameter) -> Any:
 
 
 def similar(key: Any, known: Iterable[str]) -> str:
-    """Say which known name was meant, or which there are."""
+    """Suggest the known name that was meant, or list all."""
     names = list(known)
     close = difflib.get_close_matches(str(key), names, n=1)
     return (
@@ -304,7 +304,7 @@ def _constants(node: ast.Subscript) -> list[Any]:
 
 
 def _words(node: ast.expr) -> str:
-    """Say which values an annotation allows."""
+    """Describe the values that an annotation allows."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return f"{_words(node.left)} or {_words(node.right)}"
     if isinstance(node, ast.Subscript):

@@ -37,7 +37,7 @@ def record(
     Raises
     ------
     ValueError
-        If a name is both a parameter and a measure, or `scale` says nothing.
+        If a name is both a parameter and a measure, or `scale` names no reduction.
     """
     whole = row(parameters, measures, data)
     if parameters["results"]:

@@ -23,9 +23,7 @@ from sparselib.ops.backends import (
     stretches,
 )
 
-MANY = (
-    1 << 17
-)  # weights: as many as the second cache of a core holds with their places
+MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 
 
 def spmm(
@@ -158,7 +156,7 @@ class _Work(NamedTuple):
 
 
 def _also(bias: Tensor | None, relu: bool) -> int:
-    """Say in numbers what a product takes on its way."""
+    """Return the flags of what is fused into a product."""
     flag = kernels().RELU if relu else 0
     return flag if bias is None else flag | kernels().BIAS
 
@@ -447,7 +445,7 @@ def kernels() -> ModuleType:
     Raises
     ------
     ImportError
-        If numba is not here, or was told not to compile.
+        If numba is not installed, or its compiler is switched off.
     """
     with _told("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels

@@ -1,6 +1,6 @@
-"""Memory for large results of the CPU kernels: what nobody holds any more is written again.
+"""Memory for large results of the CPU kernels: what is no longer referenced is reused.
 
-An allocator may hand a large block back to the operating system as soon as it is freed, and then
+An allocator may return a large block to the operating system as soon as it is freed, and then
 each new block is filled with zeros, page by page, before anything is written to it. For a product
 with few connections that takes longer than the product. So a result keeps its memory alive, and
 when the last tensor that looks at it is gone, the memory waits here for a result of the same size.

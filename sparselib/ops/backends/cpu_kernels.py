@@ -60,7 +60,7 @@ class Vector(types.Type):
 
 @register_default(Vector)
 class VectorModel(PrimitiveModel):
-    """Tells numba what a `Vector` is in LLVM."""
+    """Defines for numba what a `Vector` is in LLVM."""
 
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, kind.llvm)
@@ -462,7 +462,7 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
     i = s * xs
     k = s * M * N
     while n < end:
-        # a rest overlaps its neighbour: the same values, written twice
+        # a rest overlaps its neighbor: the same values, written twice
         if WIDE // 4 < end - n < WIDE <= N:
             n = end - WIDE
         elif LANES < end - n < TILE <= N:
@@ -566,7 +566,7 @@ def _rows_of_gradient(n: int) -> Any:
     @inline
     def rows(o, end, count, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
         """Add `count` columns, n at a time, to the sums of rows o < end."""
-        # the last n columns overlap their neighbours; lanes that were seen count zero
+        # the last n columns overlap their neighbors; lanes that were seen count zero
         last = count - n
         whole = count - count % n
         seen = whole - last

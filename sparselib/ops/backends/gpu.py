@@ -3,7 +3,7 @@
 Activations are feature-major, (features, samples), so that a weight meets samples that lie side by
 side. One program computes a tile of rows by samples: in each step every row of the tile adds its
 next nonzero. Columns ascend within rows, so the rows of a tile walk through the columns side by
-side, and what one of them reads lies in the cache for its neighbours.
+side, and what one of them reads lies in the cache for its neighbors.
 
 Activations are float32, float16 or bfloat16; weights, biases, sums and their gradients float32.
 With ``TRITON_INTERPRET=1`` before the first import the same kernels run on the CPU, slowly.

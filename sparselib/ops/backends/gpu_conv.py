@@ -6,7 +6,7 @@ aligned for loads of sixteen bytes; the 32 lanes of a warp read 32 numbers side 
 warp has a
 row of its own and keeps several such stretches of it in registers, so that place and value of a
 weight are read once for all of them. The rows of a tile walk through the channels side by side,
-and what one warp reads lies in the cache for its neighbours.
+and what one warp reads lies in the cache for its neighbors.
 
 Signals are float32, float16 or bfloat16; weights, biases, sums and their gradients float32. No sum
 depends on the order in which programs run.

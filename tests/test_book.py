@@ -470,13 +470,13 @@ def test_refresh_keeps_what_authors_wrote_and_nbval_holds_the_numbers(tmp_path: 
     book = make_book(tmp_path / "refreshed")
     page = book / "book/page.ipynb"
     written = nbformat.read(page, as_version=4)
-    written.cells[1].metadata = {"tags": ["parameters"], "execution": {"time": "noon"}}
+    written.cells[1].metadata = {"tags": ["hide-input"], "execution": {"time": "noon"}}
     written.metadata.widgets = {}
     nbformat.write(written, page)
     assert run(book, TOOLS / "refresh.py").returncode == 0
     fresh = nbformat.read(page, as_version=4)
     assert faults(fresh) == []
-    assert dict(fresh.cells[1].metadata) == {"tags": ["parameters"]}
+    assert dict(fresh.cells[1].metadata) == {"tags": ["hide-input"]}
     assert "widgets" not in fresh.metadata
     once = page.read_text(encoding="utf-8")
     assert "as before" in run(book, TOOLS / "refresh.py").stdout

@@ -1,13 +1,13 @@
 """Compile every kernel for sm_90, without a GPU, and print what the machine code is made of.
 
 Run in a process of its own by `test_ops_gpu_compile`, with Triton's interpreter off. One line of
-JSON a kernel: registers, and how often each kind of instruction occurs.
+JSON per kernel: registers, and how often each kind of instruction occurs.
 """
 
 import json
 import re
+import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -60,20 +60,54 @@ def compile_for_hopper(kernel, kinds, constants, warps):
     return triton.compile(source, target=target, options=gpu.options(warps))
 
 
-def facts(compiled):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+def machine_code(image):
+    """Return the instructions in an ELF file of one kernel, 16 bytes each."""
+    (table,) = struct.unpack_from("<Q", image, 0x28)
+    size, count, of_names = struct.unpack_from("<HHH", image, 0x3A)
+    # name, type, flags, address, offset, size, ...
+    sections = [
+        struct.unpack_from("<IIQQQQ", image, table + place * size) for place in range(count)
+    ]
+    names = image[sections[of_names][4] :]
+    (text,) = (
+        image[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if names[name:].startswith(b".text.")
+    )
+    return text
+
+
+def disassembled(images):
+    """Return the lines of assembly of each kernel; the disassembler takes long to start."""
+    codes = [machine_code(image) for image in images]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [TOOLS / tool, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
+        lines = iter(re.findall(r"/\*[0-9a-f]{4,}\*/.*", run("nvdisasm", "-b", "SM90a", file.name)))
+    listings = [[next(lines) for _ in range(len(code) // 16)] for code in codes]
+    assert next(lines, None) is None
+    return ["\n".join(listing) for listing in listings]
+
+
+def resources(image):
+    """Registers, and bytes of stack, of a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        usage = run("cuobjdump", "-res-usage", file.name)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    counts = {name: len(re.findall(form, code)) for name, form in INSTRUCTIONS.items()}
+    return {"registers": registers, "stack": stack}
+
+
+def run(tool, *arguments):
+    answer = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    return answer.stdout
+
+
+def facts(compiled, listing):
+    counts = {name: len(re.findall(form, listing)) for name, form in INSTRUCTIONS.items()}
     counts["a_row_each"] = A_ROW_EACH.format(compiled.metadata.num_warps) in compiled.asm["ttgir"]
-    return {"registers": registers, "stack": stack, **counts}
+    return resources(compiled.asm["cubin"]) | counts
 
 
 def spmm(x, shape, permutation=None, bias=FLOATS, unit=8):
@@ -152,6 +186,7 @@ def shipped():
 
 
 if __name__ == "__main__":
-    for name, plan in (*shipped(), *convolutions()):
-        print(json.dumps({"kernel": name} | facts(compile_for_hopper(*plan))))
-        sys.stdout.flush()
+    kernels = {name: compile_for_hopper(*plan) for name, plan in (*shipped(), *convolutions())}
+    listings = disassembled([kernel.asm["cubin"] for kernel in kernels.values()])
+    for (name, kernel), listing in zip(kernels.items(), listings):
+        print(json.dumps({"kernel": name} | facts(kernel, listing)))

@@ -36,7 +36,7 @@ def batch(rank, step, dtype=torch.float32):
 
 def network(dtype=torch.float32):
     torch.manual_seed(0)
-    return sl.MLP(20, 24, 16, 6, layer=sl.CSRLinear, sparsity=0.8, dtype=dtype)
+    return sl.MLP(20, 16, 6, layer=sl.CSRLinear, sparsity=0.8, dtype=dtype)
 
 
 def is_equal_everywhere(tensors):
@@ -95,8 +95,19 @@ def matches_one_process(rank, count):
 
 
 def refuses_models_that_differ(rank):
+    """Other connections, whose positions have one sum; another number; weights in other order."""
     torch.manual_seed(rank)
-    model = sl.CSRLinear(20, 10, sparsity=0.8)
+    others = sl.CSRLinear(20, 10, sparsity=0.8)
+    torch.manual_seed(0)
+    more = sl.CSRLinear(20, 10, sparsity=0.8 if rank else 0.7)
+    turned = sl.CSRLinear(20, 10, sparsity=0.8)
+    if rank:
+        turned.values.data.copy_(turned.values.data.flip(0))
+    found = [is_refused_and_evolves_alone(model) for model in (others, more, turned)]
+    return all(found)  # every process asks for each, or one would wait for another
+
+
+def is_refused_and_evolves_alone(model):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     try:
         sl.SET(model, optimizer).step()

@@ -1,5 +1,6 @@
 """Many runs: dask.distributed, or one after the other without it."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -132,15 +133,10 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
     if workers.processes == 0 or not is_parallel():
         yield None
         return
-    import logging
-
     import dask
     from distributed import Client
 
-    logging.getLogger("distributed").setLevel(
-        logging.CRITICAL
-    )  # errors are reported by the sweep
-
+    _silence()
     # one run at a time is sent to a worker, so that only it falls with the worker; dask's own
     # environment for workers is left out: it makes glibc give all memory back, which slows torch;
     # and what dask measures of itself would take some 4 % of a core in each process
@@ -178,6 +174,14 @@ def _client(workers: Workers, runs: int) -> Iterator[Any]:
         yield client
 
 
+def _silence() -> None:
+    """Leave it to the sweep to tell what goes wrong; some loggers of dask set their own levels."""
+    names = ["distributed", *logging.Logger.manager.loggerDict]
+    for name in names:
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _knock(address: str) -> None:
     """Find out at once whether anybody listens: dask would try for minutes."""
     from distributed.comm import parse_address, parse_host_port
@@ -195,8 +199,6 @@ def _close(client: Any) -> None:
 
 
 def _cluster(workers: Workers, runs: int) -> Any:
-    import logging
-
     from distributed import LocalCluster
 
     environment = {

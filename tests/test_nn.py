@@ -148,6 +148,19 @@ def test_the_distribution_of_the_papers_values_is_ertls():
     assert layer.bias.count_nonzero() == 0
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.98])
+def test_outputs_of_a_fresh_layer_vary_as_those_of_the_dense_one(sparsity):
+    """Variance within 5 %, of 2 million outputs, without the biases."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 1000)
+    dense = torch.nn.Linear(1000, 1000, bias=False)
+    variance = dense(x).var().item()
+    layer = sl.CSRLinear(1000, 1000, bias=False, sparsity=sparsity)
+    fresh = sl.sparsify(dense, sparsity, fresh=True)
+    for sparse in (layer, fresh):
+        assert sparse(x).detach().var().item() == pytest.approx(variance, rel=0.05)
+
+
 def test_a_generator_fixes_topology_and_weights():
     first, second = (
         sl.CSRLinear(30, 20, generator=torch.Generator().manual_seed(4)) for _ in range(2)

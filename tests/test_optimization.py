@@ -125,9 +125,9 @@ def loss(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(outputs, y)
 
 
-def network(width: int, density: float) -> nn.Sequential:
+def network(width: int, density: float, seed: int = 0) -> nn.Sequential:
     """A sparse layer between two dense ones, each with outputs of variance 1."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sparse = sl.CSRLinear(width, width, sparsity=1 - density)
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), sparse, nn.ReLU(), nn.Linear(width, 10))
     nn.init.normal_(sparse.values, 0, math.sqrt(2 / (density * width)))
@@ -160,30 +160,37 @@ def test_three_steps_change_activations_as_much_at_every_density(
     assert spread[False] > 5
 
 
-def best_step(density: float, density_step: bool) -> float:
-    """The step of a grid, a factor of 4 apart, with the lowest loss on digits after 30 steps."""
+def loss_on_digits(density: float, density_step: bool, lr: float, seed: int) -> float:
+    """Loss after 30 steps in which only the sparse layer learns, so that all is due to its step."""
     data = sl.datasets.digits()
-    losses: dict[float, float] = {}
-    for lr in (0.1, 0.4, 1.6):
-        model = network(128, density)
-        # only the sparse layer learns, so that the grid is over its step
-        model[0].requires_grad_(False)
-        model[4].requires_grad_(False)
-        groups = sl.parameter_groups(model, lr=lr, density_step=density_step)
-        optimizer = torch.optim.Adam(groups)
-        order = torch.Generator().manual_seed(0)
-        for _ in range(30):
-            batch = torch.randint(len(data.train), (64,), generator=order)
-            sl.training.step(model, optimizer, data.train.x[batch], data.train.y[batch], loss)
-        with torch.no_grad():
-            losses[lr] = float(loss(model(data.train.x[:600]), data.train.y[:600]))
+    model = network(128, density, seed)
+    model[0].requires_grad_(False)
+    model[4].requires_grad_(False)
+    optimizer = torch.optim.Adam(sl.parameter_groups(model, lr=lr, density_step=density_step))
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(30):
+        batch = torch.randint(len(data.train), (64,), generator=order)
+        sl.training.step(model, optimizer, data.train.x[batch], data.train.y[batch], loss)
+    with torch.no_grad():
+        return float(loss(model(data.train.x[:600]), data.train.y[:600]))
+
+
+def best_step(density: float, density_step: bool) -> float:
+    """The step of a grid, a factor of 8 apart, with the lowest mean loss over three seeds."""
+    losses = {
+        lr: sum(loss_on_digits(density, density_step, lr, seed) for seed in range(3))
+        for lr in (0.025, 0.2, 1.6, 12.8)
+    }
     return min(losses, key=lambda lr: losses[lr])
 
 
 def test_the_best_step_is_that_of_the_dense_twin() -> None:
-    """With the rule one search is enough; without it a sparser layer wants a longer step."""
-    assert [best_step(density, True) for density in (1.0, 0.1, 0.05)] == [0.4] * 3
-    assert best_step(0.05, False) == 1.6
+    """With the rule one search is enough; without it a sparser layer wants a longer step.
+
+    At a density of 1/16 by a factor of 16, which is more than the grid's.
+    """
+    assert [best_step(density, True) for density in (1.0, 1 / 4, 1 / 16)] == [0.2] * 3
+    assert best_step(1 / 16, False) == 1.6
 
 
 @pytest.mark.parametrize(

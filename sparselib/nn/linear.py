@@ -36,8 +36,8 @@ class CSRLinear(SparseLayer):
         ``(out_features, in_features, sparsity, generator) -> positions``;
         `sparselib.topology.even_fan_in` is the paper's.
     init : callable
-        ``(values, shape, generator)`` fills the values in place. `sparselib.init.fan_in_`
-        keeps the variance that the outputs of ``nn.Linear`` have;
+        ``(values, shape, generator)`` fills the values in place. The default,
+        `sparselib.init.fan_in_`, keeps the variance that the outputs of ``nn.Linear`` have;
         `sparselib.init.sparse_xavier_` is the paper's.
     product : callable
         ``(csr, values, x, bias) -> y``. The default is the sparse product;

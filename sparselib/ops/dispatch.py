@@ -22,7 +22,7 @@ from sparselib.ops.backends import Backend, cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 HALVES = (torch.float16, torch.bfloat16)
-# what autograd may be told about directly; a subclass of Tensor wants to see operators
+# types for which autograd is called directly; a subclass of Tensor has to see operators
 PLAIN = frozenset((Tensor, nn.Parameter))
 
 
@@ -192,7 +192,7 @@ def is_written(x: Tensor) -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.func transforms the call: neither our operators nor our functions bear it."""
+    """Whether torch.func transforms the call, which the operators here do not support."""
     compiling = torch.compiler.is_compiling()
     return (
         not compiling and torch._C._functorch.maybe_current_level() is not None

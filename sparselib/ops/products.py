@@ -167,7 +167,7 @@ def masked_product(
     """Multiply by the dense matrix of the same connections: same numbers, dense cost.
 
     The control that most of the literature trains, the oracle of the tests, and what the transforms
-    of torch.func see, which no operator of ours bears.
+    of torch.func are given, since they cannot transform the operators of this library.
     """
     return functional.linear(x, csr.to_dense(values), bias)
 
@@ -227,7 +227,7 @@ class _Linear(torch.autograd.Function):
         return own(module(x).spmm(values, *indices_of(csr), x, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         _, has_bias, has_x, _ = ctx.needs_input_grad

@@ -38,7 +38,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-# crow, col and, where they are at hand, crow, col and permutation of the transposed pattern
+# crow, col and, if they are known, crow, col and permutation of the transposed pattern
 Indices = Sequence[Tensor]
 
 

@@ -23,9 +23,8 @@ from sparselib.ops.backends import (
     stretches,
 )
 
-MANY = (
-    1 << 17
-)  # weights: as many as the second cache of a core holds with their places
+# weights that fit into the L2 of a core, with their positions
+MANY = 1 << 17
 
 
 def spmm(
@@ -357,7 +356,7 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     return y
 
 
-def _row(rows: int, layer: Weights) -> Any:
+def _row(rows: int, layer: Weights) -> tuple[int | Tensor | None, ...]:
     bias = layer.bias if layer.bias is None else layer.bias.contiguous()
     return kernels().Row(
         rows=rows,
@@ -436,7 +435,7 @@ def _nowhere(tensor: Tensor) -> int:
 
 
 @functools.cache
-def _array(length: int) -> Any:
+def _array(length: int) -> type[ctypes.Array[ctypes.c_int64]]:
     return ctypes.c_int64 * length
 
 
@@ -447,16 +446,18 @@ def kernels() -> ModuleType:
     Raises
     ------
     ImportError
-        If numba is not here, or was told not to compile.
+        If numba is not installed, or NUMBA_DISABLE_JIT is set.
     """
-    with _told("sparselib loads its compiler ..."):
+    with _announced("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels
 
 
 @functools.cache
 def _compiled(kernel: Callable[[], Any]) -> Any:
-    with _told("sparselib compiles its CPU kernels, once for this machine ..."):
+    with _announced(
+        "sparselib compiles its CPU kernels, once for this machine ..."
+    ):
         return kernel()
 
 
@@ -468,7 +469,7 @@ def _say(sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _told(sentence: str) -> Iterator[None]:
+def _announced(sentence: str) -> Iterator[None]:
     timer = threading.Timer(1.0, _say, [sentence])
     timer.start()
     try:

@@ -189,7 +189,7 @@ def test_a_network_gives_what_its_layers_give(kind, sizes, programs, monkeypatch
     model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=0.7).eval()
     for layer in model.layers:
         torch.nn.init.normal_(layer.bias)
-    x = torch.randn(70, sizes[0]).to(kind)
+    x = torch.randn(40, sizes[0]).to(kind)
     x[7] = torch.nan
     with torch.no_grad():
         assert sl.ops.fast(x, *model.parameters()) is not None
@@ -210,7 +210,7 @@ def test_training_and_evolution_take_the_steps_of_the_definition(rule):
         evolution = rule(model, optimizer, 0.2)
         x, labels = torch.randn(37, 29), torch.randint(5, (37,))
         with sl.ops.backend(name):
-            for _ in range(3):
+            for _ in range(2):
                 sl.training.step(model, optimizer, x, labels, sl.sigmoid_squared_error)
                 evolution.step()
         histories.append(([layer.positions for layer in model.layers], model.layers))

@@ -26,11 +26,11 @@ def run(*arguments, **environment):
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
-def test_every_kernel_in_the_interpreter(file):
-    tests = str(Path(__file__).with_name(file))
+def test_every_kernel_in_the_interpreter():
+    files = ("interpreted.py", "interpreted_conv.py")
+    tests = [str(Path(__file__).with_name(file)) for file in files]
     chosen = {"SPARSELIB_BACKEND": "interpret", "TRITON_INTERPRET": "1"}
-    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, **chosen)
+    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **chosen)
     assert answer.returncode == 0, answer.stdout[-5000:]
     print(answer.stdout.splitlines()[-1])
 

@@ -152,7 +152,7 @@ class _Convolution(torch.autograd.Function):
         return own(module(x).convolve(values, indices_of(csr), x, sizes, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         sizes = ctx.sizes

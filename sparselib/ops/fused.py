@@ -82,11 +82,11 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        layers: Any,
-        patterns: Any,
-        watches: Any,
+        layers: Sequence[Weights],
+        patterns: Sequence[CSR],
+        watches: Sequence[Sequence[Watch]],
         x: Tensor,
-        *tensors: Any,
+        *tensors: Tensor | None,
     ) -> Tensor:
         *inputs, y = _steps(layers, x)
         ctx.save_for_backward(*inputs, *tensors)
@@ -96,7 +96,7 @@ class _Sequence(torch.autograd.Function):
         return own(y)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Any, dy: Any) -> tuple[Tensor | None, ...]:
         if ctx.versions != [csr.version for csr in ctx.patterns]:
             raise RuntimeError(operands.STALE)
         if torch.is_grad_enabled():
@@ -129,7 +129,7 @@ def _needed(
     ]
 
 
-def _again(ctx: Any, dy: Tensor) -> Any:
+def _again(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients by steps that have derivatives themselves."""
     x, *saved = ctx.saved_tensors
     tensors = saved[len(ctx.patterns) - 1 :]

@@ -227,7 +227,7 @@ class _Linear(torch.autograd.Function):
         return own(module(x).spmm(values, *indices_of(csr), x, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         _, has_bias, has_x, _ = ctx.needs_input_grad

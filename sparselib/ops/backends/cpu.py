@@ -355,7 +355,7 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     return y
 
 
-def _row(rows: int, layer: Weights) -> Any:
+def _row(rows: int, layer: Weights) -> tuple[int | Tensor | None, ...]:
     bias = layer.bias if layer.bias is None else layer.bias.contiguous()
     return kernels().Row(
         rows=rows,
@@ -434,7 +434,7 @@ def _nowhere(tensor: Tensor) -> int:
 
 
 @functools.cache
-def _array(length: int) -> Any:
+def _array(length: int) -> type[ctypes.Array[ctypes.c_int64]]:
     return ctypes.c_int64 * length
 
 
@@ -447,14 +447,16 @@ def kernels() -> ModuleType:
     ImportError
         If numba is not installed, or its compiler is switched off.
     """
-    with _told("sparselib loads its compiler ..."):
+    with _announced("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels
 
 
 @functools.cache
 def _compiled(kernel: Callable[[], Any]) -> Any:
-    with _told("sparselib compiles its CPU kernels, once for this machine ..."):
+    with _announced(
+        "sparselib compiles its CPU kernels, once for this machine ..."
+    ):
         return kernel()
 
 
@@ -466,7 +468,7 @@ def _say(sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _told(sentence: str) -> Iterator[None]:
+def _announced(sentence: str) -> Iterator[None]:
     timer = threading.Timer(1.0, _say, [sentence])
     timer.start()
     try:

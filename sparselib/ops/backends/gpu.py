@@ -13,7 +13,8 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ TILES = (
     (16, 64, 2),
     (16, 32, 1),
 )
-# where four samples do not divide the batch nothing is read as a vector: four sums a thread
+# where four samples do not divide the batch nothing is read as a vector: four sums per thread
 ODD_TILES = ((64, 32, 16), (32, 32, 8), (16, 32, 4))
 PROGRAMS = 264  # two for each processor of the largest devices
 GRADIENTS = 8  # nonzeros whose gradient a program of `sddmm` sums
@@ -249,7 +250,7 @@ def network_kernel(  # type: ignore[no-untyped-def]
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 # rows by length, with the version of the row pointers that they were sorted for
-_orders: Any = WeakTensorKeyDictionary()
+_orders: MutableMapping[Tensor, tuple[Tensor, int]] = WeakTensorKeyDictionary()
 
 
 def by_length(crow: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ def tile(rows: int, samples: int) -> tuple[int, int, int]:
     return tiles[-1]
 
 
-def options(warps: int) -> dict[str, Any]:
+def options(warps: int) -> dict[str, int | bool]:
     """Return the compiler's options: registers for two programs of 16 warps or three of 8."""
     return {
         "num_warps": warps,
@@ -459,14 +460,14 @@ def correlate(
 
 
 @functools.cache
-def _convolutions() -> Any:
+def _convolutions() -> ModuleType:
     # it needs what stands above
     from sparselib.ops.backends import gpu_conv
 
     return gpu_conv
 
 
-def device_of(x: Tensor) -> Any:
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Launch on the device of x; the interpreter has none."""
     return (
         torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

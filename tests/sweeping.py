@@ -128,6 +128,15 @@ class Cluster(NamedTuple):
     pid: int
 
 
+def end(process):
+    """Wait for a process that was asked to end; one whose worker was just killed may not listen."""
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def cluster(folder, log, workers=2):
     """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
@@ -150,4 +159,4 @@ def cluster(folder, log, workers=2):
         for process in reversed(processes):
             process.terminate()
         for process in processes:
-            process.wait(timeout=30)
+            end(process)

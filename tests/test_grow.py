@@ -134,3 +134,11 @@ def test_gradient_growth_needs_a_finite_batch(rule):
     context.costs[0, 0] = float("nan")
     with pytest.raises(ValueError, match="the costs of the last batch are not finite"):
         rule(layer, 1, context)
+
+
+def test_finite_numbers_whose_sum_overflows_are_finite():
+    huge = torch.full((4,), 3e38)
+    assert grow.is_finite(huge)
+    assert not grow.is_finite(torch.tensor([torch.inf, -torch.inf]))
+    assert not grow.is_finite(torch.tensor([0.0, torch.nan]))
+    assert grow.is_finite(torch.empty(0))

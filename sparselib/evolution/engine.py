@@ -409,9 +409,7 @@ class Evolution:
             gradient,
             *(tensor for batch in grows.batches(context) for tensor in batch),
         ]
-        is_finite = all(
-            bool(torch.isfinite(tensor).all()) for tensor in tensors
-        )
+        is_finite = all(map(grows.is_finite, tensors))
         return ranks.is_true_everywhere(is_finite, gradient)
 
     def _factor(

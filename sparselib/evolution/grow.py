@@ -366,10 +366,21 @@ def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:
     return (place * columns + context.occupied % columns)[inside]
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite.
+
+    A sum is finite only if every term is, and costs less than a look at each; where it is not, it
+    may have overflowed, and each is looked at.
+    """
+    return bool(torch.isfinite(tensor.sum())) or bool(
+        torch.isfinite(tensor).all()
+    )
+
+
 def _check_finite(context: Context) -> None:
     for inputs, costs in batches(context):
         for name, tensor in (("inputs", inputs), ("costs", costs)):
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise ValueError(
                     f"the {name} of the last batch are not finite; the topology was kept"
                 )

@@ -43,6 +43,14 @@ def sparsify(
     ------
     ValueError
         If a name in `skip` is no layer that would be converted, or nothing is left to convert.
+
+    Notes
+    -----
+    Give the optimizer the groups that a sparse model needs, whose step follows the density:
+
+    >>> model = sl.sparsify(model, 0.9, fresh=True)
+    >>> groups = sl.parameter_groups(model, lr=1e-3, weight_decay=0.1)
+    >>> optimizer = torch.optim.AdamW(groups)
     """
     kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
     what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)

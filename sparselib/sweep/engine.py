@@ -110,8 +110,18 @@ def _attempt(
         run = futures.pop(future)
         if future.cancelled() or client.status not in ("running", "connecting"):
             raise SchedulerLostError("the scheduler is gone")
+        yield _fetched(future, run)
+
+
+def _fetched(future: Any, run: Run) -> Outcome:
+    """Return what became of a finished run; its result is still with the scheduler's workers."""
+    try:
         error = future.exception()
-        yield future.result() if error is None else _lost(run, error)
+        return future.result() if error is None else _lost(run, error)
+    except (
+        Exception
+    ) as failure:  # the connection broke: what a run raises was returned above
+        raise SchedulerLostError("the scheduler is gone") from failure
 
 
 def _serially(run: Run, wait: bool) -> Outcome:

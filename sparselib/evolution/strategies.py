@@ -94,7 +94,7 @@ class DropThenGrow(Strategy):
     ) -> Plan:
         """Drop, then grow; a connection of a closed row leaves too."""
         values = layer.values.detach()
-        positions = layer.positions
+        positions = context.occupied
         leaving = torch.zeros(
             values.numel(), dtype=torch.bool, device=values.device
         )

@@ -164,7 +164,7 @@ class ByGroup(Strategy):
     ) -> Plan:
         """Drop and grow in each group as many connections."""
         values = layer.values.detach()
-        positions = layer.positions
+        positions = context.occupied
         row = positions // layer.shape[1]
         groups = layer.region.groups()
         leaving = torch.zeros_like(values, dtype=torch.bool)
@@ -192,4 +192,4 @@ class ByGroup(Strategy):
 
         if regrow:
             context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, leaving, grow, context)
+        return lay_out(layer, positions, leaving, grow, context)

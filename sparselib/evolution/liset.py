@@ -16,6 +16,7 @@ from sparselib.evolution.skips import LinearSkips
 from sparselib.evolution.strategies import DropThenGrow, Strategy
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import contains
 
 
 class LiSET:
@@ -201,7 +202,7 @@ class FirstMask(Strategy):
         regrow: bool,
     ) -> Plan:
         """Drop as SET does, and let come back what is chosen among the connections."""
-        positions = layer.positions
+        positions = context.occupied
         values = layer.values.detach().clone()
         leaving = drops.set_fractions(values, fraction)
         stays = torch.ones_like(values, dtype=torch.bool)
@@ -209,7 +210,7 @@ class FirstMask(Strategy):
         free = context._replace(occupied=positions[stays])
         grown, new = self._grow(layer, leaving.numel(), free)
         check_grown(layer, grown, new, leaving.numel(), free)
-        survives = torch.isin(grown, positions)
+        survives = contains(positions, grown)
         values[leaving] = 0
         values[torch.searchsorted(positions, grown[survives])] = new[survives]
         return Plan(

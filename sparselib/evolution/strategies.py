@@ -11,6 +11,7 @@ from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution.plans import Plan, check_dropped, lay_out
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import contains
 
 
 class Strategy(ABC):
@@ -101,10 +102,11 @@ class DropThenGrow(Strategy):
         dropped = self.drop(values, fraction, state)
         check_dropped(dropped, values.numel())
         leaving[dropped] = True
-        leaving |= ~torch.isin(positions // layer.shape[1], context.rows)
+        if context.rows.numel() < layer.shape[0]:
+            leaving |= ~contains(context.rows, positions // layer.shape[1])
         if regrow:
             context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, leaving, self.grow, context)
+        return lay_out(layer, positions, leaving, self.grow, context)
 
 
 def rule_name(rule: Callable[..., Any]) -> str:

@@ -194,6 +194,11 @@ class CSR(nn.Module):
     """
 
     topology_id: Tensor
+    _crow: Tensor
+    _col: Tensor
+    _turned: Transposed | None
+    _own: Tensor  # the fingerprint of the pattern as it is
+    _shared: Tensor  # the same memory as the buffer, which others write
 
     def __init__(
         self,
@@ -208,10 +213,6 @@ class CSR(nn.Module):
         self.cache_transpose = cache_transpose
         self.version = 0
         self.register_buffer("topology_id", None, persistent=False)
-        self._own: Tensor  # the fingerprint of the pattern as it is
-        self._shared: (
-            Tensor  # the same memory as the buffer, which others write
-        )
         self._place(crow_indices, col_indices)
 
     @classmethod
@@ -389,6 +390,12 @@ class CSR(nn.Module):
         super().__setstate__(state)
         if not self._crow.is_meta:
             check(self._crow, self._col, self.shape)
+        self._crow = _versioned(self._crow)
+        self._col = _versioned(self._col)
+        self._own = _versioned(self._own)
+        self._shared = _versioned(self._shared)
+        if self._turned is not None:
+            self._turned = Transposed(*map(_versioned, self._turned))
         self._share()
         self._seen = (self._crow._version, self._col._version, UNSEEN)
 
@@ -396,7 +403,7 @@ class CSR(nn.Module):
         """Take a valid pattern in new memory."""
         self._crow = _owned(crow_indices.to(torch.int32))
         self._col = _owned(col_indices.to(torch.int32))
-        self._turned: Transposed | None = None
+        self._turned = None
         self._settle()
 
     def _adopt(self, crow_indices: Tensor, col_indices: Tensor) -> None:
@@ -636,13 +643,18 @@ def _owned(array: Tensor) -> Tensor:
         )
 
 
+def _versioned(array: Tensor) -> Tensor:
+    """Return an array with a version, which one that inference mode made lacks."""
+    return _owned(array) if array.is_inference() else array
+
+
 def _moved(array: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply what moves tensors, and keep the type: indices are int32 in a layer of any type."""
     moved = fn(array)
     if moved is array:
         return array
     moved = moved.detach().to(torch.int32)
-    return _owned(moved) if moved.is_inference() else moved.contiguous()
+    return _versioned(moved).contiguous()
 
 
 def _is_same(old: Tensor, new: Tensor) -> bool:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from sparselib import ops
+from sparselib.csr import CSR
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.fused import sequence
+from sparselib.ops.fused import at_once, sequence
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -30,16 +31,23 @@ def chain(
     """
     if not _is_plain(layers, activation, x):
         return _one_by_one(layers, activation, x)
-    tensors = [
-        tensor for layer in layers for tensor in (layer.values, layer.bias)
-    ]
+    patterns: list[CSR] = []
+    tensors: list[Tensor | None] = []
+    for layer in layers:
+        csr, values, bias = layer.weights
+        patterns.append(csr)
+        tensors.append(values)
+        tensors.append(bias)
+    y = at_once(patterns, tensors, x)
+    if y is not None:
+        return y
     if (
         ops.fast(x, *(tensor for tensor in tensors if tensor is not None))
         is None
     ):
         return _one_by_one(layers, activation, x)
     return sequence(
-        [layer.csr for layer in layers],
+        patterns,
         tensors,
         x,
         [keepers(one) for one in layers],

@@ -139,9 +139,24 @@ class CSRLinear(SparseLayer):
         self, x: Float[Tensor, "*batch columns"]
     ) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""
-        return self.observed(
-            x, self.product(self.csr, self.values, x, self.bias)
-        )
+        csr, values, bias = self.weights
+        return self.observed(x, self.product(csr, values, x, bias))
+
+    @property
+    def weights(self) -> tuple[CSR, Tensor, Tensor | None]:
+        """Connections, values and biases, as ``nn.Module.__getattr__`` finds them, but sooner."""
+        parameters = self._parameters
+        if "values" in parameters and "bias" in parameters:
+            csr = self._modules["csr"]
+            values = parameters["values"]
+            assert isinstance(csr, CSR)
+            assert values is not None
+            return csr, values, parameters["bias"]
+        return (
+            self.csr,
+            self.values,
+            self.bias,
+        )  # a parametrization computes them
 
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""

@@ -172,6 +172,42 @@ def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
     return is_direct
 
 
+def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether nothing but a kernel has to see a call: no gradient, compiler, tracer or transform.
+
+    All tensors then hold float32 on the CPU, and there are kernels for them.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._functorch.maybe_current_level() is not None
+        or type(x) is not Tensor
+    ):
+        return False
+    is_recording = torch.is_grad_enabled()
+    if not _is_plain_number(x) or (is_recording and x.requires_grad):
+        return False
+    for tensor in parameters:
+        if tensor is not None and (
+            type(tensor) not in PLAIN
+            or not _is_plain_number(tensor)
+            or (is_recording and tensor.requires_grad)
+        ):
+            return False
+    return module(x) is cpu
+
+
+def _is_plain_number(x: Tensor) -> bool:
+    return (
+        x.dtype is torch.float32
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and x.data_ptr() != 0
+    )
+
+
 def is_written(x: Tensor) -> bool:
     """Whether the numbers of x are in its memory: no sign is pending, and no zero implied.
 

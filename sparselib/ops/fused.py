@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
-from sparselib.ops.backends import Weights
-from sparselib.ops.dispatch import module
+from sparselib.ops.backends import Weights, cpu
+from sparselib.ops.dispatch import is_plain, module
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
 
@@ -61,6 +61,28 @@ def sequence(
     if module(x).fuses(len(x), weights, cells):
         return module(x).network(layers, x)
     return _steps(layers, x)[-1]
+
+
+def at_once(
+    patterns: Sequence[CSR], tensors: Sequence[Tensor | None], x: Tensor
+) -> Tensor | None:
+    """Carry few samples through all layers by one call, or return None where more is asked for.
+
+    As `sequence`, without a gradient and with as little Python as can be: what one sample costs is
+    the call.
+    """
+    if not (products.are_few(x) and is_plain(x, *tensors)):
+        return None
+    width = x.shape[1]
+    layers = []
+    for number, csr in enumerate(patterns):
+        values = tensors[2 * number]
+        bias = tensors[2 * number + 1]
+        if values is None or not products.fit_exactly(csr, values, bias, width):
+            return None
+        layers.append((*operands.indices_of(csr), values, bias))
+        width = csr.shape[0]
+    return cpu.few_through(layers, x)
 
 
 def _layers(patterns: Sequence[CSR], tensors: Sequence[Any]) -> list[Layer]:

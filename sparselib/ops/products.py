@@ -23,8 +23,14 @@ from torch.nn import functional
 
 from sparselib.csr import CSR, transpose
 from sparselib.ops import operands
-from sparselib.ops.backends import Indices, Weights
-from sparselib.ops.dispatch import is_eager, module, takes_halves, transformed
+from sparselib.ops.backends import Indices, Weights, cpu
+from sparselib.ops.dispatch import (
+    is_eager,
+    is_plain,
+    module,
+    takes_halves,
+    transformed,
+)
 from sparselib.ops.operands import (
     check_features,
     feature_major,
@@ -68,6 +74,12 @@ def spmm(
     ValueError
         If shapes, dtypes or devices do not fit; the sentence names them.
     """
+    if (
+        is_plain(x, values, bias)
+        and are_few(x)
+        and fit_exactly(csr, values, bias, x.shape[1])
+    ):
+        return cpu.few(values, *indices_of(csr), x, bias)
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
     if not is_eager(x, values, bias):
         if transformed():
@@ -76,6 +88,26 @@ def spmm(
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def are_few(x: Tensor) -> bool:
+    """Whether x is a batch of so few samples that a call's own time counts."""
+    return x.ndim == 2 and 0 < x.shape[0] <= cpu.FEW
+
+
+def fit_exactly(
+    csr: CSR, values: Tensor, bias: Tensor | None, width: int
+) -> bool:
+    """Whether a layer reads so many features, and its numbers lie as kernels read them."""
+    rows, columns = csr.shape
+    nnz = csr.nnz
+    return (
+        columns == width
+        and nnz > 0
+        and values.shape == (nnz,)
+        and values.is_contiguous()
+        and (bias is None or (bias.shape == (rows,) and bias.is_contiguous()))
+    )
 
 
 def spmm_t(

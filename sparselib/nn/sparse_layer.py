@@ -52,6 +52,16 @@ class SparseLayer(nn.Module, ABC):
         False  # whether this layer is loaded by itself, and strictly
     )
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what a sparse layer has instead of a weight; else as ``nn.Module``."""
+        if name == "weight":
+            raise AttributeError(
+                f"a {type(self).__name__} has no dense `weight`, but `values` at the connections "
+                f"of `csr`; where a model reads weights itself, leave that layer dense: "
+                f"sl.sparsify(model, ..., skip=[its name])"
+            )
+        return super().__getattr__(name)
+
     @property
     @abstractmethod
     def region(self) -> Region:

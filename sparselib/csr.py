@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sparselib.compilation import untraced
+from sparselib.compilation import is_exported_to_onnx, untraced
 from sparselib.guarded import (
     Fingerprint,
     ReadOnly,
@@ -114,6 +114,11 @@ def _check_array(name: str, array: Any) -> None:
 
 def rows_of(crow_indices: Tensor, nnz: int) -> Tensor:
     """Return the row of each nonzero."""
+    if is_exported_to_onnx():  # which does not know repeat_interleave
+        begins = crow_indices.new_zeros(nnz + 1, dtype=torch.int64)
+        ones = torch.ones_like(crow_indices[1:-1], dtype=torch.int64)
+        places = (crow_indices[1:-1].to(torch.int64),)
+        return begins.index_put(places, ones, accumulate=True).cumsum(0)[:-1]
     counts = crow_indices.diff().to(torch.int64)
     rows = torch.arange(counts.numel(), device=crow_indices.device)
     return torch.repeat_interleave(rows, counts, output_size=nnz)

@@ -18,7 +18,7 @@ FLOORS = {
         *("guarded", "compilation", "ranking", "init", "metrics"),
         *("timing", "atomic", "plot", "tables", "_version"),
     ],
-    1: ["csr", "topology", "checkpoint"],
+    1: ["csr", "topology", "distribution", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
     4: ["models", "cost", "evolution", "optimization"],

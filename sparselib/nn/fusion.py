@@ -70,7 +70,7 @@ def _is_plain(layers: Sequence[Any], activation: Activation, x: Tensor) -> bool:
         and not _has_any_global_hook()
         and all(map(_is_unobserved, layers))
         and x.ndim == 2
-        and _fits(layers, x.shape[1])
+        and _fits(layers, int(x.shape[1]))  # a tensor while torch.jit traces
     )
 
 

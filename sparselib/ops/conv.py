@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Sizes, reference
@@ -70,7 +71,7 @@ def conv1d(
             values, bias, operands.resolved(x), csr, sizes
         )
         return result
-    if transformed():
+    if transformed() or is_exported_to_onnx():
         return reference.convolve(values, indices_of(csr), x, sizes, bias)
     y = _conv1d(values, x, sizes, operator_indices(csr))
     return operands.plus(y, bias, (-1, 1))

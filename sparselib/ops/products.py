@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, transpose
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Weights, cpu
@@ -82,7 +83,7 @@ def spmm(
         return cpu.few(values, *indices_of(csr), x, bias)
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
     if not is_eager(x, values, bias):
-        if transformed():
+        if transformed() or is_exported_to_onnx():
             return masked_product(csr, values, x, bias)
         return operands.plus(_by_rows(_spmm, csr, values, x), bias)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

@@ -1,13 +1,14 @@
 """One line from an ordinary model to a sparse one."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
+from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.linear import CSRLinear
-from sparselib.nn.sparse_layer import sparse_layers
+from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 
 
 def sparsify(
@@ -17,7 +18,7 @@ def sparsify(
     fresh: bool = False,
     *,
     convolutions: bool = False,
-    **options: Any,
+    **options: Unpack[LayerOptions],
 ) -> nn.Module:
     """Replace every ``nn.Linear`` of `model` by a `CSRLinear`, in place, and return the model.
 
@@ -55,7 +56,11 @@ def sparsify(
     kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
     what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
     skip = set(skip)
-    layers = {name: m for name, m in model.named_modules() if type(m) in kinds}
+    layers = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, kinds) and type(m) in kinds
+    }
     if unknown := skip - layers.keys():
         raise ValueError(
             f"skip names {sorted(unknown)}, but the {what} layers are {sorted(layers)}"
@@ -98,7 +103,7 @@ def densify(model: nn.Module) -> nn.Module:
         If there is no sparse layer, or a convolution's padding has no name in ``nn.Conv1d``. The
         model is then unchanged.
     """
-    converted: dict[nn.Module, Any] = {
+    converted: dict[nn.Module, Dense] = {
         layer: layer.to_dense() for layer in sparse_layers(model).values()
     }
     if not converted:
@@ -106,7 +111,7 @@ def densify(model: nn.Module) -> nn.Module:
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for layer in sparse_layers(model).values():
         dense = converted[layer]
-        if layer.bias is not None:
+        if layer.bias is not None and isinstance(dense.bias, nn.Parameter):
             dense.bias = shared.setdefault(layer.bias, dense.bias)
             dense.bias.requires_grad_(layer.bias.requires_grad)
         dense.weight.requires_grad_(layer.values.requires_grad)
@@ -120,11 +125,14 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def _convert(
-    layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]
-) -> nn.Module:
-    kind: Any = SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
+    layer: Dense, sparsity: float, fresh: bool, options: LayerOptions
+) -> SparseLayer:
+    kind: type[SparseLayer] = (
+        SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
+    )
     if not fresh:
-        return kind.from_dense(layer, sparsity, **options)
+        kept: KeptOptions = options
+        return kind.from_dense(layer, sparsity, **kept)
     return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(
         layer.training
     )

@@ -487,6 +487,11 @@ def test_set_in_keras_forgets_all_momentum_and_the_others_none():
         assert kept
         assert all(old[position] == value for position, value in kept)
         assert "momentum_buffer" in optimizer.state[model.layers[2].weight]
+    calls = []
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sl.SET(model, optimizer, definition="keras", after=lambda: calls.append(1)).step()
+    assert calls == [1]
     with pytest.raises(ValueError, match="one of text, keras, scipy, not 'torch'"):
         sl.SET(network(), optimizer, definition="torch")
 

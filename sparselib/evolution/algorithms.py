@@ -5,6 +5,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
+from sparselib._types import Hook
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution._options import RuleOptions
@@ -39,7 +40,7 @@ def SET(
     }
     check_definition(definition, *grow)
     if definition == "keras":
-        options["after"] = optimizer.state.clear
+        options["after"] = _in_turn(optimizer.state.clear, options.get("after"))
     return Evolution(
         model,
         optimizer,
@@ -95,3 +96,12 @@ def check_definition(definition: str, *known: str) -> None:
         raise ValueError(
             f"definition must be one of {', '.join(known)}, not {definition!r}"
         )
+
+
+def _in_turn(first: Hook, second: Hook | None) -> Hook:
+    def call() -> None:
+        first()
+        if second is not None:
+            second()
+
+    return call

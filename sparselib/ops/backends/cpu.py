@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -391,8 +391,21 @@ def features_first(x: Tensor) -> Tensor:
     return y
 
 
+@runtime_checkable
+class _Compiled(Protocol):
+    """A kernel as numba has compiled it."""
+
+    @property
+    def address(self) -> int:
+        """Where its code is."""
+
+    @property
+    def ctypes(self) -> Callable[[ctypes.Array[ctypes.c_int64]], object]:
+        """What calls it."""
+
+
 def _launch(
-    kernel: Callable[[], Any], block: Iterable[int | Tensor | None]
+    kernel: Callable[[], _Compiled], block: Iterable[int | Tensor | None]
 ) -> None:
     """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
     numbers = _numbers(block)
@@ -453,7 +466,7 @@ def kernels() -> ModuleType:
 
 
 @functools.cache
-def _compiled(kernel: Callable[[], Any]) -> Any:
+def _compiled(kernel: Callable[[], _Compiled]) -> _Compiled:
     with _announced(
         "sparselib compiles its CPU kernels, once for this machine ..."
     ):
@@ -478,7 +491,7 @@ def _announced(sentence: str) -> Iterator[None]:
 
 
 @functools.cache
-def _openmp() -> Any:
+def _openmp() -> Callable[..., None] | None:
     """GOMP_parallel of the OpenMP that torch has loaded already, or None; never loads another."""
     root = os.path.dirname(torch.__file__)
     beside = [*glob(f"{root}/lib/lib*omp*"), *glob(f"{root}.libs/lib*omp*")]

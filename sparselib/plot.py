@@ -126,7 +126,7 @@ def dots(
         )
     if paper is not None:
         axes.axhline(paper, color=GREY, lw=1)
-        label: dict[str, Any] = {
+        label: Any = {
             "xycoords": ("axes fraction", "data"),
             "textcoords": "offset points",
         }

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -72,7 +72,7 @@ def row(parameters: Values, measures: Row, data: Source | None = None) -> Row:
     )
 
 
-def columns(parameters: Values) -> Row:
+def columns(parameters: Mapping[str, object]) -> Row:
     """Return the columns of a row that are parameters; lists and choices of lists are JSON.
 
     Places of files are none of them, and the name of the device is written instead of `device`.
@@ -144,7 +144,7 @@ def curve(cell: str) -> np.ndarray:
     return np.array([float(number) for number in cell.split()])
 
 
-def _flat(value: object) -> object:
+def _flat(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(f"{number:.6g}" for number in value)
     return value

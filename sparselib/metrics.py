@@ -2,11 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """An autoencoder that describes a sample by maps of where its kernels occur, as `SAN` does."""
+
+    @property
+    def kernel_sizes(self) -> Sequence[int]:
+        """Points of each kernel, along a dimension."""
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Return the maps (samples, kernels, *size)."""
+
+    def decode(self, maps: Tensor, /) -> Tensor:
+        """Return the reconstruction (samples, *size)."""
 
 
 def accuracy(
@@ -171,14 +186,15 @@ def normalised_loss(
 
 @torch.no_grad()
 def description(
-    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+    model: Describing,
+    x: Float[Tensor, "samples *size"],
+    definition: str = "text",
 ) -> dict[str, Float64[Tensor, "samples"]]:
     r"""Measure how a model describes each sample: the two axes of phi, and phi.
 
     Parameters
     ----------
-    model : SAN
-        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    model : SAN, or whatever is `Describing`
     x : tensor
         The samples.
     definition : str
@@ -206,7 +222,9 @@ def description(
 
 
 def phi(
-    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+    model: Describing,
+    x: Float[Tensor, "samples *size"],
+    definition: str = "text",
 ) -> Float64[Tensor, "samples"]:
     r"""How wordy and how wrong a model is, for each sample; less is better (Bizopoulos, Eq. 6).
 
@@ -216,8 +234,7 @@ def phi(
 
     Parameters
     ----------
-    model : SAN
-        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    model : SAN, or whatever is `Describing`
     x : tensor
         The samples.
     definition : str

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
@@ -57,7 +58,7 @@ def subplots(
 
 def curves(
     axes: Axes,
-    series: Mapping[str, Any],
+    series: Mapping[str, ArrayLike],
     x: Sequence[float] | np.ndarray | None = None,
     percent: bool = False,
 ) -> Axes:
@@ -91,7 +92,7 @@ def curves(
 
 def dots(
     axes: Axes,
-    groups: Mapping[str, Any],
+    groups: Mapping[str, ArrayLike],
     paper: float | None = None,
     percent: bool = True,
 ) -> Axes:
@@ -146,7 +147,10 @@ def dots(
 
 
 def heat(
-    axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[Any]
+    axes: Axes,
+    ratios: np.ndarray,
+    rows: Sequence[object],
+    columns: Sequence[object],
 ) -> None:
     """Draw ratios as a map of numbers: orange below 1, blue above, on a logarithmic scale.
 
@@ -176,12 +180,12 @@ def heat(
             color=colour,
             fontsize=8,
         )
-    axes.set_xticks(range(len(columns)), list(columns))
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(columns)), list(map(str, columns)))
+    axes.set_yticks(range(len(rows)), list(map(str, rows)))
     axes.grid(False)
 
 
-def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
+def topologies(axes: Sequence[Axes], masks: Mapping[str, ArrayLike]) -> None:
     """Draw topologies as small multiples: connections kept since the one before, and new ones.
 
     Parameters
@@ -205,7 +209,11 @@ def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
 
 
 def compressed_rows(
-    axes: Axes, matrix: Any, crow_indices: Any, col_indices: Any, values: Any
+    axes: Axes,
+    matrix: ArrayLike,
+    crow_indices: ArrayLike,
+    col_indices: ArrayLike,
+    values: ArrayLike,
 ) -> None:
     """Draw a small matrix beside its three CSR arrays, one color per row, as in Ertl's Figure 1."""
     matrix = np.asarray(matrix)

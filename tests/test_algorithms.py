@@ -306,6 +306,17 @@ def test_only_the_named_layers_have_skips():
         sl.LiSET(model, optimizer, definition="kod")
 
 
+def test_skips_go_round_linear_layers_only():
+    convolution = sl.SparseConv1d(1, 2, 3, padding="same", sparsity=0.5)
+    model = torch.nn.Sequential(convolution, torch.nn.Flatten(), sl.CSRLinear(16, 4, sparsity=0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"linear layers, and \['0'\] are none; name those"):
+        sl.LiSET(model, optimizer)
+    liset = sl.LiSET(model, optimizer, skips=["2"], outputs=4)
+    torch.nn.functional.cross_entropy(model(torch.rand(5, 1, 8)), torch.arange(5) % 4).backward()
+    assert set(liset.step()) == {"0", "2"}
+
+
 def test_liset_follows_the_masked_twin():
     """On true CSR layers the numbers are those of masked dense layers, evolutions included."""
     models = [network(product=product) for product in (sl.ops.spmm, sl.masked_product)]
@@ -476,6 +487,11 @@ def test_set_in_keras_forgets_all_momentum_and_the_others_none():
         assert kept
         assert all(old[position] == value for position, value in kept)
         assert "momentum_buffer" in optimizer.state[model.layers[2].weight]
+    calls = []
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sl.SET(model, optimizer, definition="keras", after=lambda: calls.append(1)).step()
+    assert calls == [1]
     with pytest.raises(ValueError, match="one of text, keras, scipy, not 'torch'"):
         sl.SET(network(), optimizer, definition="torch")
 

@@ -16,7 +16,7 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics"),
-        *("timing", "atomic", "plot", "tables", "_version"),
+        *("timing", "atomic", "plot", "tables", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint"],
     2: ["ops", "training", "datasets"],
@@ -97,7 +97,7 @@ def test_no_room_without_a_name() -> None:
 
 def is_abstract(node: ast.ClassDef) -> bool:
     """Whether a class declares that it has no instances of its own."""
-    return any(dotted(base) in ("ABC", "Protocol") for base in node.bases) or any(
+    return any(dotted(base) in ("ABC", "Protocol", "TypedDict") for base in node.bases) or any(
         dotted(decorator) == "abstractmethod"
         for function in functions(node)
         for decorator in function.decorator_list

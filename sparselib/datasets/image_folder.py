@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .split import Samples
@@ -185,8 +185,6 @@ def _annotated(root: Path, paths: list[Path]) -> dict[Path, str]:
 
 
 def _picture(path: Path, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    from PIL import Image
-
     image = _decoded(path)
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(
@@ -202,10 +200,8 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "3 side side"]:
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 
-def _decoded(path: Path) -> Any:
+def _decoded(path: Path) -> Image.Image:
     """Return a picture in RGB; Pillow fails in many ways on a damaged file."""
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(path) as file:
             # of the formats read here, PNG alone has checksums, which are not looked at in reading
@@ -220,9 +216,7 @@ def _decoded(path: Path) -> Any:
         ) from error
 
 
-def _rgb(image: Any) -> Any:
-    from PIL import Image
-
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.mode == "F":
@@ -238,10 +232,8 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Any) -> Any:
+def _from_16_bits(image: Image.Image) -> Image.Image:
     """Scale gray values from 0 to 65,535; Pillow would cut them off at 255."""
-    from PIL import Image
-
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(

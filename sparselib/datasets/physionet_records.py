@@ -2,8 +2,9 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .files import DataUnavailable, Folder, find
 from .split import Samples, Split
+
+Found = TypeVar("Found")
 
 # databases of Bizopoulos' Table I whose record can be identified by matching the table's numbers
 RECORDS = {
@@ -307,7 +310,9 @@ def _check_size(data: Path, header: Any, channel: int) -> None:
         )
 
 
-def _read(path: Path, reader: Any, *names: str, **options: Any) -> Any:
+def _read(
+    path: Path, reader: Callable[..., Found], *names: str, **options: object
+) -> Found:
     """Read with `wfdb` or numpy, whose readers fail in many ways on a damaged file."""
     try:
         with warnings.catch_warnings():

@@ -1,10 +1,11 @@
 """The next topology of one layer: laid out first, checked whole, then carried out in place."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparselib._types import ParameterGroup
 from sparselib.evolution import grow as grows
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import contains
@@ -158,7 +159,7 @@ def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
     return found
 
 
-def group_of(values: Tensor, optimizer: Optimizer, name: str) -> dict[str, Any]:
+def group_of(values: Tensor, optimizer: Optimizer, name: str) -> ParameterGroup:
     """Return the parameter group that holds these values now.
 
     Raises

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, Unpack, final
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -10,9 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from sparselib import distribution as distributions
 from sparselib import topology
+from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.linear import CSRLinear
-from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
+from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 
 Distribution = Callable[[Sequence[Tensor], float], list[float]]
 Chosen = str | type | Callable[[str, nn.Module], bool]
@@ -26,7 +27,7 @@ def sparsify(
     *,
     distribution: Distribution = distributions.uniform,
     convolutions: bool = False,
-    **options: Any,
+    **options: Unpack[LayerOptions],
 ) -> nn.Module:
     """Replace the linear layers of `model` by sparse ones, in place, and return the model.
 
@@ -134,7 +135,7 @@ class Conversion:
         *,
         distribution: Distribution = distributions.uniform,
         convolutions: bool = False,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
         self.model = model
         self._fresh = fresh
@@ -266,7 +267,7 @@ def densify(model: nn.Module) -> nn.Module:
         If there is no sparse layer, or a convolution's padding has no name in ``nn.Conv1d``. The
         model is then unchanged.
     """
-    converted: dict[nn.Module, Any] = {
+    converted: dict[nn.Module, Dense] = {
         layer: layer.to_dense() for layer in sparse_layers(model).values()
     }
     if not converted:
@@ -274,10 +275,11 @@ def densify(model: nn.Module) -> nn.Module:
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for layer in sparse_layers(model).values():
         dense = converted[layer]
-        if layer.bias is not None:
+        if layer.bias is not None and isinstance(dense.bias, nn.Parameter):
             dense.bias = shared.setdefault(layer.bias, dense.bias)
             dense.bias.requires_grad_(layer.bias.requires_grad)
-        dense.weight = shared.setdefault(layer.values, dense.weight)
+        if isinstance(dense.weight, nn.Parameter):
+            dense.weight = shared.setdefault(layer.values, dense.weight)
         dense.weight.requires_grad_(layer.values.requires_grad)
     if model in converted:
         return converted[model]
@@ -535,19 +537,20 @@ def _entry(name: str, module: nn.Module, sparsity: float, reason: str) -> Entry:
 
 
 def _convert(
-    layer: nn.Module, sparsity: float, fresh: bool, options: dict[str, Any]
+    layer: nn.Module, sparsity: float, fresh: bool, options: LayerOptions
 ) -> SparseLayer:
-    kind: type[SparseLayer] = CSRLinear
-    if isinstance(layer, nn.Conv1d):
-        kind = SparseConv1d
     if _is_conv1d_of_transformers(layer):
         layer = _linear_twin(layer)
-    if not fresh:
-        return kind.from_dense(layer, sparsity, **options)
-    made: SparseLayer = kind(
-        sparsity=sparsity, **kind.arguments_of(layer), **options
+    assert isinstance(layer, nn.Linear | nn.Conv1d)
+    kind: type[SparseLayer] = (
+        SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
     )
-    return made.train(layer.training)
+    if not fresh:
+        kept: KeptOptions = options
+        return kind.from_dense(layer, sparsity, **kept)
+    return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(
+        layer.training
+    )
 
 
 def _linear_twin(layer: nn.Module) -> nn.Linear:

@@ -1,7 +1,7 @@
 """Sparse linear layers one after the other, carried out at once where nobody looks in between."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def chain(
-    layers: Sequence[Any],
+    layers: Sequence[nn.Module],
     activation: Activation,
     x: Float[Tensor, "batch columns"],
 ) -> Float[Tensor, "batch rows"]:
@@ -62,24 +62,32 @@ def _one_by_one(
     return layers[-1](x)
 
 
-def _is_plain(layers: Sequence[Any], activation: Activation, x: Tensor) -> bool:
+def _is_plain(
+    layers: Sequence[nn.Module], activation: Activation, x: Tensor
+) -> TypeGuard[Sequence[CSRLinear]]:
     return (
         type(activation) is nn.ReLU
         and not (activation._forward_hooks or activation._forward_pre_hooks)
         and not activation._backward_hooks
         and not _has_any_global_hook()
-        and all(map(_is_unobserved, layers))
+        and _are_unobserved(layers)
         and x.ndim == 2
         and _fits(layers, int(x.shape[1]))  # a tensor while torch.jit traces
     )
 
 
-def _fits(layers: Sequence[Any], width: int) -> bool:
+def _fits(layers: Sequence[CSRLinear], width: int) -> bool:
     for layer in layers:
         if layer.in_features != width:
             return False
         width = layer.out_features
     return True
+
+
+def _are_unobserved(
+    layers: Sequence[nn.Module],
+) -> TypeGuard[Sequence[CSRLinear]]:
+    return all(map(_is_unobserved, layers))
 
 
 def _is_unobserved(layer: nn.Module) -> bool:

@@ -9,12 +9,12 @@ As in `sparselib.ops`, its products (convolution, input gradient, gradient at th
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparselib._types import AutogradContext
 from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
@@ -139,7 +139,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         values: Tensor,
         bias: Tensor | None,
         x: Tensor,
@@ -153,7 +153,7 @@ class _Convolution(torch.autograd.Function):
         return own(module(x).convolve(values, indices_of(csr), x, sizes, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         sizes = ctx.sizes

@@ -14,13 +14,14 @@ of size batch x nnz is ever allocated.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from sparselib._types import AutogradContext
 from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, transpose
 from sparselib.ops import operands
@@ -252,7 +253,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR
+        ctx: AutogradContext,
+        values: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        csr: CSR,
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr = csr
@@ -260,7 +265,7 @@ class _Linear(torch.autograd.Function):
         return own(module(x).spmm(values, *indices_of(csr), x, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         _, has_bias, has_x, _ = ctx.needs_input_grad

@@ -1,10 +1,11 @@
 """What autograd and autocast want to know of an operator of our own."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparselib._types import Function
 
 
 def own(result: Tensor) -> Tensor:
@@ -15,7 +16,7 @@ def own(result: Tensor) -> Tensor:
 def differentiable(
     product: torch.library.CustomOpDef,
     save: Callable[..., None],
-    backward: Callable[..., Any],
+    backward: Function,
 ) -> None:
     """Register the gradients of an operator, and that autocast computes it in float32."""
     product.register_autograd(backward, setup_context=save)

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 from sparselib import atomic
 
 from .history import DIRTY, commit, differs
-from .parameters import PLACES, Parameter, declared
-from .rows import SOURCE, columns, write
+from .parameters import PLACES, Parameter, Values, declared
+from .rows import SOURCE, Row, columns, write
+
+# of nbformat 4, as JSON
+Notebook = Mapping[str, Any]
 
 
 class Run(NamedTuple):
@@ -23,7 +26,7 @@ class Run(NamedTuple):
 
     key: str
     notebook: Path
-    parameters: dict[str, Any]
+    parameters: Values
     folder: Path
     timeout: int | None = None
 
@@ -56,7 +59,7 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
+def parameters(notebook: Notebook) -> dict[str, Parameter]:
     """Read names, types and defaults from the one cell tagged `parameters`.
 
     Raises
@@ -73,8 +76,8 @@ def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 def run_key(
-    notebook: Mapping[str, Any],
-    values: Mapping[str, Any],
+    notebook: Notebook,
+    values: Mapping[str, object],
     data: Mapping[str, str],
 ) -> str:
     """Name a run by all that decides its result, as the start of a SHA-256.
@@ -191,7 +194,7 @@ def _execute(run: Run) -> Outcome:
         row.unlink(missing_ok=True)
 
 
-def _row(run: Run, path: Path) -> dict[str, Any]:
+def _row(run: Run, path: Path) -> Row:
     """Return the row: the parameters that were put in, and what the page measured."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -257,15 +260,15 @@ def _fail(run: Run, part: Path, error: str) -> Outcome:
     return Outcome(run.key, "failed", error=error)
 
 
-def _parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parameters_cell(notebook: Notebook) -> Notebook:
     return next(
         cell for cell in notebook["cells"] if "parameters" in _tags(cell)
     )
 
 
-def _tags(cell: Mapping[str, Any]) -> list[str]:
+def _tags(cell: Notebook) -> list[str]:
     return list(cell["metadata"].get("tags", []))
 
 
-def _source(cell: Mapping[str, Any]) -> str:
+def _source(cell: Notebook) -> str:
     return "".join(cell["source"])

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,13 +15,26 @@ from sparselib import atomic
 from sparselib._version import __version__
 
 from .history import commit
-from .parameters import PLACES, check_scale
+from .parameters import PLACES, Values, check_scale
 
 Row = dict[str, Any]
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Data that can be named again, as a `Split` can."""
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+
+    @property
+    def checksum(self) -> str:
+        """Of what is in it."""
+
+
 def record(
-    parameters: Mapping[str, Any], measures: Row, data: Any = None
+    parameters: Values, measures: Row, data: Source | None = None
 ) -> None:
     """Write this run's row of results to the file that the parameter `results` names, if any.
 
@@ -44,7 +57,7 @@ def record(
         write(whole, parameters["results"])
 
 
-def row(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> Row:
+def row(parameters: Values, measures: Row, data: Source | None = None) -> Row:
     """Return one row of results: parameters, measures and provenance; see `record`."""
     check_scale(parameters["scale"])
     told = columns(parameters)
@@ -59,7 +72,7 @@ def row(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> Row:
     )
 
 
-def columns(parameters: Mapping[str, Any]) -> Row:
+def columns(parameters: Mapping[str, object]) -> Row:
     """Return the columns of a row that are parameters; lists and choices of lists are JSON.
 
     Places of files are none of them, and the name of the device is written instead of `device`.

@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 from .grid import Sweep
 from .notebook import Run, complete
@@ -126,10 +125,12 @@ def table_rows(table: Path) -> list[dict[str, str]]:
 _ADVICE = "restore it from the history, or move it away: rows in the folder of runs are kept"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Write a value as a table may have it: 1 and 1.0 are the same."""
     try:
-        return str(value) if isinstance(value, bool) else repr(float(value))
+        return (
+            str(value) if isinstance(value, bool) else repr(float(str(value)))
+        )
     except (ValueError, TypeError):
         return str(value)
 

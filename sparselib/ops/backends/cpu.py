@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -493,8 +493,17 @@ def features_first(x: Tensor) -> Tensor:
     return y
 
 
+@runtime_checkable
+class _Made(Protocol):
+    """A kernel as numba has compiled it."""
+
+    @property
+    def address(self) -> int:
+        """Where its code is."""
+
+
 def _launch(
-    kernel: Callable[[], Any], block: Iterable[int | Tensor | None]
+    kernel: Callable[[], _Made], block: Iterable[int | Tensor | None]
 ) -> None:
     """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
     numbers = _numbers(block)
@@ -503,7 +512,7 @@ def _launch(
     _start(kernel, shared.buffer_info()[0], torch.get_num_threads())
 
 
-def _start(kernel: Callable[[], Any], address: int, threads: int) -> None:
+def _start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
     """Run a kernel on some threads, which share the array at this address."""
     compiled = _compiled(kernel)
     if threads == 1:
@@ -553,7 +562,7 @@ def kernels() -> ModuleType:
 
 
 @functools.cache
-def _compiled(kernel: Callable[[], Any]) -> "_Compiled":
+def _compiled(kernel: Callable[[], _Made]) -> "_Compiled":
     with _announced(
         "sparselib compiles its CPU kernels, once for this machine ..."
     ):
@@ -565,7 +574,7 @@ class _Compiled:
 
     Parameters
     ----------
-    made : numba.core.ccallback.CFunc
+    made : CFunc
         What numba compiled.
 
     Attributes
@@ -574,7 +583,7 @@ class _Compiled:
         Where its code is.
     """
 
-    def __init__(self, made: Any) -> None:
+    def __init__(self, made: _Made) -> None:
         self._made = made  # which owns the code
         self.address: int = made.address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
@@ -598,7 +607,7 @@ def _announced(sentence: str) -> Iterator[None]:
 
 
 @functools.cache
-def _openmp() -> Any:
+def _openmp() -> Callable[..., None] | None:
     """GOMP_parallel of the OpenMP that torch has loaded already, or None; never loads another."""
     root = os.path.dirname(torch.__file__)
     beside = [*glob(f"{root}/lib/lib*omp*"), *glob(f"{root}.libs/lib*omp*")]

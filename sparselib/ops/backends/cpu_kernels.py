@@ -13,7 +13,7 @@ this file and of no other, so whatever a kernel is made of stands here.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -21,10 +21,13 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.core.datamodel import PrimitiveModel, register_default
+from numba.core.datamodel.manager import DataModelManager
+from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
+from sparselib._types import Function
 from sparselib.ops.backends.cpu_cache import keep
 
 if getattr(config, "DISABLE_JIT", False):
@@ -62,7 +65,7 @@ class Vector(types.Type):
 class VectorModel(PrimitiveModel):
     """Defines for numba what a `Vector` is in LLVM."""
 
-    def __init__(self, manager: Any, kind: Vector) -> None:
+    def __init__(self, manager: DataModelManager, kind: Vector) -> None:
         super().__init__(manager, kind, kind.llvm)
 
 
@@ -248,7 +251,7 @@ def ticket(_, a, i):  # type: ignore[no-untyped-def]
     )
 
 
-def _pointer(kind: Any) -> Any:
+def _pointer(kind: types.CPointer) -> Function:
     @intrinsic
     def cast(_, address):  # type: ignore[no-untyped-def]
         def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
@@ -264,17 +267,17 @@ ints = _pointer(INTS)
 longs = _pointer(LONGS)
 
 
-def inline(function: Callable[..., Any]) -> Any:
+def inline(function: Function) -> Dispatcher:
     """Compile a function that kernels call; a checker of types wrapped around it is taken off."""
     return njit(error_model="numpy")(inspect.unwrap(function))
 
 
-def kernel(function: Callable[..., None]) -> Callable[[], Any]:
+def kernel(function: Callable[..., None]) -> Callable[[], CFunc]:
     """Make a C function of one int64 array, compiled on first use and kept on disk."""
     function = inspect.unwrap(function)
 
     @functools.cache
-    def compiled() -> Any:
+    def compiled() -> CFunc:
         made = CFunc(
             function, ((LONGS,), types.void), {}, {"error_model": "numpy"}
         )
@@ -445,7 +448,7 @@ ROW_SIZE = len(Row._fields)
 FEW_THROUGH_SIZE = COUNTERS + len(FewThrough._fields)
 
 
-def _rows_of_product(n: int) -> Any:
+def _rows_of_product(n: int) -> Dispatcher:
     # in few registers a sum would wait for itself; WIDE has none left for a second one
     two = n < WIDE
 
@@ -596,7 +599,7 @@ def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: igno
         o += 1
 
 
-def _rows_of_gradient(n: int) -> Any:
+def _rows_of_gradient(n: int) -> Dispatcher:
     @inline
     def rows(o, end, count, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
         """Add `count` columns, n at a time, to the sums of rows o < end."""
@@ -787,7 +790,7 @@ def transposed(a):  # type: ignore[no-untyped-def]
         flip(x, r * columns, columns, y, r, rows, min(64, rows - r), columns)
 
 
-def _few_rows(n: int) -> Any:
+def _few_rows(n: int) -> Dispatcher:
     @inline
     def rows(o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-untyped-def]
         """y[o, : n] = sum_j w[j] x[col[j], : n] for rows o < end: four sums, so that none waits."""
@@ -819,7 +822,7 @@ def _few_rows(n: int) -> Any:
     return rows
 
 
-def _few_flip(n: int) -> Any:
+def _few_flip(n: int) -> Dispatcher:
     @inline
     def flip_few(x, columns, copy):  # type: ignore[no-untyped-def]
         """copy[c, : n] = x[: n, c]."""

@@ -76,6 +76,12 @@ class Ordeal:
         pid = self.driver.pid if kind == "driver" else self.scheduler.pid
         return [psutil.Process(pid)] if psutil.pid_exists(pid) else []
 
+    def wait(self) -> None:
+        """Wait for a random moment after a run has started since the last kill."""
+        before = len(self.place.starts())
+        until(lambda: len(self.place.starts()) > before or self.driver.poll() is not None, 300)
+        time.sleep(self.random.expovariate(1 / 2))
+
     def kill(self) -> None:
         """Kill one of a kind drawn at random, if there is one."""
         kind = self.random.choice(VICTIMS)
@@ -90,7 +96,6 @@ class Ordeal:
         if kind == "scheduler":
             self._await_driver()
             self._start_cluster()
-        self.mend()
 
     def _await_driver(self) -> None:
         self.statuses[self.driver.wait(timeout=120)] += 1
@@ -132,18 +137,16 @@ def undisturbed(folder: Path, runs: int) -> pd.DataFrame:
     return table(place)
 
 
-def trial(folder: Path, runs: int, kills: int, seed: int) -> Ordeal:
-    """Disturb a sweep with up to so many kills; its table must be as `undisturbed` gives it."""
-    (folder / "calm").mkdir(parents=True)
-    (folder / "wild").mkdir()
-    ordeal = Ordeal(folder / "wild", runs, seed)
+def trial(folder: Path, whole: pd.DataFrame, kills: int, seed: int) -> Ordeal:
+    """Disturb a sweep with up to so many kills; its table must be that of an undisturbed one."""
+    ordeal = Ordeal(folder, len(whole), seed)
     with ordeal.opened:
         while ordeal.killed.total() < kills and not ordeal.is_over():
-            time.sleep(ordeal.random.expovariate(1 / 3))
+            ordeal.wait()
             ordeal.kill()
+            ordeal.mend()
         found = ordeal.finish()
-    whole = undisturbed(folder / "calm", runs)
-    pd.testing.assert_frame_equal(found.drop(columns="run"), whole.drop(columns="run"))
+    pd.testing.assert_frame_equal(found, whole)
     assert found.run.is_unique
     assert not list(ordeal.place.folder.glob("runs/*/*.part"))
     return ordeal
@@ -158,11 +161,13 @@ def main() -> None:
     options = parser.parse_args()
     killed: Counter[str] = Counter()
     seed = options.seed
+    with tempfile.TemporaryDirectory() as folder:
+        whole = undisturbed(Path(folder), options.runs)
     while killed.total() < options.kills:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.monotonic()
             left = options.kills - killed.total()
-            ordeal = trial(Path(folder), options.runs, left, seed)
+            ordeal = trial(Path(folder), whole, left, seed)
         killed += ordeal.killed
         told = f"seed {seed}: {dict(ordeal.killed)} killed, statuses {dict(ordeal.statuses)}"
         print(f"{told}, {time.monotonic() - begun:.0f} s; the table is the same", flush=True)

@@ -98,11 +98,11 @@ class Ordeal:
             self._start_cluster()
 
     def _await_driver(self) -> None:
-        self.statuses[self.driver.wait(timeout=120)] += 1
+        self.driver.wait(timeout=120)
 
     def mend(self) -> None:
         """Give the same command again if it has ended, though runs are missing."""
-        if self.driver.poll() is not None:
+        if self.driver.poll() not in (None, 0):
             self.statuses[self.driver.returncode] += 1
             self._start_driver()
 

@@ -175,13 +175,13 @@ def _split(
             f"{path} is refused: its signal {name} never changes in samples {first:,} to "
             f"{first + length - 1:,}, a whole window. Choose another channel or record."
         )
-    x = standardised_windows(cut, length)
-    unlabelled = [torch.zeros(count, dtype=torch.long) for count in windows]
-    train, valid, test = map(Samples, x.split([*windows]), unlabelled)
+    x = standardized_windows(cut, length)
+    unlabeled = [torch.zeros(count, dtype=torch.long) for count in windows]
+    train, valid, test = map(Samples, x.split([*windows]), unlabeled)
     return Split(train, valid, test, classes=1, name=title, note=note)
 
 
-def standardised_windows(
+def standardized_windows(
     signal: Float[Tensor, "samples"], length: int
 ) -> Float[Tensor, "windows length"]:
     """Cut a signal into windows of mean 0 and standard deviation 1, with n - 1 in its divisor."""

@@ -1,5 +1,8 @@
 """Measure what a sweep costs besides its runs, as their number grows: time, memory, publishing.
 
+Times are those of computing, in milliseconds per run, so that other work on the machine counts for
+little; `wall_ms` is what a clock shows, with two workers.
+
 Runs are simulated: everything is as in a sweep, but in place of papermill and a kernel, `pretend`
 leaves an executed page and a row. So what is measured is all that a run costs except its notebook.
 """
@@ -13,9 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import psutil
 import yaml
 
 from sparselib.sweep import __main__ as command
@@ -57,28 +62,33 @@ def prepare(folder: Path, runs: int) -> Path:
     return file
 
 
-def megabytes() -> float:
-    """Return the memory of this process, now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize() / 1e6
+def computing() -> tuple[float, float]:
+    """Return the seconds that this process, and those that it started, have computed so far."""
+    children = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            used = process.cpu_times()
+            children += used.user + used.system
+    return time.process_time(), children
 
 
 def measure(runs: int) -> dict[str, float]:
     """Carry out a simulated sweep in this process."""
     spent: list[float] = []
-    ends: list[float] = []
+    marks: list[tuple[float, float, float]] = []  # wall, driver and workers, from run to run
     publish = command.Table.publish
     outcomes = command.engine.outcomes
 
     def timed(table: command.Table) -> Path | None:
-        begun = time.perf_counter()
+        begun = time.process_time()
         written = publish(table)
-        spent.append(time.perf_counter() - begun)
+        spent.append(time.process_time() - begun)
         return written
 
     def watched(*arguments: object) -> Iterator[Outcome]:
-        for outcome in outcomes(*arguments):
-            ends.append(time.perf_counter())
+        for number, outcome in enumerate(outcomes(*arguments)):
+            if number % (runs // 10) == 0 or number == runs - 1:
+                marks.append((time.perf_counter(), *computing()))
             yield outcome
 
     command.Table.publish = timed
@@ -86,29 +96,23 @@ def measure(runs: int) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
     try:
         file = prepare(folder, runs)
-        before = megabytes()
         options = [str(file), "--workers", "2", "--allow-dirty", "--runs", str(folder / "runs")]
-        begun = time.perf_counter()
         status = command.main(options, pretend)
-        started = ends[0] - begun
-        seconds = ends[-1] - ends[0]
         assert status == 0, f"the sweep ended with {status}"
-        begun = time.perf_counter()
-        assert command.main(options, pretend) == 0
-        again = time.perf_counter() - begun
     finally:
         shutil.rmtree(folder)
+    wall, driver, workers = (1000 * (b - a) / (runs - 1) for a, b in zip(marks[0], marks[-1]))
+    last = marks[-1][1] - marks[-2][1]
     return {
         "runs": runs,
-        "started": started,
-        "ms_per_run": 1000 * seconds / (runs - 1),
-        "ms_last_tenth": 10_000 * (ends[-1] - ends[-runs // 10]) / runs,
-        "again_ms_per_run": 1000 * again / runs,
+        "wall_ms": wall,
+        "driver_ms": driver,
+        "driver_ms_last_tenth": 10_000 * last / runs,
+        "workers_ms": workers,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "before": before,
         "published": len(spent),
         "publish_last_ms": 1000 * spent[-1],
-        "publish_share": sum(spent) / seconds,
+        "publish_share": sum(spent) / (marks[-1][0] - marks[0][0]),
     }
 
 

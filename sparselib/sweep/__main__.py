@@ -26,7 +26,6 @@ from .workers import (
     SchedulerError,
     Workers,
     is_parallel,
-    is_private,
 )
 
 SECONDS_BETWEEN_TABLES = 10
@@ -85,6 +84,11 @@ def _carry_out(
     missing: list[Run],
     workers: Workers,
 ) -> int:
+    if missing and workers.is_exposed():
+        print(
+            "cryptography is not installed: other users of this machine could reach the workers "
+            "(pip install sparselib[sweep])"
+        )
     try:
         lost = _run(table, missing, workers)
     except SchedulerError as error:
@@ -247,11 +251,6 @@ def _announce(
     if missing and not is_parallel():
         print(
             "dask is not installed: one run after the other (pip install sparselib[sweep])"
-        )
-    elif missing and not is_private():
-        print(
-            "cryptography is not installed: other users of this machine could reach the workers "
-            "(pip install sparselib[sweep])"
         )
 
 

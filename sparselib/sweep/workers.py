@@ -68,6 +68,11 @@ class Workers(NamedTuple):
     certificates: Certificates | None = None
     plain: bool = False
 
+    def is_exposed(self) -> bool:
+        """Whether other users of this machine could reach a cluster started here."""
+        starts = not self.scheduler and self.processes != 0 and is_parallel()
+        return starts and not is_private()
+
 
 def is_parallel() -> bool:
     """Whether dask.distributed is installed."""

@@ -98,7 +98,7 @@ class Ordeal:
             self._start_cluster()
 
     def _await_driver(self) -> None:
-        self.driver.wait(timeout=120)
+        self.driver.wait(timeout=600)
 
     def mend(self) -> None:
         """Give the same command again if it has ended, though runs are missing."""

@@ -315,6 +315,7 @@ def _words(node: ast.expr) -> str:
         if outer == "Literal" and constants:
             return ", ".join(map(str, constants))
         if outer == "Annotated" and len(constants) == 1:
+            _check_pattern(constants[0])
             return f"a text like {constants[0]}"
     name = ast.unparse(node)
     if name in _PATTERNS:
@@ -326,6 +327,16 @@ def _words(node: ast.expr) -> str:
     raise ValueError(
         f"the parameters cell has the annotation {name}, which nothing here reads"
     )
+
+
+def _check_pattern(pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"the parameters cell has the pattern {pattern!r}, which is no regular expression "
+            f"({error})"
+        ) from None
 
 
 def _kinds(node: ast.expr) -> set[type]:

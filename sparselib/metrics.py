@@ -161,7 +161,7 @@ def compression_ratio(
     return math.prod(maps.shape[2:]) / (weights + numbers * active)
 
 
-def normalised_loss(
+def normalized_loss(
     reconstruction: Float[Tensor, "samples *size"],
     x: Float[Tensor, "samples *size"],
 ) -> Float64[Tensor, "samples"]:
@@ -209,11 +209,11 @@ def description(
     Raises
     ------
     ValueError
-        As `compression_ratio` and `normalised_loss` do.
+        As `compression_ratio` and `normalized_loss` do.
     """
     maps = model.encode(x)
     verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
-    error = normalised_loss(model.decode(maps), x)
+    error = normalized_loss(model.decode(maps), x)
     return {
         "verbosity": verbosity,
         "error": error,
@@ -243,7 +243,7 @@ def phi(
     Raises
     ------
     ValueError
-        As `compression_ratio` and `normalised_loss` do.
+        As `compression_ratio` and `normalized_loss` do.
     """
     return description(model, x, definition)["phi"]
 
@@ -287,7 +287,7 @@ def mask_area(
     return masks.double().flatten(1).mean(1)
 
 
-def localisation(
+def localization(
     masks: Float[Tensor, "samples 1 height width"],
     boxes: Int[Tensor, "samples 4"],
 ) -> tuple[float, float]:

@@ -138,16 +138,17 @@ def end(process):
 
 
 @contextmanager
-def cluster(folder, log, workers=2):
+def cluster(folder, log, workers=2, protocol="tcp", options=()):
     """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
     note, processes = folder / "scheduler.json", []
     environment = environ(log) | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
 
-    def launch(kind, *options):
+    def launch(kind, *more):
         command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--no-dashboard"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        options = ["--host", "127.0.0.1", "--scheduler-file", str(note), *options]
-        processes.append(subprocess.Popen([*command, *options], env=environment, **quiet))
+        place = ["--host", "127.0.0.1", "--scheduler-file", str(note), "--protocol", protocol]
+        command += [*place, *options, *more]
+        processes.append(subprocess.Popen(command, env=environment, **quiet))
 
     launch("scheduler", "--port", "0")
     until(lambda: note.is_file() and note.stat().st_size)

@@ -224,12 +224,12 @@ def test_the_skips_learn_and_are_drawn_anew_after_each_evolution():
     liset = sl.LiSET(model, optimizer, skip_dropout=0.0)
     before = [p.detach().clone() for p in liset.skips.parameters()]
     batch(model, optimizer)
-    learnt = [p.detach().clone() for p in liset.skips.parameters()]
-    assert not any(torch.equal(a, b) for a, b in zip(before, learnt))
+    learned = [p.detach().clone() for p in liset.skips.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, learned))
     counts = liset.step()
     assert counts == {"layers.0": round(0.3 * 22), "layers.1": round(0.3 * 14)}
     after = list(liset.skips.parameters())
-    assert not any(torch.equal(a, b) for a, b in zip(learnt, after))
+    assert not any(torch.equal(a, b) for a, b in zip(learned, after))
     for layer, rows in zip(liset.skips.layers, (9, 8)):
         assert max(float(p.detach().abs().max()) for p in layer.parameters()) <= 0.01 * rows**-0.5
 

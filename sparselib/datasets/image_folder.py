@@ -66,7 +66,7 @@ def photographs(
         no picture; if the folder holds parts such as `train` and `val`, or pictures beside folders.
     """
     root = Path(folder)
-    found = _labelled(root)
+    found = _labeled(root)
     if not found:
         raise ValueError(
             f"{root} holds no .jpg, .jpeg or .png: name a folder of pictures"
@@ -99,7 +99,7 @@ def standardized(
     )
 
 
-def _labelled(root: Path) -> dict[Path, str]:
+def _labeled(root: Path) -> dict[Path, str]:
     """Return the class of each picture, in order of the paths."""
     paths = sorted(_pictures(root, frozenset()))
     flat = [path for path in paths if path.parent == root]

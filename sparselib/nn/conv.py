@@ -37,7 +37,7 @@ def replicate_right(
     )
 
 
-def centred_zeros(
+def centered_zeros(
     x: Float[Tensor, "batch channels time"], extent: int
 ) -> Float[Tensor, "batch channels padded"]:
     """Put ``(extent - 1) // 2`` zeros before, ``extent // 2`` behind: torch's ``padding="same"``.
@@ -65,7 +65,7 @@ class SparseConv1d(SparseLayer):
     padding : int, {"valid", "same"} or callable
         As for ``nn.Conv1d``. Or ``(x, extent) -> padded x``, longer by ``extent - 1`` where a
         kernel extends over ``(kernel_size - 1) * dilation + 1`` points: `replicate_right`, that
-        of dynamic sparse networks, or `centred_zeros`.
+        of dynamic sparse networks, or `centered_zeros`.
     bias : bool
         Learn an additive bias, zero at initialization.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
@@ -212,11 +212,11 @@ class SparseConv1d(SparseLayer):
         ValueError
             If the padding is none that ``nn.Conv1d`` knows.
         """
-        padding = "same" if self.padding is centred_zeros else self.padding
+        padding = "same" if self.padding is centered_zeros else self.padding
         if not isinstance(padding, int | str):
             raise ValueError(
                 f"nn.Conv1d does not know the padding {self.padding}; only a layer with a padding "
-                f"of nn.Conv1d or with padding=centred_zeros has a dense twin"
+                f"of nn.Conv1d or with padding=centered_zeros has a dense twin"
             )
         weight = self.csr.to_dense(self.values.detach())
         conv = nn.Conv1d(

@@ -191,7 +191,7 @@ def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
         u = torch.cat(
             [selector.numbers(part) for part in _parts(selector, x[:500], 100)]
         )
-    _, sigma = selector.centre_and_sigma(u)
+    _, sigma = selector.center_and_sigma(u)
     area = float(selector.masks(u).mean())
     if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():
         warnings.warn(

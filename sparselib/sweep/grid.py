@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -175,7 +176,7 @@ def _loader() -> type:
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """Refuses a key that stands twice."""
+        """Refuses a key that stands twice, and numbers that are not what they look like."""
 
     def mapping(
         loader: yaml.SafeLoader, node: yaml.MappingNode
@@ -200,9 +201,24 @@ def _loader() -> type:
         ]
         return dict(zip(keys, values))
 
+    def number(loader: Any, node: Any) -> int | float:
+        if re.fullmatch(
+            r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)", node.value
+        ):
+            place = node.start_mark.line + 1
+            raise yaml.YAMLError(
+                f"YAML reads {node.value} at line {place} as octal, or as hours and minutes; "
+                f"write the decimal number, or quote it as a text"
+            )
+        if node.tag.endswith(":int"):
+            return int(loader.construct_yaml_int(node))
+        return float(loader.construct_yaml_float(node))
+
     Strict.add_constructor(
         yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping
     )
+    for kind in ("int", "float"):
+        Strict.add_constructor(f"tag:yaml.org,2002:{kind}", number)
     return Strict
 
 
@@ -218,10 +234,17 @@ def _page(path: Path) -> Notebook:
             .get("language", "python")
         )
         cells = [
-            (cell["cell_type"], cell["source"], cell["metadata"])
+            (cell["cell_type"], "".join(cell["source"]), list(tags))
             for cell in page["cells"]
+            for tags in [cell["metadata"].get("tags", [])]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         raise ValueError(f"{path} is no notebook of nbformat 4") from None
     if languages != "python" or not cells:
         raise ValueError(f"{path} is no notebook in Python, but in {languages}")

@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,11 @@ class Run(NamedTuple):
     def row(self) -> Path:
         """The row of results."""
         return self.folder / f"{self.key}.json"
+
+
+# executes the page of a run: leaves the executed page and its row at the two paths, and returns
+# the seconds that it took
+Perform = Callable[[Run, Path, Path], float]
 
 
 class BadRowError(Exception):
@@ -130,7 +137,39 @@ def failure(path: Path) -> str:
     )
 
 
-def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
+def with_papermill(run: Run, page: Path, row: Path) -> float:
+    """Execute a run's notebook in a kernel of its own; see `Perform`."""
+    import papermill
+    from traitlets.config import Config
+
+    # names and types were checked when the sweep file was read, better than papermill can
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
+    # that is ours alone, with a name short enough for a socket
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
+        executed = papermill.execute_notebook(
+            run.notebook,
+            page,
+            run.parameters | {"results": str(row)},
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=run.notebook.parent,
+            start_timeout=120,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+            execution_timeout=run.timeout,
+            config=Config({"KernelManager": sockets}),
+        )
+    return float(executed.metadata.papermill["duration"])
+
+
+def execute(
+    run: Run,
+    source: str = SOURCE,
+    wait: bool = True,
+    perform: Perform = with_papermill,
+) -> Outcome:
     """Carry out a run unless it is complete; what the notebook raises comes back as data.
 
     Whatever else goes wrong, such as a kernel that dies, is raised, so that it can be tried again.
@@ -143,6 +182,8 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
         Checksum of the library that shall do it.
     wait : bool
         If another sweep is at this very run: wait for it, or come back at once, ``"busy"``.
+    perform : callable
+        Executes the notebook. It is the only part of a run that a simulation replaces.
     """
     from filelock import FileLock, Timeout
 
@@ -159,39 +200,51 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
             return (
                 Outcome(run.key, "done")
                 if complete(run.executed)
-                else _execute(run)
+                else _execute(run, perform)
             )
     except Timeout:
         return Outcome(run.key, "busy")
 
 
-def _execute(run: Run) -> Outcome:
+def _execute(run: Run, perform: Perform) -> Outcome:
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
-    attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
-    part = run.folder / f"{attempt}.ipynb"
-    row = run.folder / f"{attempt}.json"
-    try:
-        seconds = _papermill(run, part, row)
-        whole = _row(run, row)
-        write(whole | {"run_seconds": seconds, "run": run.key}, run.row)
-        atomic.move(part, run.executed)
+    with _attempt(run) as folder:
+        page = folder / "page.ipynb"
+        row = folder / "row.json"
+        try:
+            seconds = perform(run, page, row)
+            whole = _row(run, row)
+        except CellTimeoutError:
+            told = f"a cell took more than {run.timeout} s, the sweep's timeout"
+            return _fail(run, page, told)
+        except BadRowError as error:
+            return _fail(run, page, str(error))
+        except PapermillExecutionError as error:
+            return _fail(run, page, f"{error.ename}: {error.evalue}")
+        write(whole | {"run_seconds": seconds, "run": run.key}, row)
+        atomic.move(row, run.row)
+        atomic.move(page, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
-    except CellTimeoutError:
-        return _fail(
-            run,
-            part,
-            f"a cell took more than {run.timeout} s, the sweep's timeout",
-        )
-    except BadRowError as error:
-        return _fail(run, part, str(error))
-    except PapermillExecutionError as error:
-        return _fail(run, part, f"{error.ename}: {error.evalue}")
+
+
+@contextmanager
+def _attempt(run: Run) -> Iterator[Path]:
+    """Make a folder for what an attempt at a run writes, and remove it with those of killed ones.
+
+    Finished files are moved out of it. Files are written nowhere else, since what is written
+    atomically looks at all its neighbors, of which a folder of runs has tens of thousands.
+    """
+    attempts = run.folder / f"{run.key}.part"
+    folder = attempts / f"{socket.gethostname()}.{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
     finally:
-        part.unlink(missing_ok=True)
-        row.unlink(missing_ok=True)
+        # whoever is here holds the lock of the run, so nobody else is at it
+        shutil.rmtree(attempts, ignore_errors=True)
 
 
 def _row(run: Run, path: Path) -> Row:
@@ -226,37 +279,12 @@ def _row(run: Run, path: Path) -> Row:
     return whole
 
 
-def _papermill(run: Run, part: Path, row: Path) -> float:
-    import papermill
-    from traitlets.config import Config
-
-    # names and types were checked when the sweep file was read, better than papermill can
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
-    # that is ours alone, with a name short enough for a socket
-    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
-        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
-        executed = papermill.execute_notebook(
-            run.notebook,
-            part,
-            run.parameters | {"results": str(row)},
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=run.notebook.parent,
-            start_timeout=120,
-            extra_arguments=["--IPKernelApp.log_level=40"],
-            execution_timeout=run.timeout,
-            config=Config({"KernelManager": sockets}),
-        )
-    return float(executed.metadata.papermill["duration"])
-
-
-def _fail(run: Run, part: Path, error: str) -> Outcome:
+def _fail(run: Run, page: Path, error: str) -> Outcome:
     """Keep the partial page, with the reason of the failure."""
-    page = json.loads(part.read_text(encoding="utf-8"))
-    page["metadata"]["failure"] = error
-    atomic.write_text(run.failed, json.dumps(page, indent=1) + "\n")
+    partial = json.loads(page.read_text(encoding="utf-8"))
+    partial["metadata"]["failure"] = error
+    atomic.write_text(page, json.dumps(partial, indent=1) + "\n")
+    atomic.move(page, run.failed)
     return Outcome(run.key, "failed", error=error)
 
 

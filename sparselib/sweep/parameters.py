@@ -316,6 +316,7 @@ def _words(node: ast.expr) -> str:
         if outer == "Literal" and constants:
             return ", ".join(map(str, constants))
         if outer == "Annotated" and len(constants) == 1:
+            _check_pattern(constants[0])
             return f"a text like {constants[0]}"
     name = ast.unparse(node)
     if name in _PATTERNS:
@@ -327,6 +328,16 @@ def _words(node: ast.expr) -> str:
     raise ValueError(
         f"the parameters cell has the annotation {name}, which nothing here reads"
     )
+
+
+def _check_pattern(pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"the parameters cell has the pattern {pattern!r}, which is no regular expression "
+            f"({error})"
+        ) from None
 
 
 def _kinds(node: ast.expr) -> set[type]:

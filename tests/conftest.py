@@ -36,6 +36,17 @@ def missing(marker: str) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that share a fixture of their module to one process, and begin with the slow."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs
+        shared = [name for name, found in fixtures.items() if found[-1].scope == "module"]
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in ("realdata", "gpu", "browser"):
         if item.get_closest_marker(marker) and (reason := missing(marker)):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as every_module
 
 from sparselib import ops
 from sparselib.nn._watch import keepers
@@ -59,10 +59,20 @@ def _is_plain(layers: Sequence[Any], activation: Activation, x: Tensor) -> bool:
         type(activation) is nn.ReLU
         and not (activation._forward_hooks or activation._forward_pre_hooks)
         and not activation._backward_hooks
-        and not _has_any_global_hook()
+        and not _is_every_module_observed()
         and all(map(_is_unobserved, layers))
         and x.ndim == 2
         and _fits(layers, x.shape[1])
+    )
+
+
+def _is_every_module_observed() -> bool:
+    """Whether a hook of all modules is registered; torch 2.6 has no function that tells."""
+    return bool(
+        every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
     )
 
 

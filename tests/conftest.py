@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import browsers
@@ -60,6 +61,15 @@ def seed() -> int:
 
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture
+def unchecked() -> Iterator[Callable[[bool], None]]:
+    """Call with True to leave out the checks of shapes in a long loop, after its first steps."""
+    import jaxtyping
+
+    yield lambda is_unchecked: jaxtyping.config.update("jaxtyping_disable", is_unchecked)
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "book" / "_tools")]
 _before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, _before)])
 
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.register_profile("nightly", deadline=None, max_examples=2000)
+# the same examples each time, and few; every week others, and many
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("weekly", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _beside = ROOT.parent / "shared" / "data"

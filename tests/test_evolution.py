@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -191,7 +191,6 @@ def test_the_count_is_invariant_over_a_thousand_evolutions(rule, unchecked):
         sl.csr.check(layer.csr.crow_indices, layer.csr.col_indices, layer.shape)
 
 
-@settings(max_examples=100)
 @given(st.integers(0, 10**6), st.sampled_from([0.8, 0.9, 0.95]), st.sampled_from([sl.SET, sl.RigL]))
 @pytest.mark.slow
 def test_repair_leaves_no_weight_lost(seed, sparsity, rule):

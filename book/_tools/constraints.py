@@ -23,15 +23,22 @@ def oldest_python() -> str:
     return project["requires-python"].removeprefix(">=")
 
 
+def install_uv(folder: Path) -> Path:
+    """Return the program uv, which is installed into a folder unless it is there."""
+    program = folder / "bin" / ("uv.exe" if sys.platform == "win32" else "uv")
+    if not program.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, "uv"]
+        subprocess.run(pip, check=True)
+    return program
+
+
 def resolved(extras: list[str], before: str, upgrade: bool) -> str:
     """Requirements of an empty environment, one ``name==version`` a line."""
     with tempfile.TemporaryDirectory() as folder:
-        tool = Path(folder) / "tool"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", tool, "uv"]
-        subprocess.run(pip, check=True)
+        uv = install_uv(Path(folder) / "tool")
         answer = Path(folder) / "constraints.txt"
         answer.write_text(before, encoding="utf-8")
-        command = [tool / "bin" / "uv", "pip", "compile", "--quiet", ROOT / "pyproject.toml"]
+        command = [uv, "pip", "compile", "--quiet", ROOT / "pyproject.toml"]
         command += [word for extra in extras for word in ("--extra", extra)]
         command += ["--python-version", oldest_python(), "--output-file", answer]
         command += ["--no-header", "--no-annotate", *["--upgrade"][:upgrade]]

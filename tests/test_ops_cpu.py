@@ -1,10 +1,9 @@
 """The CPU kernels against the definition in float64, for awkward sizes, threads and values."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import apart
 import pytest
 import torch
 from hypothesis import given
@@ -187,12 +186,7 @@ def test_threads_of_python_may_call_at_once():
 
 
 def run(code, **environment):
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    answer = apart.run("-c", code, env=os.environ | environment)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 

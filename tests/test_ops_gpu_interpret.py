@@ -1,10 +1,9 @@
 """The GPU's kernels equal the definition, in Triton's interpreter; and who chooses them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import apart
 import pytest
 
 from sparselib.ops import dispatch
@@ -16,21 +15,16 @@ interpreted = pytest.mark.skipif(
 
 
 def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    return apart.run(*arguments, env=os.environ | environment)
 
 
 @interpreted
 @pytest.mark.slow
-def test_every_kernel_in_the_interpreter():
-    files = ("interpreted.py", "interpreted_conv.py")
-    tests = [str(Path(__file__).with_name(file)) for file in files]
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
+def test_every_kernel_in_the_interpreter(file):
+    tests = str(Path(__file__).with_name(file))
     chosen = {"SPARSELIB_BACKEND": "interpret", "TRITON_INTERPRET": "1"}
-    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **chosen)
+    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, **chosen)
     assert answer.returncode == 0, answer.stdout[-5000:]
     print(answer.stdout.splitlines()[-1])
 

@@ -180,11 +180,11 @@ def test_auroc_and_fidelity() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple:
-    """A classifier, its predictor and its selector on placed digits, in half a minute."""
+    """A classifier, its predictor and its selector on placed digits."""
     torch.manual_seed(0)
     data, boxes = sl.datasets.placed_digits()
     steps = len(data.train) // 64
-    classifier, epochs = small(), 6
+    classifier, epochs = small(), 4
     optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * steps)
     quiet = {"batch_size": 64, "progress": False}
@@ -192,13 +192,13 @@ def trained() -> tuple:
     predictor = small()
     predictor.load_state_dict(classifier.state_dict())
     optimizer = torch.optim.Adam(predictor.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10 * steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * steps)
     history = saliency.train_predictor(
-        predictor, classifier, data, optimizer, 10, after_step=schedule.step, **quiet
+        predictor, classifier, data, optimizer, 6, after_step=schedule.step, **quiet
     )
     selector = Selector(classifier, (1, 32, 32), 10)
     optimizer = torch.optim.Adam(selector.decoder.parameters(), 1e-3)
-    saliency.train_selector(selector, predictor, data, optimizer, 1, batch_size=16, progress=False)
+    saliency.train_selector(selector, predictor, data, optimizer, 1, batch_size=32, progress=False)
     return data, boxes, classifier.eval(), predictor.eval(), selector.eval(), history
 
 
@@ -210,7 +210,7 @@ def evaluator(trained: tuple) -> torch.nn.Module:
     evaluator.load_state_dict(classifier.state_dict())
     optimizer = torch.optim.Adam(evaluator.parameters(), 3e-3)
     options = {"masks": saliency.coins, "batch_size": 64, "progress": False}
-    saliency.train_predictor(evaluator, classifier, data, optimizer, 3, **options)
+    saliency.train_predictor(evaluator, classifier, data, optimizer, 2, **options)
     return evaluator.eval()
 
 

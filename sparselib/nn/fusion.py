@@ -6,7 +6,7 @@ from typing import TypeGuard
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as every_module
 
 from sparselib import ops
 from sparselib.csr import CSR
@@ -69,10 +69,20 @@ def _is_plain(
         type(activation) is nn.ReLU
         and not (activation._forward_hooks or activation._forward_pre_hooks)
         and not activation._backward_hooks
-        and not _has_any_global_hook()
+        and not _is_every_module_observed()
         and _are_unobserved(layers)
         and x.ndim == 2
         and _fits(layers, int(x.shape[1]))  # a tensor while torch.jit traces
+    )
+
+
+def _is_every_module_observed() -> bool:
+    """Whether a hook of all modules is registered; torch 2.6 has no function that tells."""
+    return bool(
+        every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
     )
 
 

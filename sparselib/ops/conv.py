@@ -226,7 +226,11 @@ def _sizes(sizes: Sequence[int]) -> Sizes:
     return Sizes(*sizes)
 
 
-@torch.library.custom_op("sparselib::conv1d", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d",
+    mutates_args=(),
+    schema="(Tensor values, Tensor x, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d(
     values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
@@ -241,7 +245,11 @@ def _conv1d(
     return own(module(x).convolve(values, checked, operands.resolved(x), named))
 
 
-@torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d_t",
+    mutates_args=(),
+    schema="(Tensor values, Tensor dy, SymInt time, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d_t(
     values: Tensor,
     dy: Tensor,
@@ -266,7 +274,11 @@ def _conv1d_t(
     )
 
 
-@torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d_weight",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d_weight(
     dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:

@@ -300,7 +300,11 @@ def _verified(
     return operands.verified(indices, (rows, columns))
 
 
-@torch.library.custom_op("sparselib::spmm", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::spmm",
+    mutates_args=(),
+    schema="(Tensor values, Tensor x, SymInt columns, Tensor[] indices) -> Tensor",
+)
 def _spmm(
     values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]
 ) -> Tensor:
@@ -309,7 +313,11 @@ def _spmm(
     return own(module(x).spmm(values, crow, col, operands.resolved(x)))
 
 
-@torch.library.custom_op("sparselib::spmm_t", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::spmm_t",
+    mutates_args=(),
+    schema="(Tensor values, Tensor y, SymInt columns, Tensor[] indices) -> Tensor",
+)
 def _spmm_t(
     values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]
 ) -> Tensor:
@@ -320,7 +328,11 @@ def _spmm_t(
     return own(module(y).spmm(values, tcrow, tcol, y, permutation=permutation))
 
 
-@torch.library.custom_op("sparselib::sddmm", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::sddmm",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor[] indices) -> Tensor",
+)
 def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     operands.check_devices(dy, x, *indices)
     rows = operands.rows_of_raw(indices)

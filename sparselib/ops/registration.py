@@ -20,5 +20,33 @@ def differentiable(
 ) -> None:
     """Register the gradients of an operator, and that autocast computes it in float32."""
     product.register_autograd(backward, setup_context=save)
-    for device in ("cpu", "cuda"):
-        product.register_autocast(device, torch.float32)
+    for device, key in _AUTOCAST.items():
+        _LIBRARY.impl(
+            product._opoverload, _without_autocast(product, device), key
+        )
+
+
+# `CustomOpDef.register_autocast`, which does the same, is not in torch 2.6
+_LIBRARY = torch.library.Library("sparselib", "FRAGMENT")
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+def _without_autocast(
+    product: torch.library.CustomOpDef, device: str
+) -> Callable[..., Any]:
+    """Return the operator as autocast of a device calls it."""
+
+    def call(*arguments: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return product._opoverload(*map(_in_float32, arguments))
+
+    def _in_float32(argument: Any) -> Any:
+        is_cast = (
+            isinstance(argument, Tensor)
+            and argument.is_floating_point()
+            and argument.device.type == device
+            and argument.dtype != torch.float64
+        )
+        return argument.float() if is_cast else argument
+
+    return call

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import browsers
 import pytest
 from hypothesis import settings
 
@@ -30,6 +29,8 @@ def missing(marker: str) -> str | None:
         folder = os.environ.get("SPARSELIB_DATA", "")
         return None if folder and Path(folder).is_dir() else "real data absent: set SPARSELIB_DATA"
     if marker == "browser":
+        import browsers
+
         return None if browsers.executable() else "no Chromium executable on PATH"
     import torch
 

@@ -52,8 +52,11 @@ const reader = {
     const found = [];
     const root = document.documentElement;
     if (root.scrollWidth > root.clientWidth) {
-      const wide = [...document.querySelectorAll("article *")].filter(
-        (one) => one.getBoundingClientRect().right > root.clientWidth + 1);
+      const scrolls = (one) => one !== document.body
+        && (/auto|scroll|hidden|clip/.test(getComputedStyle(one).overflowX)
+          || (one.parentElement && scrolls(one.parentElement)));
+      const wide = [...document.body.querySelectorAll("*")].filter((one) =>
+        one.getBoundingClientRect().right > root.clientWidth + 1 && !scrolls(one.parentElement));
       const names = wide.slice(0, 3).map(reader.name).join("; ");
       found.push(`the page is ${root.scrollWidth} wide on ${root.clientWidth}: ${names}`);
     }
@@ -68,11 +71,25 @@ const reader = {
     return found;
   },
 
-  /** Serious and critical violations of WCAG's rules that axe-core knows. */
-  async violations(rules) {
-    const only = rules.length ? { runOnly: { type: "rule", values: rules } } : {};
-    const options = { resultTypes: ["violations"], elementRef: false, ...only };
-    const { violations } = await axe.run(document, options);
+  /** Serious and critical violations that axe-core sees, of all its rules but that of contrast. */
+  violations() {
+    return reader.checked(document, { rules: { "color-contrast": { enabled: false } } });
+  },
+
+  /** Text that is too pale. Code and entries of the API repeat their colors: the first few do. */
+  pale() {
+    const repeated = [
+      "details:not([open])", // nobody sees it
+      ".cell ~ .cell ~ .cell .cell_input",
+      "dl.py ~ dl.py ~ dl.py",
+    ];
+    const exclude = repeated.filter((one) => document.querySelector(one)).map((one) => [one]);
+    const context = exclude.length ? { include: [["html"]], exclude } : document;
+    return reader.checked(context, { runOnly: { type: "rule", values: ["color-contrast"] } });
+  },
+
+  async checked(context, options) {
+    const { violations } = await axe.run(context, { resultTypes: ["violations"], ...options });
     return violations
       .filter(({ impact }) => impact === "serious" || impact === "critical")
       .flatMap(({ id, help, nodes }) =>

@@ -93,10 +93,10 @@ BAD = {
     "not typeset": "<span class='math'>\\(y\\)</span>",
 }
 INACCESSIBLE = {
-    "at 1400, light: color-contrast": "<p style='color: #aaa; background: #fff'>pale</p>",
-    "at 390, dark: color-contrast": "<style>[data-theme=dark] p {color: #777; background: #666}"
+    "light: color-contrast": "<p style='color: #aaa; background: #fff'>pale</p>",
+    "dark: color-contrast": "<style>[data-theme=dark] p {color: #777; background: #666}"
     "</style><p>pale in the dark</p>",
-    "button-name": "<button></button>",
+    "at 390: button-name": "<button></button>",
 }
 
 
@@ -114,7 +114,7 @@ def read_of_bad_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
 def test_a_good_page_has_no_faults(read_of_bad_pages: dict[str, list[str]]) -> None:
-    assert "0.html" not in read_of_bad_pages
+    assert not any(name.endswith("/0.html") for name in read_of_bad_pages)
 
 
 @needs_browser
@@ -126,7 +126,7 @@ def test_faults_of_pages_are_seen(expected: str, read_of_bad_pages: dict[str, li
     if expected in INACCESSIBLE and not reading.axe():
         pytest.skip(AXE_ABSENT)
     place = [*BAD, *INACCESSIBLE].index(expected) + 1
-    found = read_of_bad_pages[f"{place}.html"]
+    (found,) = (read_of_bad_pages[n] for n in read_of_bad_pages if n.endswith(f"/{place}.html"))
     assert any(expected in fault for fault in found), found
 
 

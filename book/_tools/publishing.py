@@ -82,6 +82,8 @@ def add_head(
         context[kind] = [one for one in context[kind] if UNUSED not in str(one).lower()]
     if doctree is None:
         return
+    # entries of a bibliography have a role of their own, which a list must not contain
+    context["body"] = context["body"].replace('<div role="list" class="cita', '<div class="cita')
     base = app.config.html_baseurl
     text = description(doctree)
     head = meta("name", "description", text) if text else ""

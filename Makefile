@@ -65,7 +65,7 @@ refresh: environment  ## execute pages in place, the one way to change outputs (
 
 check: environment  ## links, anchors and a headless browser over the built book
 	$(PY) book/_tools/links.py _build/html
-	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py
+	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py tests/test_lab.py
 
 compat: environment  ## core tests against the oldest and newest torch, and that of GPU images
 	$(PY) book/_tools/compat.py $(OPTIONS)

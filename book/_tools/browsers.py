@@ -65,8 +65,10 @@ class Browser:
         else:
             answer.set_result(message["result"])
 
-    async def send(self, method: str, session: str = "", **params: object) -> dict[str, Any]:
-        """Send a command and return its result."""
+    async def send(
+        self, method: str, session: str = "", *, timeout: float = 120, **params: object
+    ) -> dict[str, Any]:
+        """Send a command and return its result, which takes at most `timeout` seconds."""
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": params}
         if session:
@@ -75,7 +77,7 @@ class Browser:
         left = json.dumps(message).encode() + b"\0"
         while left:
             left = left[os.write(self.to, left) :]
-        return await asyncio.wait_for(self.waiting[number], 120)
+        return await asyncio.wait_for(self.waiting[number], timeout)
 
     async def tab(self) -> "Tab":
         """Open an empty tab with cookies and storage of its own."""
@@ -114,9 +116,9 @@ class Tab:
             entry = params["entry"]
             self.complaints.append(f"{entry['text']} {entry.get('url', '')}".strip())
 
-    async def send(self, method: str, **params: object) -> dict[str, Any]:
+    async def send(self, method: str, *, timeout: float = 120, **params: object) -> dict[str, Any]:
         """Send a command to this tab."""
-        return await self.browser.send(method, self.session, **params)
+        return await self.browser.send(method, self.session, timeout=timeout, **params)
 
     async def open(self, address: str) -> None:
         """Open an address and wait until it has loaded."""
@@ -136,10 +138,14 @@ class Tab:
             mobile=False,
         )
 
-    async def evaluate(self, expression: str) -> Any:
-        """Return the value of JavaScript, of a promise that which it keeps."""
+    async def evaluate(self, expression: str, timeout: float = 120) -> Any:
+        """Return the value of JavaScript; of a promise, what it is fulfilled with."""
         answer = await self.send(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+            "Runtime.evaluate",
+            timeout=timeout,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
         )
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", "thrown"))

@@ -53,6 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (folder / page).parent.mkdir()
         shutil.copy(ROOT / "book" / page, folder / page)
     broken = new_notebook(cells=[new_code_cell("print(1)"), new_code_cell("1 / 0")])
+    broken.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(broken, folder / "broken.ipynb")
     command = [
         *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),

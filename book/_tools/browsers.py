@@ -54,12 +54,14 @@ class Browser:
                     self.answer(message)
                 elif tab := self.tabs.get(message.get("sessionId", "")):
                     tab.notice(message["method"], message["params"])
-        for answer in self.waiting.values():
+        for answer in [one for one in self.waiting.values() if not one.done()]:
             answer.set_exception(RuntimeError("the browser has closed"))
 
     def answer(self, message: dict[str, Any]) -> None:
         """Wake the command that this message answers."""
         answer = self.waiting.pop(message["id"])
+        if answer.done():  # nobody waits any more
+            return
         if "error" in message:
             answer.set_exception(RuntimeError(message["error"]["message"]))
         else:

@@ -153,3 +153,54 @@ def test_broken_links_are_seen(tmp_path: Path) -> None:
     )
     (tmp_path / "b.html").write_text('<a href="c.html">c</a><p id="here">', encoding="utf-8")
     assert links.broken(tmp_path) == ["a.html: #top", "b.html: c.html"]
+
+
+PRESS = """(async () => {
+  const figure = document.querySelector(".sl-figure");
+  for (let wait = 0; wait < 100 && !figure.querySelector("input"); wait++) {
+    await new Promise((awake) => setTimeout(awake, 50));
+  }
+  const told = () => figure.querySelector(".sl-told").textContent;
+  figure.querySelector("input").focus();
+  return told();
+})()"""
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+@pytest.mark.skipif("BUILT_BOOK" not in os.environ, reason="the two pages are of the whole book")
+@pytest.mark.parametrize(
+    ("page", "key", "before", "after"),
+    [
+        ("csr/speed.html", "Home", "Sparse is 24.5 times faster.", "50 % sparsity"),
+        ("csr/evolution.html", "End", "0 of 2,258 connections", "; 512 start at pixels"),
+    ],
+)
+def test_interactive_figures_follow_the_keyboard_and_are_static_without_scripts(
+    html: Path, page: str, key: str, before: str, after: str
+) -> None:
+    async def press() -> tuple[str, str, str]:
+        async with browsers.running("--allow-file-access-from-files") as browser:
+            tab = await browser.tab()
+            await tab.open((html / "book" / page).as_uri())
+            first = await tab.evaluate(PRESS)
+            code = {"Home": 36, "End": 35}[key]
+            for kind in ("keyDown", "keyUp"):
+                await tab.send(
+                    "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code
+                )
+            second = await tab.evaluate("document.querySelector('.sl-told').textContent")
+            await tab.send("Emulation.setScriptExecutionDisabled", value=True)
+            await tab.open((html / "book" / page).as_uri())
+            await tab.send("Emulation.setScriptExecutionDisabled", value=False)
+            return (
+                first,
+                second,
+                await tab.evaluate("document.querySelector('.sl-figure').textContent"),
+            )
+
+    first, second, without = asyncio.run(press())
+    assert before in first
+    assert after in second
+    assert "In the built book this is a figure" in without

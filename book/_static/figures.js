@@ -91,6 +91,7 @@
       const high = Math.max(2, ...values) * 1.15;
       const x = (place) => 60 + (560 * place) / (row.sparsity.length - 1);
       const y = (value) => 255 - (235 * Math.log(value / low)) / Math.log(high / low);
+      const machines = same.map((one) => one.machine);
       picture.replaceChildren(draw("title", {}, told.textContent));
       for (const value of [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]) {
         if (value < low || value > high) continue;
@@ -106,10 +107,10 @@
         const points = one.sparse_speedup.map((value, place) => `${x(place)},${y(value)}`);
         picture.append(draw("polyline", { class: mine ? "sl-mine" : "sl-other",
           points: points.join(" ") }));
-        const last = one.sparse_speedup.length - 1;
-        picture.append(draw("text", { x: 618, "text-anchor": "end",
-          y: y(one.sparse_speedup[last]) + (mine ? -10 : 22),
-          class: mine ? "sl-mine-name" : "" }, one.machine));
+        const high = 24 + 24 * machines.indexOf(one.machine);
+        picture.append(
+          draw("line", { class: mine ? "sl-mine" : "sl-other", x1: 75, x2: 105, y1: high, y2: high }),
+          draw("text", { x: 113, y: high + 5, class: mine ? "sl-mine-name" : "" }, one.machine));
       }
       picture.append(draw("circle", { class: "sl-here", r: 6, cx: x(at),
         cy: y(row.sparse_speedup[at]) }));
@@ -128,13 +129,13 @@
     const told = make("p", { class: "sl-told", "aria-live": "polite" });
     const picture = draw("svg", { viewBox: "0 0 28 28", role: "img", class: "sl-pixels" });
     const counts = frames.map((frame) => [...frame].map((digit) => parseInt(digit, 36)));
-    const most = Math.max(...counts.flat());
+    const most = 8; // as in the figure of the page
     const pixels = counts[0].map((_, place) => draw("rect", { width: 1.02, height: 1.02,
       x: place % 28, y: Math.floor(place / 28) }));
     const title = draw("title", {});
     picture.append(title, ...pixels);
     const shade = (count) => {
-      const share = Math.sqrt(count / most);
+      const share = Math.min(1, count / most);
       return `rgb(${Math.round(253 * share)},${Math.round(32 + 200 * share)},`
         + `${Math.round(77 + 20 * share - 40 * share * share)})`;
     };

@@ -15,7 +15,7 @@ PARALLEL := -n logical --maxprocesses 8
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test quick lint unit pages lab sweep bench refresh check \
+.PHONY: help environment book test quick lint unit pages lab sweep bench refresh check pdf \
   compat constraints mutants clean
 
 help:  ## show this list
@@ -65,7 +65,10 @@ refresh: environment  ## execute pages in place, the one way to change outputs (
 
 check: environment  ## links, anchors and a headless browser over the built book
 	$(PY) book/_tools/links.py _build/html
-	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py
+	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py tests/test_lab.py
+
+pdf: book  ## print the whole book into _build/sparselib.pdf, with a headless browser
+	$(PY) book/_tools/pdf.py _build/html _build/sparselib.pdf
 
 compat: environment  ## core tests against the oldest and newest torch, and that of GPU images
 	$(PY) book/_tools/compat.py $(OPTIONS)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import browsers
 import pytest
 from hypothesis import settings
 
@@ -32,6 +31,8 @@ def missing(marker: str) -> str | None:
         folder = os.environ.get("SPARSELIB_DATA", "")
         return None if folder and Path(folder).is_dir() else "real data absent: set SPARSELIB_DATA"
     if marker == "browser":
+        import browsers
+
         return None if browsers.executable() else "no Chromium executable on PATH"
     import torch
 

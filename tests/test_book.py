@@ -402,6 +402,8 @@ def make_book(root: Path) -> Path:
         (root / stray / "README.md").write_text("# Not a page\n", encoding="utf-8")
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copytree(BOOK / "_static", root / "book/_static")
+    (root / "book/_tools").mkdir()
+    shutil.copy(TOOLS / "publishing.py", root / "book/_tools")
     shutil.copy(BOOK / "references.bib", root / "book")
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/intro\nchapters:\n- file: book/page\n",

@@ -1,53 +1,31 @@
 """Open built pages from the disk in a headless Chromium, as a reader without a network would."""
 
+import asyncio
 import os
-import re
-import subprocess
 from pathlib import Path
 
 import browsers
 import links
 import pytest
+import reading
 from test_book import ROOT, build, make_book
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=8000",
-    "--window-size=1280,900",
-]
-LOADED = r"<(?:script|img|iframe)\b[^>]*\ssrc=[\"'](https?:[^\"']+)"
-STYLED = r"<link\b[^>]*\shref=[\"'](https?:[^\"']+)"
+TERMS = (
+    "sparsity",
+    "speedup",
+    "magnitude",
+    "compressed rows",
+    "convolution",
+    "pruning",
+    "saliency",
+    "balanced accuracy",
+    "standard deviation",
+    "wavelet",
+)
 
-
-def chromium(page: Path, profile: Path, *flags: str) -> str:
-    """Run the browser on a file and return what it wrote to its standard output."""
-    command = [
-        str(browsers.executable()),
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        *flags,
-        page.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-
-
-def faults_of_page(source: str, shown: str) -> list[str]:
-    """What is wrong with a page, given its file and the document that the browser made of it."""
-    found = [f"loads {url}" for url in re.findall(LOADED, shown) + re.findall(STYLED, shown)]
-    for image in re.findall(r"<img\b[^>]*>", shown):
-        alt = re.search(r"\balt=\"([^\"]*)\"", image)
-        if not alt or not alt[1].strip() or alt[1].endswith(".png"):
-            found.append(f"no telling alt text: {image[:120]}")
-    if 'class="math' in source and "<mjx-container" not in shown:
-        found.append("the mathematics is not typeset")
-    return found
+needs_browser = pytest.mark.browser
+AXE_ABSENT = "axe-core is absent: pip install axe-core-python"
+needs_axe = pytest.mark.skipif(reading.axe() is None, reason=AXE_ABSENT)
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +39,107 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "_build/html"
 
 
-@pytest.mark.browser
+@needs_browser
 @pytest.mark.slow
-def test_pages_read_well_from_disk(html: Path, tmp_path: Path) -> None:
-    found = []
-    for page in sorted((html / "book").rglob("*.html")):
-        shown = chromium(page, tmp_path / "profile", "--dump-dom")
-        assert "</html>" in shown
-        found += [
-            f"{page.name}: {fault}"
-            for fault in faults_of_page(page.read_text(encoding="utf-8"), shown)
-        ]
-    assert found == []
+@pytest.mark.xdist_group("browser")
+def test_pages_read_well_from_disk(html: Path) -> None:
+    """Wide and narrow, light and dark: see `reading.faults`."""
+    pages = sorted((html / "book").rglob("*.html"))
+    assert len(pages) >= 2
+    assert asyncio.run(reading.read(pages)) == {}
 
 
-@pytest.mark.browser
+@needs_axe
+@needs_browser
 @pytest.mark.slow
-def test_first_page_can_be_pictured(html: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "intro.png"
-    chromium(html / "book/intro.html", tmp_path / "profile", f"--screenshot={picture}")
-    assert picture.stat().st_size > 10_000
+@pytest.mark.xdist_group("browser")
+def test_axe_is_part_of_the_reading(html: Path) -> None:
+    """Whoever installs the tests' dependencies has it; without it the pages are read unchecked."""
+    script = reading.axe()
+    assert script is not None
+    assert script.stat().st_size > 100_000
 
 
-def test_faults_of_pages_are_seen() -> None:
-    math = '<div class="math notranslate">'
-    assert faults_of_page(math, math) == ["the mathematics is not typeset"]
-    assert faults_of_page(math, math + "<mjx-container>") == []
-    assert len(faults_of_page("", '<img src="a.png" alt="a.png"><img alt=""><img src="b">')) == 3
-    assert len(faults_of_page("", '<script async src="https://x.y/z.js"></script>')) == 1
-    assert len(faults_of_page("", '<link rel="stylesheet" href="https://x.y/z.css">')) == 1
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+def test_search_finds_standard_terms(html: Path) -> None:
+    terms = TERMS if "BUILT_BOOK" in os.environ else ("page",)
+    found = asyncio.run(reading.search(html, [*terms, "zyzzyva"]))
+    assert [term for term in terms if not found[term]] == []
+    assert found["zyzzyva"] == 0
+
+
+SOUND = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A page</title>
+<meta name="viewport" content="width=device-width"></head>
+<body><main><article><h1>A page</h1>{}</article></main></body></html>"""
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+GOOD = f"""<p>Text.</p><img src="{PIXEL}" alt="A line that rises">
+<div class="math"><mjx-container>y</mjx-container></div>
+<div style="overflow: auto"><table><tr><th>why</th></tr>
+<tr><td data-label="why">The seeds differ.</td></tr></table></div>"""
+BAD = {
+    "console: Error: broken": "<script>throw new Error('broken')</script>",
+    "console: no such thing": "<script>console.error('no such thing')</script>",
+    "asks for http://127.0.0.1:9/a.js": "<script async src='http://127.0.0.1:9/a.js'></script>",
+    "asks for http://127.0.0.1:9/a.css": "<link rel=stylesheet href='http://127.0.0.1:9/a.css'>",
+    "at 390: the page is 700 wide": "<div style='width: 692px; height: 1px'></div>",
+    "at 1400: a table is 1600 wide": "<div style='overflow: auto; width: 900px'>"
+    "<table style='width: 1600px'><tr><td>1</td></tr></table></div>",
+    "cut off: <td": "<table><tr><td>The paper nam...</td></tr></table>",
+    "without a reason": "<table><tr><td>5</td><td data-label='why'> </td></tr></table>",
+    "does not load: gone.png": "<img src='gone.png' alt='A line that rises'>",
+    "no telling alt text": f"<img src='{PIXEL}' alt='figure.png'>",
+    "not typeset": "<span class='math'>\\(y\\)</span>",
+}
+INACCESSIBLE = {
+    "light: color-contrast": "<p style='color: #aaa; background: #fff'>pale</p>",
+    "dark: color-contrast": "<style>[data-theme=dark] p {color: #777; background: #666}"
+    "</style><p>pale in the dark</p>",
+    "at 390: button-name": "<button></button>",
+}
+
+
+@pytest.fixture(scope="module")
+def read_of_bad_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Read one good page and one bad page for each guard."""
+    folder = tmp_path_factory.mktemp("bad")
+    bodies = [GOOD, *BAD.values(), *INACCESSIBLE.values()]
+    for place, body in enumerate(bodies):
+        (folder / f"{place}.html").write_text(SOUND.format(body), encoding="utf-8")
+    return asyncio.run(reading.read(sorted(folder.glob("*.html"))))
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+def test_a_good_page_has_no_faults(read_of_bad_pages: dict[str, list[str]]) -> None:
+    assert not any(name.endswith("/0.html") for name in read_of_bad_pages)
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+@pytest.mark.parametrize("expected", [*BAD, *INACCESSIBLE])
+def test_faults_of_pages_are_seen(expected: str, read_of_bad_pages: dict[str, list[str]]) -> None:
+    """Each guard is broken on purpose."""
+    if expected in INACCESSIBLE and not reading.axe():
+        pytest.skip(AXE_ABSENT)
+    place = [*BAD, *INACCESSIBLE].index(expected) + 1
+    (found,) = (read_of_bad_pages[n] for n in read_of_bad_pages if n.endswith(f"/{place}.html"))
+    assert any(expected in fault for fault in found), found
+
+
+@needs_browser
+def test_a_browser_that_dies_is_told() -> None:
+    async def kill() -> None:
+        async with browsers.running() as browser:
+            tab = await browser.tab()
+            browser.process.kill()
+            await tab.evaluate("new Promise(() => {})")
+
+    with pytest.raises(RuntimeError, match="the browser has closed"):
+        asyncio.run(kill())
 
 
 def test_links_and_search_work_from_disk(html: Path) -> None:
@@ -103,3 +153,54 @@ def test_broken_links_are_seen(tmp_path: Path) -> None:
     )
     (tmp_path / "b.html").write_text('<a href="c.html">c</a><p id="here">', encoding="utf-8")
     assert links.broken(tmp_path) == ["a.html: #top", "b.html: c.html"]
+
+
+PRESS = """(async () => {
+  const figure = document.querySelector(".sl-figure");
+  for (let wait = 0; wait < 100 && !figure.querySelector("input"); wait++) {
+    await new Promise((awake) => setTimeout(awake, 50));
+  }
+  const told = () => figure.querySelector(".sl-told").textContent;
+  figure.querySelector("input").focus();
+  return told();
+})()"""
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+@pytest.mark.skipif("BUILT_BOOK" not in os.environ, reason="the two pages are of the whole book")
+@pytest.mark.parametrize(
+    ("page", "key", "before", "after"),
+    [
+        ("csr/speed.html", "Home", "Sparse is 24.5 times faster.", "50 % sparsity"),
+        ("csr/evolution.html", "End", "0 of 2,258 connections", "; 512 start at pixels"),
+    ],
+)
+def test_interactive_figures_follow_the_keyboard_and_are_static_without_scripts(
+    html: Path, page: str, key: str, before: str, after: str
+) -> None:
+    async def press() -> tuple[str, str, str]:
+        async with browsers.running("--allow-file-access-from-files") as browser:
+            tab = await browser.tab()
+            await tab.open((html / "book" / page).as_uri())
+            first = await tab.evaluate(PRESS)
+            code = {"Home": 36, "End": 35}[key]
+            for kind in ("keyDown", "keyUp"):
+                await tab.send(
+                    "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code
+                )
+            second = await tab.evaluate("document.querySelector('.sl-told').textContent")
+            await tab.send("Emulation.setScriptExecutionDisabled", value=True)
+            await tab.open((html / "book" / page).as_uri())
+            await tab.send("Emulation.setScriptExecutionDisabled", value=False)
+            return (
+                first,
+                second,
+                await tab.evaluate("document.querySelector('.sl-figure').textContent"),
+            )
+
+    first, second, without = asyncio.run(press())
+    assert before in first
+    assert after in second
+    assert "In the built book this is a figure" in without

@@ -1,0 +1,109 @@
+// What a reader would find wrong with an open page: each function returns a list of sentences.
+"use strict";
+
+const reader = {
+  /** Where an element stands, for a person who has to find it. */
+  name(element) {
+    const text = (element.alt || element.textContent || "").trim().replace(/\s+/g, " ");
+    return `<${element.tagName.toLowerCase()} class="${element.className}"> ${text.slice(0, 60)}`;
+  },
+
+  theme(name) {
+    document.documentElement.dataset.mode = name;
+    document.documentElement.dataset.theme = name;
+  },
+
+  /** All mathematics is typeset, all images are there, each with a text. */
+  async complete() {
+    if (window.MathJax?.startup?.promise) await window.MathJax.startup.promise;
+    const found = [];
+    for (const formula of document.querySelectorAll(".math")) {
+      const shown = formula.querySelector("mjx-container");
+      if (!shown || formula.querySelector("mjx-merror")) {
+        found.push(`not typeset: ${reader.name(formula)}`);
+      }
+    }
+    for (const image of document.images) {
+      image.loading = "eager";
+      await image.decode().catch(() => {});
+      if (!image.naturalWidth) found.push(`does not load: ${image.getAttribute("src")}`);
+      if (!image.alt.trim() || /\.(png|svg)$/.test(image.alt)) {
+        found.push(`no telling alt text: ${image.getAttribute("src")?.slice(0, 80)}`);
+      }
+    }
+    return found;
+  },
+
+  /** Tables are whole: no sentence is cut, no reason is missing. */
+  tables() {
+    const found = [];
+    for (const cell of document.querySelectorAll("article td, article th")) {
+      const text = cell.textContent.trim();
+      if (/(\.\.\.|…)$/.test(text)) found.push(`cut off: ${reader.name(cell)}`);
+      if (cell.dataset.label === "why" && !text) {
+        found.push(`a difference without a reason: ${cell.parentElement.textContent.trim()}`);
+      }
+    }
+    return found;
+  },
+
+  /** Nothing is wider than its place. */
+  overflow() {
+    const found = [];
+    const root = document.documentElement;
+    if (root.scrollWidth > root.clientWidth) {
+      const scrolls = (one) => one !== document.body
+        && (/auto|scroll|hidden|clip/.test(getComputedStyle(one).overflowX)
+          || (one.parentElement && scrolls(one.parentElement)));
+      const wide = [...document.body.querySelectorAll("*")].filter((one) =>
+        one.getBoundingClientRect().right > root.clientWidth + 1 && !scrolls(one.parentElement));
+      const names = wide.slice(0, 3).map(reader.name).join("; ");
+      found.push(`the page is ${root.scrollWidth} wide on ${root.clientWidth}: ${names}`);
+    }
+    if (root.clientWidth < 1000) return found;
+    for (const table of document.querySelectorAll("article table")) {
+      const room = table.parentElement;
+      if (table.offsetWidth > room.clientWidth + 1 || room.scrollWidth > room.clientWidth + 1) {
+        found.push(`a table is ${table.offsetWidth} wide in a box of ${room.clientWidth}: `
+          + reader.name(table));
+      }
+    }
+    return found;
+  },
+
+  /** Serious and critical violations that axe-core sees, of all its rules but that of contrast. */
+  violations() {
+    return reader.checked(document, { rules: { "color-contrast": { enabled: false } } });
+  },
+
+  /** Text that is too pale. Code and entries of the API repeat their colors: the first few do. */
+  pale() {
+    const repeated = [
+      "details:not([open])", // nobody sees it
+      ".cell ~ .cell ~ .cell .cell_input",
+      "dl.py ~ dl.py ~ dl.py",
+    ];
+    const exclude = repeated.filter((one) => document.querySelector(one)).map((one) => [one]);
+    const context = exclude.length ? { include: [["html"]], exclude } : document;
+    return reader.checked(context, { runOnly: { type: "rule", values: ["color-contrast"] } });
+  },
+
+  async checked(context, options) {
+    const { violations } = await axe.run(context, { resultTypes: ["violations"], ...options });
+    return violations
+      .filter(({ impact }) => impact === "serious" || impact === "critical")
+      .flatMap(({ id, help, nodes }) =>
+        nodes.slice(0, 3).map((node) => `${id} (${help}): ${node.html.slice(0, 160)}`
+          + ` ${(node.any[0] || node.all[0] || node.none[0])?.message || ""}`));
+  },
+
+  /** How many pages the search offers, once it has finished. */
+  async offered() {
+    const summary = () => document.querySelector(".search-summary")?.textContent || "";
+    const finished = /found \d+ page|Found one page|did not match|finished/i;
+    for (let wait = 0; wait < 100 && !finished.test(summary()); wait++) {
+      await new Promise((awake) => setTimeout(awake, 50));
+    }
+    return document.querySelectorAll("ul.search > li").length;
+  },
+};

@@ -1,11 +1,14 @@
 """What autograd and autocast want to know of an operator of our own."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sparselib._types import Function
+
+Operand = TypeVar("Operand")
 
 
 def own(result: Tensor) -> Tensor:
@@ -33,20 +36,21 @@ _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 def _without_autocast(
     product: torch.library.CustomOpDef, device: str
-) -> Callable[..., Any]:
+) -> Function:
     """Return the operator as autocast of a device calls it."""
 
-    def call(*arguments: Any) -> Any:
-        with torch.autocast(device, enabled=False):
-            return product._opoverload(*map(_in_float32, arguments))
-
-    def _in_float32(argument: Any) -> Any:
-        is_cast = (
+    def in_float32(argument: Operand) -> Operand | Tensor:
+        if (
             isinstance(argument, Tensor)
             and argument.is_floating_point()
             and argument.device.type == device
             and argument.dtype != torch.float64
-        )
-        return argument.float() if is_cast else argument
+        ):
+            return argument.float()
+        return argument
+
+    def call(*arguments: object) -> object:
+        with torch.autocast(device, enabled=False):
+            return product._opoverload(*map(in_float32, arguments))
 
     return call

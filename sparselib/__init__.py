@@ -5,6 +5,7 @@ from sparselib import cost as cost
 from sparselib import cuda_graphs as graphs
 from sparselib import datasets as datasets
 from sparselib import distribution as distribution
+from sparselib import export as export
 from sparselib import init as init
 from sparselib import metrics as metrics
 from sparselib import models as models
@@ -71,6 +72,7 @@ __all__ = [
     "distribution",
     "drop",
     "evaluate",
+    "export",
     "fit",
     "graphs",
     "grow",

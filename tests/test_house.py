@@ -17,7 +17,7 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics"),
-        *("timing", "atomic", "plot", "tables", "_types", "_version"),
+        *("timing", "export", "atomic", "plot", "tables", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint"],
     2: ["ops", "training", "datasets"],

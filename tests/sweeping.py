@@ -151,7 +151,7 @@ def cluster(folder, log, workers=2, protocol="tcp", options=()):
         processes.append(subprocess.Popen(command, env=environment, **quiet))
 
     launch("scheduler", "--port", "0")
-    until(lambda: note.is_file() and note.stat().st_size)
+    until(lambda: note.is_file() and note.stat().st_size, 300)
     for _ in range(workers):
         launch("worker", "--nthreads", "1", "--local-directory", str(folder), "--memory-limit", "0")
     try:

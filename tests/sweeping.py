@@ -156,7 +156,7 @@ def cluster(folder, log, workers=2, protocol="tcp", options=(), nannies=True):
 
     launch("scheduler", "--port", "0")
     try:
-        until(lambda: note.is_file() and note.stat().st_size)
+        until(lambda: note.is_file() and note.stat().st_size, 300)
         alone = ["--nthreads", "1", "--local-directory", folder, "--memory-limit", "0"]
         for _ in range(workers):
             launch("worker", *alone, "--nanny" if nannies else "--no-nanny")

@@ -1,6 +1,7 @@
 """Folders of pictures in the manner of ImageNet, one folder per class."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,22 @@ ENDINGS = (
     ".tif",
     ".tiff",
     ".webp",
+)
+# what lies beside pictures in published sets; any other file that is left out is reported
+BESIDE = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".md",
+    ".mat",
+    ".html",
+    ".yml",
+    ".yaml",
+    ".db",
+    ".ini",
+    ".py",
 )
 LONGEST = 100  # times the shorter side
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -64,6 +81,11 @@ def photographs(
     ValueError
         If there is no picture, one is damaged, or its class is not among `classes`; if a class has
         no picture; if the folder holds parts such as `train` and `val`, or pictures beside folders.
+
+    Warns
+    -----
+    UserWarning
+        If files are left out that may be pictures, such as ``.gif`` or ``.jpg.part``.
     """
     root = Path(folder)
     found = _labeled(root)
@@ -101,7 +123,9 @@ def standardized(
 
 def _labeled(root: Path) -> dict[Path, str]:
     """Return the class of each picture, in order of the paths."""
-    paths = sorted(_pictures(root, frozenset()))
+    files = sorted(_files(root, frozenset()))
+    paths = [path for path in files if path.suffix.lower() in ENDINGS]
+    _report([path for path in files if path.suffix.lower() not in ENDINGS])
     flat = [path for path in paths if path.parent == root]
     folders = [path.name for path in _entries(root) if path.is_dir()]
     if flat and folders:
@@ -142,15 +166,26 @@ def _entries(folder: Path) -> list[Path]:
     ]
 
 
-def _pictures(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield the pictures in a folder and below it; links back to a folder above are left out."""
+def _report(others: list[Path]) -> None:
+    """Warn of files that are read as no pictures, though they may be some."""
+    left = [path for path in others if path.suffix.lower() not in BESIDE]
+    if left:
+        warnings.warn(
+            f"{left[0]} is left out{f', and {len(left) - 1:,} others' if left[1:] else ''}: "
+            f"pictures end in {', '.join(ENDINGS)}",
+            stacklevel=4,
+        )
+
+
+def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files in a folder and below it; links back to a folder above are left out."""
     here = folder.resolve()
     if here in above:
         return
     for path in _entries(folder):
         if path.is_dir():
-            yield from _pictures(path, above | {here})
-        elif path.suffix.lower() in ENDINGS:
+            yield from _files(path, above | {here})
+        elif path.is_file() or path.is_symlink():
             yield path
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from . import notebook
@@ -9,6 +10,7 @@ from .notebook import Outcome, Perform, Run
 from .rows import SOURCE
 from .workers import Workers, connected
 
+SUBMITTED = 2000  # runs at most that dask knows of at once
 RETRIES = (
     2  # of what goes wrong around a notebook; what goes wrong in it is a result
 )
@@ -55,25 +57,48 @@ def _attempt(
         return
     from distributed import as_completed
 
-    # keys of one group, submitted at once: then dask sends a worker one run at a time, in order
-    group = f"run-{os.getpid()}-{wait}"
-    submitted = client.map(
-        notebook.execute,
-        runs,
-        [SOURCE] * len(runs),
-        [wait] * len(runs),
-        [workers.perform] * len(runs),
-        key=[(group, run.key) for run in runs],
-        pure=False,
-        retries=RETRIES,
-        resources=workers.resources or None,
-    )
-    futures = dict(zip(submitted, runs))
-    for future in as_completed(list(futures)):
+    waiting = iter(runs)
+    futures: dict[Any, Run] = {}
+    finished = as_completed()
+
+    def submit() -> None:
+        """Fill up what dask knows of; the futures of other runs would take memory for nothing."""
+        some = list(islice(waiting, SUBMITTED - len(futures)))
+        if some:
+            found = _submitted(client, some, workers, wait)
+            futures.update(zip(found, some))
+            finished.update(found)
+
+    submit()
+    for future in finished:
         run = futures.pop(future)
         if future.cancelled() or client.status not in ("running", "connecting"):
             raise SchedulerLostError("the scheduler is gone")
-        yield _fetched(future, run)
+        outcome = _fetched(future, run)
+        if len(futures) <= SUBMITTED // 2:
+            submit()
+        yield outcome
+
+
+def _submitted(
+    client: Any, runs: list[Run], workers: Workers, wait: bool
+) -> list[Any]:
+    # keys of one group: then dask sends a worker one run at a time, in order
+    group = f"run-{os.getpid()}-{wait}"
+    count = len(runs)
+    return list(
+        client.map(
+            notebook.execute,
+            runs,
+            [SOURCE] * count,
+            [wait] * count,
+            [workers.perform] * count,
+            key=[(group, run.key) for run in runs],
+            pure=False,
+            retries=RETRIES,
+            resources=workers.resources or None,
+        )
+    )
 
 
 def _fetched(future: Any, run: Run) -> Outcome:

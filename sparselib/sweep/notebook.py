@@ -9,7 +9,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,20 +107,9 @@ def run_key(
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone proves nothing."""
     try:
-        state = path.stat()
-        return _complete(path, state.st_mtime_ns, state.st_size)
-    except FileNotFoundError:
-        return False
-
-
-@cache
-def _complete(path: Path, *_: int) -> bool:
-    """Read the mark, once for each state of a file: notebooks with figures are long."""
-    try:
-        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"][
-            "papermill"
-        ]
-    except (KeyError, TypeError, ValueError):
+        page = json.loads(path.read_text(encoding="utf-8"))
+        mark = page["metadata"]["papermill"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return False
     return (
         mark.get("end_time") is not None and mark.get("exception") is not True

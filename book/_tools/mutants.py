@@ -55,13 +55,22 @@ Change = Callable[[], None]
 
 def changes(tree: ast.Module) -> Iterator[tuple[int, str, Change]]:
     """Every mutation of a module: its line, what it does, and the function that makes it."""
-    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    errors = {id(n) for r in ast.walk(tree) if isinstance(r, ast.Raise) for n in ast.walk(r)}
+    spared = {id(node) for part in words_and_types(tree) for node in ast.walk(part)}
     for node in ast.walk(tree):
-        if id(node) not in texts | errors and (found := replacement(node)):
+        if id(node) not in spared and (found := replacement(node)):
             yield (node.lineno, *found)
         for field in ("body", "orelse"):
             yield from removals(getattr(node, field, None))
+
+
+def words_and_types(tree: ast.Module) -> Iterator[ast.AST]:
+    """Docstrings, what errors say, and annotations."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and is_text(node)):
+            yield node
+        for name in ("annotation", "returns"):
+            if isinstance(part := getattr(node, name, None), ast.AST):
+                yield part
 
 
 def replacement(node: ast.AST) -> tuple[str, Change] | None:

@@ -53,7 +53,16 @@ def subplots(
         (5.0 if columns == 1 else min(8.0, 3.6 * columns), 3.2 * rows),
     )
     plt.rcParams.update(STYLE)
+    _sharpen()
     return plt.subplots(rows, columns, **options)
+
+
+def _sharpen() -> None:
+    """Let a notebook show figures of the same size with twice as many pixels."""
+    if "inline" in plt.get_backend():
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina")
 
 
 def curves(

@@ -69,9 +69,10 @@ class Place:
         words = ["-m", "sparselib.sweep", file or self.file, "--allow-dirty", *options]
         return Program(*words, env=environ(self.log), cwd=self.folder)
 
-    def start_from_a_shell(self, command=(), environment=()):
+    def start_from_a_shell(self, *options, command=(), environment=()):
         """Start a Python that has loaded nothing; a command may stand in front of it."""
         words = [*command, sys.executable, "-m", "sparselib.sweep", self.file, "--allow-dirty"]
+        words += options
         return subprocess.Popen(
             [*map(str, words)],
             cwd=self.folder,
@@ -84,8 +85,8 @@ class Place:
     def run(self, *options, **more):
         return result(self.start(*options, **more))
 
-    def run_from_a_shell(self, **more):
-        return result(self.start_from_a_shell(**more))
+    def run_from_a_shell(self, *options, **more):
+        return result(self.start_from_a_shell(*options, **more))
 
     def starts(self):
         """What the notebooks wrote when they started."""

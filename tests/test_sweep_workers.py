@@ -65,7 +65,7 @@ def test_certificates_of_another_authority_are_refused_and_dasks_configuration_i
         assert "Traceback" not in err
         files = dict(zip(["CA_FILE", "CLIENT__CERT", "CLIENT__KEY"], options(authority)[1::2]))
         named = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": file for name, file in files.items()}
-        code, out, err = place.run("--scheduler", at.address, environment=named)
+        code, out, err = place.run_from_a_shell("--scheduler", at.address, environment=named)
         assert code == 0, out + err
     assert place.rows() == [1, 2]
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
 from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -21,6 +22,7 @@ LAUNCHERS = {
     "notebook_interface": "jupyterlab",
 }
 PICTURE = "_static/evolution.png"
+DRAWN = 100  # pixels per inch for which the house style draws
 LONGEST = 200  # characters of a description
 UNUSED = "thebe"  # a service for live code that the theme loads twice and that we do not use
 
@@ -44,7 +46,7 @@ def set_addresses(app: Sphinx, config: Config) -> None:
     config.html_theme_options |= {
         "repository_url": repository,
         "repository_branch": config.repository_branch,
-        "path_to_docs": ".",
+        "path_to_docs": "",
         "launch_buttons": LAUNCHERS,
     }
     config.html_baseurl = config.html_baseurl or pages_address(repository)
@@ -101,6 +103,23 @@ def add_head(
     context["metatags"] = context.get("metatags", "") + head
 
 
+def drop_unused(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Take the configuration of a service that we do not use out of a page."""
+    for raw in list(doctree.findall(nodes.raw)):
+        if re.search(rf"x-{UNUSED}-config|<script>kernelName", raw.astext()):
+            raw.parent.remove(raw)
+
+
+def size_figures(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Give figures of notebooks their size in inches, however many pixels they have."""
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir) / image["uri"]
+        if "jupyter_execute" in path.parts and path.suffix == ".png" and "width" not in image:
+            with Image.open(path) as picture:
+                resolution = picture.info.get("dpi", (DRAWN, DRAWN))[0]
+                image["width"] = f"{picture.width * DRAWN / max(resolution, DRAWN):.0f}px"
+
+
 def write_lists(app: Sphinx, failed: Exception | None) -> None:
     """Write the book's list of pages: for language models, and for search engines."""
     if failed or app.builder.format != "html":
@@ -143,5 +162,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("repository_branch", "main", "html")
     app.connect("config-inited", set_addresses, priority=100)
     app.connect("html-page-context", add_head, priority=900)
+    app.connect("doctree-resolved", size_figures)
+    app.connect("doctree-resolved", drop_unused, priority=900)
     app.connect("build-finished", write_lists)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

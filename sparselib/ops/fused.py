@@ -93,7 +93,8 @@ def _layers(
     for csr, values, bias, relu in zip(
         patterns, tensors[::2], tensors[1::2], relus
     ):
-        assert values is not None
+        if values is None:
+            raise TypeError("the values of a layer must be a tensor, not None")
         layers.append(Layer(csr, values, bias, relu))
     return layers
 

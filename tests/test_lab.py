@@ -92,7 +92,7 @@ async def run_all(server: str, page: str) -> dict:
     async with browsers.running() as browser:
         tab = await browser.tab()
         await tab.resize(1400)
-        await tab.open(f"{server}lab")
+        await tab.visit(f"{server}lab")
         return await tab.evaluate(RUN_ALL.replace("PATH", json.dumps(page)), timeout=300)
 
 

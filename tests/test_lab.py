@@ -67,7 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=(folder / "log").open("w"),
+        stderr=(folder / "log").open("w", encoding="utf-8"),
     )
     try:
         yield address(server, folder)

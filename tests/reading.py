@@ -22,7 +22,7 @@ def axe() -> Path | None:
 async def faults(tab: browsers.Tab, address: str) -> list[str]:
     """Open a page and list what a reader would find wrong with it."""
     await tab.resize(WIDTHS[0])
-    await tab.open(address)
+    await tab.visit(address)
     await prepare(tab)
     found = await tab.evaluate("reader.complete()")
     found += await tab.evaluate("reader.tables()")
@@ -74,7 +74,7 @@ async def search(html: Path, terms: Sequence[str]) -> dict[str, int]:
         tab = await browser.tab()
         found = {}
         for term in terms:
-            await tab.open(f"{(html / 'search.html').as_uri()}?q={quote(term)}")
+            await tab.visit(f"{(html / 'search.html').as_uri()}?q={quote(term)}")
             await prepare(tab)
             found[term] = await tab.evaluate("reader.offered()")
     return found

@@ -167,6 +167,23 @@ def test_guards_see_what_they_guard(expected: str) -> None:
     assert any(expected in fault for fault in faults(page))
 
 
+def title(page: Path) -> str:
+    """First heading of a page."""
+    return (
+        prose(page).lstrip().partition("\n")[0]
+        if page.suffix == ".ipynb"
+        else (page.read_text(encoding="utf-8").lstrip().partition("\n")[0])
+    )
+
+
+def test_titles_are_unique() -> None:
+    """Search and "next" show titles alone, so none may need the chapter beside it."""
+    titles = [title(page) for page in SOURCES]
+    assert all(re.match(r"# \S", one) for one in titles), titles
+    assert sorted(titles) == sorted(set(titles))
+    assert [one for one in titles if re.search(r"Chapter \d", one)] == []
+
+
 FIRST_PAGES = sorted(BOOK.glob("*/paper.ipynb"))
 PLAIN_PAGES = [*FIRST_PAGES, *sorted(BOOK.glob("*/results.ipynb")), BOOK / "intro.ipynb"]
 

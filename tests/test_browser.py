@@ -183,7 +183,7 @@ def test_interactive_figures_follow_the_keyboard_and_are_static_without_scripts(
     async def press() -> tuple[str, str, str]:
         async with browsers.running("--allow-file-access-from-files") as browser:
             tab = await browser.tab()
-            await tab.open((html / "book" / page).as_uri())
+            await tab.visit((html / "book" / page).as_uri())
             first = await tab.evaluate(PRESS)
             code = {"Home": 36, "End": 35}[key]
             for kind in ("keyDown", "keyUp"):
@@ -192,7 +192,7 @@ def test_interactive_figures_follow_the_keyboard_and_are_static_without_scripts(
                 )
             second = await tab.evaluate("document.querySelector('.sl-told').textContent")
             await tab.send("Emulation.setScriptExecutionDisabled", value=True)
-            await tab.open((html / "book" / page).as_uri())
+            await tab.visit((html / "book" / page).as_uri())
             await tab.send("Emulation.setScriptExecutionDisabled", value=False)
             return (
                 first,

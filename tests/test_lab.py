@@ -67,7 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=(folder / "log").open("w"),
+        stderr=(folder / "log").open("w", encoding="utf-8"),
     )
     try:
         yield address(server, folder)
@@ -92,7 +92,7 @@ async def run_all(server: str, page: str) -> dict:
     async with browsers.running() as browser:
         tab = await browser.tab()
         await tab.resize(1400)
-        await tab.open(f"{server}lab")
+        await tab.visit(f"{server}lab")
         return await tab.evaluate(RUN_ALL.replace("PATH", json.dumps(page)), timeout=300)
 
 

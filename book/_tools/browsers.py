@@ -122,7 +122,7 @@ class Tab:
         """Send a command to this tab."""
         return await self.browser.send(method, self.session, timeout=timeout, **params)
 
-    async def open(self, address: str) -> None:
+    async def visit(self, address: str) -> None:
         """Open an address and wait until it has loaded."""
         self.loaded.clear()
         self.requested.clear()

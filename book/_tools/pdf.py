@@ -100,7 +100,7 @@ async def print_to(document: Path, pdf: Path) -> None:
     """Let the browser typeset a document and print it."""
     async with browsers.running("--allow-file-access-from-files") as browser:
         tab = await browser.tab()
-        await tab.open(document.as_uri())
+        await tab.visit(document.as_uri())
         await tab.evaluate("document.fonts.ready.then(() => null)")
         await tab.evaluate("window.MathJax?.startup?.promise?.then(() => null)", timeout=300)
         printed = await tab.send(

@@ -73,8 +73,8 @@ pdf: book  ## print the whole book into _build/sparselib.pdf, with a headless br
 compat: environment  ## core tests against the oldest and newest torch, and that of GPU images
 	$(PY) book/_tools/compat.py $(OPTIONS)
 
-constraints:  ## choose the newest versions that fit together, and pin them in constraints.txt
-	$(PYTHON) book/_tools/constraints.py "$(EXTRAS),prune,export"
+constraints:  ## pin versions that fit together in constraints.txt (OPTIONS=--upgrade for the newest)
+	$(PYTHON) book/_tools/constraints.py "$(EXTRAS),prune,export" $(OPTIONS)
 
 mutants: environment  ## break random lines of the library, and see that a test fails (OPTIONS="--count 30 --seed 1")
 	$(PY) book/_tools/mutants.py $(OPTIONS)

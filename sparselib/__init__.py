@@ -4,6 +4,8 @@ from sparselib import checkpoint as checkpoint
 from sparselib import cost as cost
 from sparselib import cuda_graphs as graphs
 from sparselib import datasets as datasets
+from sparselib import distribution as distribution
+from sparselib import export as export
 from sparselib import init as init
 from sparselib import metrics as metrics
 from sparselib import models as models
@@ -22,6 +24,7 @@ from sparselib.evolution import resident as resident
 from sparselib.models import DSN, MLP, OSCNN, SAN, ECGResNet
 from sparselib.nn import (
     Averaged,
+    Conversion,
     CSRLinear,
     SparseConv1d,
     average,
@@ -51,6 +54,7 @@ __all__ = [
     "SET",
     "Averaged",
     "CSRLinear",
+    "Conversion",
     "ECGResNet",
     "Evolution",
     "GradientGrowth",
@@ -65,8 +69,10 @@ __all__ = [
     "criterion",
     "datasets",
     "densify",
+    "distribution",
     "drop",
     "evaluate",
+    "export",
     "fit",
     "graphs",
     "grow",

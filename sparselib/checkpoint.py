@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.serialization import MAP_LOCATION
 
 from sparselib import atomic
+from sparselib._types import SavedState, StateDict
 
 MARK = b"\nsparselib sha256 "
 DIGITS = 64
@@ -39,6 +41,7 @@ SCALARS = {
     torch.device,
     torch.Size,
 }
+SEQUENCES = (list, tuple, set)
 # what torch and pickle raise for bytes that are not what they should be
 UNREADABLE = (
     RuntimeError,
@@ -55,16 +58,16 @@ Path_ = str | os.PathLike[str]
 class Stateful(Protocol):
     """Whatever gives and takes its state, as models, optimizers, schedulers and evolutions do."""
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return the state."""
         ...
 
-    def load_state_dict(self, state_dict: Any) -> Any:
+    def load_state_dict(self, state_dict: StateDict, /) -> object:
         """Take a state over."""
         ...
 
 
-def save(path: Path_, *, generators: bool = True, **parts: Any) -> None:
+def save(path: Path_, *, generators: bool = True, **parts: object) -> None:
     """Save all that a run depends on, whole or not at all.
 
     Parameters
@@ -103,10 +106,10 @@ def save(path: Path_, *, generators: bool = True, **parts: Any) -> None:
 def load(
     path: Path_,
     *,
-    map_location: Any = "cpu",
+    map_location: MAP_LOCATION = "cpu",
     generators: bool = True,
-    **parts: Any,
-) -> dict[str, Any]:
+    **parts: object,
+) -> StateDict:
     """Restore what `save` has saved, all of it or nothing.
 
     Parameters
@@ -166,7 +169,7 @@ def stage(
     file: Path_ | None,
     module: nn.Module,
     train: Callable[[], dict[str, list[float]]],
-    made_by: Mapping[str, Any],
+    made_by: Mapping[str, object],
 ) -> dict[str, list[float]]:
     """Train a module, or restore it from the file that an earlier run has left.
 
@@ -221,7 +224,7 @@ def stage(
     return history
 
 
-def restore(file: Path_, module: nn.Module) -> dict[str, Any]:
+def restore(file: Path_, module: nn.Module) -> StateDict:
     """Load into a module what a stage has kept, and return what it was made by.
 
     Raises
@@ -237,7 +240,7 @@ def restore(file: Path_, module: nn.Module) -> dict[str, Any]:
 class _GlobalGenerators:
     """The generators that are used where none is passed, as one part of a checkpoint."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the states, as tensors and plain data."""
         # the global generator of NumPy has no other way in or out
         numpy = np.random.get_state(legacy=False)  # noqa: NPY002
@@ -250,7 +253,7 @@ class _GlobalGenerators:
             "numpy": _plain(numpy),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: SavedState) -> None:
         """Take the states over; those of CUDA devices that are not there are left out."""
         torch.set_rng_state(state["torch"].cpu())
         for device, of_cuda in enumerate(
@@ -261,13 +264,13 @@ class _GlobalGenerators:
         np.random.set_state(_numpy(state["numpy"]))  # noqa: NPY002
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(state: SavedState) -> StateDict:
     """The state of NumPy's generator without arrays."""
     inner = {**state["state"], "key": state["state"]["key"].tolist()}
     return {**state, "state": inner}
 
 
-def _numpy(state: Mapping[str, Any]) -> dict[str, Any]:
+def _numpy(state: SavedState) -> StateDict:
     """The same with the array that NumPy wants."""
     inner = {
         **state["state"],
@@ -276,7 +279,7 @@ def _numpy(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "state": inner}
 
 
-def _kind(part: Any) -> str:
+def _kind(part: object) -> str:
     """What a state belongs to: a state of Adam fits SGD without an error, and then is none."""
     if isinstance(part, nn.Module):
         return "model"
@@ -285,21 +288,21 @@ def _kind(part: Any) -> str:
     return PLAIN
 
 
-def _state(part: Any) -> Any:
+def _state(part: object) -> object:
     if isinstance(part, torch.Generator):
         return part.get_state()
     return part.state_dict() if isinstance(part, Stateful) else part
 
 
-def _restore(part: Any, state: Any) -> None:
+def _restore(part: object, state: Any) -> None:
     if isinstance(part, torch.Generator):
         part.set_state(state.cpu())
-    else:
+    elif isinstance(part, Stateful):
         part.load_state_dict(state)
 
 
 def _check_parts(
-    path: Path, parts: Mapping[str, Any], kinds: Mapping[str, str]
+    path: Path, parts: Mapping[str, object], kinds: Mapping[str, str]
 ) -> None:
     for name, part in parts.items():
         if name not in kinds:
@@ -316,9 +319,7 @@ def _check_parts(
             )
 
 
-def _restore_module(
-    file: Path, module: nn.Module, state: Mapping[str, Any]
-) -> None:
+def _restore_module(file: Path, module: nn.Module, state: SavedState) -> None:
     before = copy.deepcopy(module.state_dict())
     try:
         module.load_state_dict(state)
@@ -329,7 +330,7 @@ def _restore_module(
         ) from error
 
 
-def _read_stage(file: Path) -> dict[str, Any]:
+def _read_stage(file: Path) -> StateDict:
     kept = _read(file, "cpu")
     if kept.keys() != {"state", "history", "made_by"}:
         raise ValueError(
@@ -338,7 +339,7 @@ def _read_stage(file: Path) -> dict[str, Any]:
     return kept
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: StateDict) -> None:
     """Write content and checksum, after a look at whether it can be read again."""
     _check_plain(content, "the content")
 
@@ -352,7 +353,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     atomic.write(path, write)
 
 
-def _read(path: Path, map_location: Any) -> dict[str, Any]:
+def _read(path: Path, map_location: MAP_LOCATION) -> StateDict:
     """Verify the checksum of a file, then load what it holds."""
     atomic.clean(path)
     with path.open("rb") as file:
@@ -406,14 +407,14 @@ def _digest(file: BinaryIO, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _check_plain(content: Any, place: str) -> None:
+def _check_plain(content: object, place: str) -> None:
     """Refuse what ``weights_only=True`` would not load again, such as a NumPy number."""
     kind = type(content)
-    if kind in (dict, OrderedDict):
+    if isinstance(content, dict) and kind in (dict, OrderedDict):
         for key, value in content.items():
             _check_plain(key, f"a key of {place}")
             _check_plain(value, f"{place}[{key!r}]")
-    elif kind in (list, tuple, set):
+    elif isinstance(content, list | tuple | set) and kind in SEQUENCES:
         for number, value in enumerate(content):
             _check_plain(value, f"{place}[{number}]")
     elif not isinstance(content, Tensor) and kind not in SCALARS:

@@ -1,6 +1,7 @@
 """What is not traced: compiled code calls it as it is, between two compiled pieces."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -33,3 +34,9 @@ def untraced(
         return function(*args, **kwargs)
 
     return call
+
+
+def is_exported_to_onnx() -> bool:
+    """Whether ``torch.onnx.export`` looks on, whose format has no sparse product."""
+    exporter = sys.modules.get("torch.onnx")
+    return exporter is not None and bool(exporter.is_in_onnx_export())

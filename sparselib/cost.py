@@ -3,8 +3,8 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
 from sparselib.training import in_evaluation
 
 Count = Literal["nonzero", "dense"]
+# the shape of an input, or an input: a tensor, positional arguments, keyword arguments
+Example = Tensor | Sequence[object] | Mapping[str, object]
+Input = Tensor | tuple[object, ...] | Mapping[str, object]
 NOT_PRODUCTS = (
     *(f"aten::{kind}_norm" for kind in ("batch", "group", "layer", "instance")),
     *(
@@ -124,7 +127,7 @@ def compression(model: nn.Module, transposed: bool = False) -> float:
 
 def flops(
     model: nn.Module,
-    shape: Any,
+    shape: Example,
     unit: Literal["mac", "flop"] = "mac",
     count: Count = "nonzero",
 ) -> int:
@@ -158,7 +161,7 @@ def flops(
 
 def flops_of_layers(
     model: nn.Module,
-    shape: Any,
+    shape: Example,
     unit: Literal["mac", "flop"] = "mac",
     count: Count = "nonzero",
 ) -> dict[str, int]:
@@ -190,28 +193,28 @@ def flops_of_layers(
 class _Called(nn.Module):
     """A model that is called with the tensors of one example, all of them by position."""
 
-    def __init__(self, model: nn.Module, example: Any) -> None:
+    def __init__(self, model: nn.Module, example: Input) -> None:
         super().__init__()
         self.model = model
         self.names: tuple[str, ...] = ()
         if isinstance(example, Mapping):
             self.names = tuple(example)
             example = tuple(example.values())
-        self.tensors: tuple[Tensor, ...] = (
+        self.tensors: tuple[object, ...] = (
             (example,) if isinstance(example, Tensor) else example
         )
 
-    def forward(self, *tensors: Tensor) -> Any:
+    def forward(self, *tensors: object) -> object:
         if self.names:
             return self.model(**dict(zip(self.names, tensors)))
         return self.model(*tensors)
 
 
-def _example(model: nn.Module, shape: Any) -> Any:
+def _example(model: nn.Module, shape: Example) -> Input:
     """Return an input: the one that was passed, or zeros of a shape."""
     if isinstance(shape, Tensor | Mapping):
         return shape
-    if not all(isinstance(size, int) for size in shape):
+    if not _are_sizes(shape):
         return tuple(shape)
     first = next(model.parameters())
     owner = next(module for module in model.modules() if module._parameters)
@@ -219,6 +222,10 @@ def _example(model: nn.Module, shape: Any) -> Any:
     return torch.zeros(
         shape, dtype=torch.int64 if tokens else first.dtype, device=first.device
     )
+
+
+def _are_sizes(shape: Sequence[object]) -> TypeGuard[Sequence[int]]:
+    return all(isinstance(size, int) for size in shape)
 
 
 def _shapes(
@@ -286,9 +293,13 @@ def _products(
     return Counter({name: counted.get(full, 0) for full, name in names.items()})
 
 
-def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+def _attention(
+    inputs: Sequence[torch._C.Value], outputs: Sequence[torch._C.Value]
+) -> Counter[str]:
     """Count the two products of (..., targets, width) queries with (..., sources, width) keys."""
-    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    from fvcore.nn.jit_handles import get_shape
+
+    query, key, value = map(get_shape, inputs[:3])
     pairs = math.prod(query[:-1]) * key[-2]
     return Counter(attention=pairs * (query[-1] + value[-1]))
 

@@ -1,13 +1,14 @@
 """The pattern of a sparse matrix in compressed sparse row form, as in Ertl, Section 1.1.1."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sparselib.compilation import untraced
+from sparselib._types import StateDict
+from sparselib.compilation import is_exported_to_onnx, untraced
 from sparselib.guarded import (
     Fingerprint,
     ReadOnly,
@@ -99,7 +100,7 @@ def _check_shape(shape: tuple[int, int]) -> None:
         )
 
 
-def _check_array(name: str, array: Any) -> None:
+def _check_array(name: str, array: object) -> None:
     if not isinstance(array, Tensor):
         raise ValueError(f"{name} must be a tensor, not {type(array).__name__}")
     if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64):
@@ -114,6 +115,11 @@ def _check_array(name: str, array: Any) -> None:
 
 def rows_of(crow_indices: Tensor, nnz: int) -> Tensor:
     """Return the row of each nonzero."""
+    if is_exported_to_onnx():  # which does not know repeat_interleave
+        begins = crow_indices.new_zeros(nnz + 1, dtype=torch.int64)
+        ones = torch.ones_like(crow_indices[1:-1], dtype=torch.int64)
+        places = (crow_indices[1:-1].to(torch.int64),)
+        return begins.index_put(places, ones, accumulate=True).cumsum(0)[:-1]
     counts = crow_indices.diff().to(torch.int64)
     rows = torch.arange(counts.numel(), device=crow_indices.device)
     return torch.repeat_interleave(rows, counts, output_size=nnz)
@@ -194,6 +200,11 @@ class CSR(nn.Module):
     """
 
     topology_id: Tensor
+    _crow: Tensor
+    _col: Tensor
+    _turned: Transposed | None
+    _own: Tensor  # the fingerprint of the pattern as it is
+    _shared: Tensor  # the same memory as the buffer, which others write
 
     def __init__(
         self,
@@ -208,29 +219,27 @@ class CSR(nn.Module):
         self.cache_transpose = cache_transpose
         self.version = 0
         self.register_buffer("topology_id", None, persistent=False)
-        self._own: Tensor  # the fingerprint of the pattern as it is
-        self._shared: (
-            Tensor  # the same memory as the buffer, which others write
-        )
         self._place(crow_indices, col_indices)
 
     @classmethod
     def from_positions(
-        cls, positions: Tensor, shape: tuple[int, int], **options: Any
+        cls,
+        positions: Tensor,
+        shape: tuple[int, int],
+        cache_transpose: bool = True,
     ) -> "CSR":
         """Build from flat positions, integers that must ascend strictly."""
         _check_shape(shape)
         check_positions(positions, shape)
-        return cls(
-            *compress(positions.to(torch.int64), shape), shape, **options
-        )
+        arrays = compress(positions.to(torch.int64), shape)
+        return cls(*arrays, shape, cache_transpose)
 
     @classmethod
-    def from_dense(cls, matrix: Tensor, **options: Any) -> "CSR":
+    def from_dense(cls, matrix: Tensor, cache_transpose: bool = True) -> "CSR":
         """Build the pattern of the nonzero entries of a 2-D tensor."""
         positions = matrix.detach().flatten().nonzero().flatten()
         rows, columns = matrix.shape
-        return cls.from_positions(positions, (rows, columns), **options)
+        return cls.from_positions(positions, (rows, columns), cache_transpose)
 
     def indices(self) -> tuple[Tensor, Tensor]:
         """Return ``(crow_indices, col_indices)`` for native code: valid, int32, contiguous.
@@ -275,7 +284,7 @@ class CSR(nn.Module):
         return view(self._crow, ReadOnly)
 
     @crow_indices.setter
-    def crow_indices(self, array: Any) -> None:
+    def crow_indices(self, array: object) -> None:
         refuse_assignment("crow_indices", self._crow, array)
 
     @property
@@ -284,7 +293,7 @@ class CSR(nn.Module):
         return view(self._col, ReadOnly)
 
     @col_indices.setter
-    def col_indices(self, array: Any) -> None:
+    def col_indices(self, array: object) -> None:
         refuse_assignment("col_indices", self._col, array)
 
     @property
@@ -385,10 +394,16 @@ class CSR(nn.Module):
         """Shape, count and sparsity."""
         return f"{self.shape[0]} x {self.shape[1]}, nnz={self.nnz}, sparsity={self.sparsity:.4f}"
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         if not self._crow.is_meta:
             check(self._crow, self._col, self.shape)
+        self._crow = _versioned(self._crow)
+        self._col = _versioned(self._col)
+        self._own = _versioned(self._own)
+        self._shared = _versioned(self._shared)
+        if self._turned is not None:
+            self._turned = Transposed(*map(_versioned, self._turned))
         self._share()
         self._seen = (self._crow._version, self._col._version, UNSEEN)
 
@@ -396,7 +411,7 @@ class CSR(nn.Module):
         """Take a valid pattern in new memory."""
         self._crow = _owned(crow_indices.to(torch.int32))
         self._col = _owned(col_indices.to(torch.int32))
-        self._turned: Transposed | None = None
+        self._turned = None
         self._settle()
 
     def _adopt(self, crow_indices: Tensor, col_indices: Tensor) -> None:
@@ -500,7 +515,7 @@ class CSR(nn.Module):
         return self
 
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        self, destination: StateDict, prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "crow_indices"] = self.crow_indices
@@ -508,9 +523,9 @@ class CSR(nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         prefix: str,
-        local_metadata: dict[str, Any],
+        local_metadata: dict[str, object],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -542,12 +557,11 @@ class CSR(nn.Module):
             error_msgs.append(f"{prefix[:-1] or 'the pattern'}: {error}")
             return
         if arrays is not None:
-            self._load(
-                *arrays, local_metadata.get("assign_to_params_buffers", False)
-            )
+            assign = local_metadata.get("assign_to_params_buffers", False)
+            self._load(*arrays, bool(assign))
 
     def _proposed(
-        self, state_dict: dict[str, Any], prefix: str
+        self, state_dict: StateDict, prefix: str
     ) -> tuple[Tensor, Tensor] | None:
         """Return the pattern in a state dict, checked, or None if there is none.
 
@@ -595,7 +609,9 @@ def fingerprint(positions: Int[Tensor, "nnz"]) -> Int[Tensor, ""]:
 
 
 def check_positions(
-    positions: Any, shape: tuple[int, int], device: torch.device | None = None
+    positions: object,
+    shape: tuple[int, int],
+    device: torch.device | None = None,
 ) -> None:
     """Raise ValueError unless positions are integers that ascend strictly within a matrix."""
     if not isinstance(positions, Tensor):
@@ -636,13 +652,18 @@ def _owned(array: Tensor) -> Tensor:
         )
 
 
+def _versioned(array: Tensor) -> Tensor:
+    """Return an array with a version, which one that inference mode made lacks."""
+    return _owned(array) if array.is_inference() else array
+
+
 def _moved(array: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply what moves tensors, and keep the type: indices are int32 in a layer of any type."""
     moved = fn(array)
     if moved is array:
         return array
     moved = moved.detach().to(torch.int32)
-    return _owned(moved) if moved.is_inference() else moved.contiguous()
+    return _versioned(moved).contiguous()
 
 
 def _is_same(old: Tensor, new: Tensor) -> bool:

@@ -8,9 +8,8 @@ new connections. What is a Python number is recorded too: a learning rate that i
 be a tensor (``lr=torch.tensor(0.01)``), and Adam needs ``capturable=True``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +158,7 @@ def _untrained(
                 tensor.zero_() if former is None else tensor.copy_(former)
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()

@@ -1,8 +1,8 @@
 """Tensors that Python can read and not write, because native code trusts what stands in them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,10 +63,10 @@ class _Guarded(Tensor):
     def _call(
         cls,
         name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> Any:
+        func: Callable[..., object],
+        args: Sequence[object],
+        kwargs: dict[str, object],
+    ) -> object:
         """Call a function of torch as far as the guarded tensors among its arguments allow.
 
         Within, guarded tensors are treated as plain ones.
@@ -86,21 +86,24 @@ class _Guarded(Tensor):
     @classmethod
     def __torch_function__(
         cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         with torch._C.DisableTorchFunctionSubclass():
             return cls._call(_name(func), func, args, kwargs or {})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return memo.setdefault(id(self), plain(self).clone())
+    def __deepcopy__(self, memo: dict[int, object]) -> Tensor:
+        twin = plain(self).clone()
+        memo[id(self)] = twin
+        return twin
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return plain(self).__reduce_ex__(protocol)
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        parts: tuple[object, ...] = plain(self).__reduce_ex__(protocol)
+        return parts
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return repr(plain(self))
 
 
@@ -121,10 +124,10 @@ class ReadOnly(_Guarded):
     def _call(
         cls,
         name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> Any:
+        func: Callable[..., object],
+        args: Sequence[object],
+        kwargs: dict[str, object],
+    ) -> object:
         if written := list(_written(name, args, kwargs, cls)):
             if name == "copy_" and _is_equal(args[0], args[1]):
                 return args[0]
@@ -134,7 +137,8 @@ class ReadOnly(_Guarded):
                 f"clone() gives a copy that is yours"
             )
         if name in ALIASING:
-            args = [plain(args[0]).clone(), *args[1:]]
+            copies = [plain(own).clone() for own in _tensors(args[:1])]
+            args = [*copies, *args[1:]]
         result = func(*args, **kwargs)
         owners = [
             tensor for tensor in _tensors(args) if isinstance(tensor, cls)
@@ -160,10 +164,10 @@ class Fingerprint(_Guarded):
     def _call(
         cls,
         name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> Any:
+        func: Callable[..., object],
+        args: Sequence[object],
+        kwargs: dict[str, object],
+    ) -> object:
         written = list(_written(name, args, kwargs, cls))
         if not written:
             result = func(*_calculable(name, args), **kwargs)
@@ -191,7 +195,7 @@ def shares_memory(one: Tensor, other: Tensor) -> bool:
     return bool(torch._C._is_alias_of(plain(one), plain(other)))  # type: ignore[attr-defined]
 
 
-def refuse_assignment(name: str, own: Tensor, array: Any) -> None:
+def refuse_assignment(name: str, own: Tensor, array: object) -> None:
     """Raise ValueError, unless the array is a view of what it would replace.
 
     Such a view is put in by ``functional_call`` with a state dict, and then what was there again.
@@ -203,11 +207,11 @@ def refuse_assignment(name: str, own: Tensor, array: Any) -> None:
         )
 
 
-def _name(func: Callable[..., Any]) -> str:
+def _name(func: Callable[..., object]) -> str:
     return str(getattr(func, "__name__", func)).split(".")[0]
 
 
-def _tensors(arguments: Any) -> Iterator[Tensor]:
+def _tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument
@@ -216,20 +220,24 @@ def _tensors(arguments: Any) -> Iterator[Tensor]:
 
 
 def _written(
-    name: str, args: Sequence[Any], kwargs: dict[str, Any], kind: type[_Guarded]
+    name: str,
+    args: Sequence[object],
+    kwargs: dict[str, object],
+    kind: type[_Guarded],
 ) -> Iterator[Tensor]:
     """Yield the guarded tensors that a function would write."""
     is_in_place = name in IN_PLACE or (
         name.endswith("_") and not name.endswith("__")
     )
-    targets = [*args[:1]] if is_in_place else []
+    targets: list[object] = [*args[:1]] if is_in_place else []
     targets.append(kwargs.get("out"))
     return (tensor for tensor in _tensors(targets) if isinstance(tensor, kind))
 
 
-def _is_equal(target: Tensor, source: Any) -> bool:
+def _is_equal(target: object, source: object) -> bool:
     if (
-        not isinstance(source, Tensor)
+        not isinstance(target, Tensor)
+        or not isinstance(source, Tensor)
         or source.shape != target.shape
         or source.is_meta
     ):
@@ -237,7 +245,9 @@ def _is_equal(target: Tensor, source: Any) -> bool:
     return bool((plain(source).to(target.device) == plain(target)).all())
 
 
-def _guarded(result: Any, owners: Sequence[Tensor], kind: type[Kind]) -> Any:
+def _guarded(
+    result: object, owners: Sequence[Tensor], kind: type[Kind]
+) -> object:
     """Guard what shares the memory of a guarded tensor; pass everything else on."""
     if isinstance(result, list | tuple) and any(
         isinstance(part, Tensor) for part in result
@@ -254,12 +264,12 @@ def _guarded(result: Any, owners: Sequence[Tensor], kind: type[Kind]) -> Any:
 
 
 def _calculable(
-    name: str, args: Sequence[Any], kept: dict[int, Tensor] | None = None
-) -> list[Any]:
+    name: str, args: Sequence[object], kept: dict[int, Tensor] | None = None
+) -> list[object]:
     """Return the arguments with fingerprints as float64, in which averages keep all digits."""
     if name in PASSING | ASKING or name == "__get__":
         return list(args)
-    found: list[Any] = []
+    found: list[object] = []
     for argument in args:
         if isinstance(argument, Fingerprint) and id(argument) not in (
             kept or {}
@@ -272,7 +282,9 @@ def _calculable(
     return found
 
 
-def _replaced(args: Sequence[Any], scratch: dict[int, Tensor]) -> list[Any]:
+def _replaced(
+    args: Sequence[object], scratch: dict[int, Tensor]
+) -> list[object]:
     return [
         _replaced(argument, scratch)
         if isinstance(argument, list)
@@ -281,7 +293,7 @@ def _replaced(args: Sequence[Any], scratch: dict[int, Tensor]) -> list[Any]:
     ]
 
 
-def _passed(name: str, result: Any, kind: type[Kind]) -> Any:
+def _passed(name: str, result: object, kind: type[Kind]) -> object:
     if (
         name in PASSING
         and isinstance(result, Tensor)

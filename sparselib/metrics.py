@@ -2,11 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """An autoencoder that describes a sample by maps of where its kernels occur, as `SAN` does."""
+
+    @property
+    def kernel_sizes(self) -> Sequence[int]:
+        """Points of each kernel, along a dimension."""
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Return the maps (samples, kernels, *size)."""
+
+    def decode(self, maps: Tensor, /) -> Tensor:
+        """Return the reconstruction (samples, *size)."""
 
 
 def accuracy(
@@ -146,7 +161,7 @@ def compression_ratio(
     return math.prod(maps.shape[2:]) / (weights + numbers * active)
 
 
-def normalised_loss(
+def normalized_loss(
     reconstruction: Float[Tensor, "samples *size"],
     x: Float[Tensor, "samples *size"],
 ) -> Float64[Tensor, "samples"]:
@@ -171,14 +186,15 @@ def normalised_loss(
 
 @torch.no_grad()
 def description(
-    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+    model: Describing,
+    x: Float[Tensor, "samples *size"],
+    definition: str = "text",
 ) -> dict[str, Float64[Tensor, "samples"]]:
     r"""Measure how a model describes each sample: the two axes of phi, and phi.
 
     Parameters
     ----------
-    model : SAN
-        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    model : SAN, or whatever is `Describing`
     x : tensor
         The samples.
     definition : str
@@ -193,11 +209,11 @@ def description(
     Raises
     ------
     ValueError
-        As `compression_ratio` and `normalised_loss` do.
+        As `compression_ratio` and `normalized_loss` do.
     """
     maps = model.encode(x)
     verbosity = 1 / compression_ratio(maps, model.kernel_sizes, definition)
-    error = normalised_loss(model.decode(maps), x)
+    error = normalized_loss(model.decode(maps), x)
     return {
         "verbosity": verbosity,
         "error": error,
@@ -206,7 +222,9 @@ def description(
 
 
 def phi(
-    model: Any, x: Float[Tensor, "samples *size"], definition: str = "text"
+    model: Describing,
+    x: Float[Tensor, "samples *size"],
+    definition: str = "text",
 ) -> Float64[Tensor, "samples"]:
     r"""How wordy and how wrong a model is, for each sample; less is better (Bizopoulos, Eq. 6).
 
@@ -216,8 +234,7 @@ def phi(
 
     Parameters
     ----------
-    model : SAN
-        Or anything that offers `encode`, `decode` and `kernel_sizes`.
+    model : SAN, or whatever is `Describing`
     x : tensor
         The samples.
     definition : str
@@ -226,7 +243,7 @@ def phi(
     Raises
     ------
     ValueError
-        As `compression_ratio` and `normalised_loss` do.
+        As `compression_ratio` and `normalized_loss` do.
     """
     return description(model, x, definition)["phi"]
 
@@ -270,7 +287,7 @@ def mask_area(
     return masks.double().flatten(1).mean(1)
 
 
-def localisation(
+def localization(
     masks: Float[Tensor, "samples 1 height width"],
     boxes: Int[Tensor, "samples 4"],
 ) -> tuple[float, float]:

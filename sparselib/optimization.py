@@ -5,11 +5,11 @@ share that is its density is there. The rule that mends it stands here.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 
+from sparselib._types import ParameterGroup
 from sparselib.nn.sparse_layer import sparse_layers
 
 # by which power of the density the step is divided; the docstring below derives them
@@ -23,7 +23,7 @@ def parameter_groups(
     weight_decay: float = 0.0,
     optimizer: str = "adam",
     density_step: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     r"""Return the parameter groups from which to build an optimizer of a sparse model.
 
     Sparse values decay although they are one-dimensional, as do dense weight matrices and kernels;
@@ -93,7 +93,7 @@ def parameter_groups(
         )
     densities = _densities(model)
     embeddings = _embeddings(model)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], ParameterGroup] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

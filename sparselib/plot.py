@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
@@ -21,8 +22,8 @@ ORANGE = "#E69F00"
 PURPLE = "#CC79A7"
 SKY = "#56B4E9"
 BLACK = "#222222"
-GREY = "#8A8A8A"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GRAY = "#8A8A8A"
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 STYLE: Any = {
@@ -66,7 +67,7 @@ def _sharpen() -> None:
 
 def curves(
     axes: Axes,
-    series: Mapping[str, Any],
+    series: Mapping[str, ArrayLike],
     x: Sequence[float] | np.ndarray | None = None,
     percent: bool = False,
 ) -> Axes:
@@ -83,13 +84,13 @@ def curves(
     percent : bool
         Values are shares; label them in per cent.
     """
-    for (name, values), colour, dash in zip(series.items(), COLOURS, DASHES):
+    for (name, values), color, dash in zip(series.items(), COLORS, DASHES):
         runs = np.atleast_2d(np.asarray(values, dtype=float))
         place = np.arange(1, runs.shape[1] + 1) if x is None else np.asarray(x)
-        axes.plot(place, runs.mean(0), color=colour, linestyle=dash, label=name)
+        axes.plot(place, runs.mean(0), color=color, linestyle=dash, label=name)
         if len(runs) > 1:
             axes.fill_between(
-                place, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0
+                place, runs.min(0), runs.max(0), color=color, alpha=0.15, lw=0
             )
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
@@ -100,7 +101,7 @@ def curves(
 
 def dots(
     axes: Axes,
-    groups: Mapping[str, Any],
+    groups: Mapping[str, ArrayLike],
     paper: float | None = None,
     percent: bool = True,
 ) -> Axes:
@@ -113,27 +114,27 @@ def dots(
     groups : mapping
         Name to one number per run.
     paper : float, optional
-        The paper's number, a grey line.
+        The paper's number, a gray line.
     percent : bool
         Numbers are shares; label them in per cent.
     """
-    for place, (values, colour) in enumerate(
-        zip(groups.values(), itertools.cycle(COLOURS))
+    for place, (values, color) in enumerate(
+        zip(groups.values(), itertools.cycle(COLORS))
     ):
         values = np.asarray(values, dtype=float)
         axes.plot(
             np.full(len(values), place),
             values,
             "o",
-            color=colour,
+            color=color,
             alpha=0.55,
             ms=5,
         )
         axes.plot(
-            [place - 0.25, place + 0.25], [values.mean()] * 2, color=colour
+            [place - 0.25, place + 0.25], [values.mean()] * 2, color=color
         )
     if paper is not None:
-        axes.axhline(paper, color=GREY, lw=1)
+        axes.axhline(paper, color=GRAY, lw=1)
         label: Any = {
             "xycoords": ("axes fraction", "data"),
             "textcoords": "offset points",
@@ -143,7 +144,7 @@ def dots(
             (1, paper),
             (-2, 2),
             ha="right",
-            color=GREY,
+            color=GRAY,
             fontsize=9,
             **label,
         )
@@ -155,7 +156,10 @@ def dots(
 
 
 def heat(
-    axes: Axes, ratios: np.ndarray, rows: Sequence[Any], columns: Sequence[Any]
+    axes: Axes,
+    ratios: np.ndarray,
+    rows: Sequence[object],
+    columns: Sequence[object],
 ) -> None:
     """Draw ratios as a map of numbers: orange below 1, blue above, on a logarithmic scale.
 
@@ -174,7 +178,7 @@ def heat(
         shades, cmap=palette, vmin=-1, vmax=1, aspect="auto", origin="lower"
     )
     for (row, column), ratio in np.ndenumerate(ratios):
-        colour = "white" if abs(shades[row, column]) > 0.75 else BLACK
+        color = "white" if abs(shades[row, column]) > 0.75 else BLACK
         text = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
         axes.text(
             column,
@@ -182,15 +186,15 @@ def heat(
             text,
             ha="center",
             va="center",
-            color=colour,
+            color=color,
             fontsize=8,
         )
-    axes.set_xticks(range(len(columns)), list(columns))
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(columns)), list(map(str, columns)))
+    axes.set_yticks(range(len(rows)), list(map(str, rows)))
     axes.grid(False)
 
 
-def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
+def topologies(axes: Sequence[Axes], masks: Mapping[str, ArrayLike]) -> None:
     """Draw topologies as small multiples: connections kept since the one before, and new ones.
 
     Parameters
@@ -214,15 +218,19 @@ def topologies(axes: Sequence[Axes], masks: Mapping[str, Any]) -> None:
 
 
 def compressed_rows(
-    axes: Axes, matrix: Any, crow_indices: Any, col_indices: Any, values: Any
+    axes: Axes,
+    matrix: ArrayLike,
+    crow_indices: ArrayLike,
+    col_indices: ArrayLike,
+    values: ArrayLike,
 ) -> None:
     """Draw a small matrix beside its three CSR arrays, one color per row, as in Ertl's Figure 1."""
     matrix = np.asarray(matrix)
     crow = np.asarray(crow_indices)
     rows, columns = matrix.shape
-    colours = [COLOURS[row % len(COLOURS)] for row in range(rows)]
+    colors = [COLORS[row % len(COLORS)] for row in range(rows)]
     for (row, column), value in np.ndenumerate(matrix):
-        _cell(axes, column, row, f"{value:g}", colours[row] if value else None)
+        _cell(axes, column, row, f"{value:g}", colors[row] if value else None)
     left = columns + 1.5
     arrays = {
         "crow_indices": crow,
@@ -240,7 +248,7 @@ def compressed_rows(
                 owner[place] if name != "crow_indices" else min(place, rows - 1)
             )
             shown = (
-                colours[row] if name != "crow_indices" or place < rows else None
+                colors[row] if name != "crow_indices" or place < rows else None
             )
             _cell(axes, left + 0.5 + place, y, f"{entry:g}", shown)
     axes.set(
@@ -251,10 +259,8 @@ def compressed_rows(
     axes.axis("off")
 
 
-def _cell(
-    axes: Axes, x: float, y: float, text: str, colour: str | None
-) -> None:
-    face = colour or "#F2F2F2"
+def _cell(axes: Axes, x: float, y: float, text: str, color: str | None) -> None:
+    face = color or "#F2F2F2"
     axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, color=face))
     axes.text(
         x,
@@ -263,5 +269,5 @@ def _cell(
         ha="center",
         va="center",
         fontsize=9,
-        color="white" if colour else GREY,
+        color="white" if color else GRAY,
     )

@@ -41,6 +41,16 @@ def first_at_least(
     )
 
 
+def contains(
+    ascending: Int[Tensor, "n"], wanted: Int[Tensor, "m"]
+) -> Bool[Tensor, "m"]:
+    """Mark which of the `wanted` numbers occur among the `ascending` ones."""
+    if ascending.numel() == 0:
+        return torch.zeros_like(wanted, dtype=torch.bool)
+    place = torch.searchsorted(ascending, wanted)
+    return ascending[place.clamp(max=ascending.numel() - 1)] == wanted
+
+
 def nth_free(
     ranks: Int[Tensor, "ranks"], taken: Int[Tensor, "taken"]
 ) -> Int[Tensor, "ranks"]:

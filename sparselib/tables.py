@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -157,7 +156,7 @@ class Table:
         return f"<tr>{''.join(found)}</tr>"
 
 
-def human(key: Any) -> str:
+def human(key: object) -> str:
     """Return the name that a reader knows of a data set or network.
 
     Parameters
@@ -177,7 +176,7 @@ def human(key: Any) -> str:
     return NAMES.get(text, text)
 
 
-def measured(value: Any, spec: str = ".2f", unit: str = "") -> str:
+def measured(value: object, spec: str = ".2f", unit: str = "") -> str:
     """Write a number, or the mean and standard deviation of several runs.
 
     Parameters
@@ -208,9 +207,9 @@ def measured(value: Any, spec: str = ".2f", unit: str = "") -> str:
 
 
 def compare(
-    labels: Mapping[str, Sequence[Any]],
-    paper: Sequence[Any],
-    ours: Sequence[Any],
+    labels: Mapping[str, Sequence[object]],
+    paper: Sequence[object],
+    ours: Sequence[object],
     why: Sequence[str],
     *,
     spec: str | Sequence[str] = ".2f",
@@ -255,7 +254,9 @@ def compare(
     specs = [spec] * count if isinstance(spec, str) else spec
     units = [unit] * count if isinstance(unit, str) else unit
     _check_lengths(columns | {"paper": paper, "spec": specs, "unit": units})
-    runs = [len(_numbers(value)) if np.ndim(value) else 0 for value in ours]
+    runs = [
+        len(_numbers(value)) if np.asarray(value).ndim else 0 for value in ours
+    ]
     gaps = [_difference(*row) for row in zip(paper, ours, specs)]
     shown = [NOT_PRINTED if value is None else value for value in paper]
     names = {
@@ -283,7 +284,8 @@ def compare(
     if scale is not None:
         body["scale"] = [Cell(text) for text in scale]
     body["why"] = [
-        Cell(given.strip() or _reason(*row)) for given, *row in reasons
+        Cell(given.strip() or _reason(printed, own, form, row))
+        for given, printed, own, form, row in reasons
     ]
     return Table(
         tuple(body), tuple(zip(*body.values())), len(labels), caption.strip()
@@ -291,8 +293,8 @@ def compare(
 
 
 def grouped(
-    labels: Mapping[str, Sequence[Any]],
-    groups: Mapping[str, Mapping[str, Sequence[Any]]],
+    labels: Mapping[str, Sequence[object]],
+    groups: Mapping[str, Mapping[str, Sequence[object]]],
     *,
     spec: str | Mapping[str, str] = ".2f",
     caption: str = "",
@@ -350,8 +352,8 @@ def grouped(
 
 
 def listing(
-    labels: Mapping[str, Sequence[Any]],
-    columns: Mapping[str, Sequence[Any]],
+    labels: Mapping[str, Sequence[object]],
+    columns: Mapping[str, Sequence[object]],
     *,
     spec: str = ".1f",
     caption: str = "",
@@ -442,10 +444,15 @@ def _span(group: str, width: int) -> str:
     return f'<th scope="colgroup" colspan="{width}">{escape(group)}</th>'
 
 
-def _numbers(value: Any) -> np.ndarray:
+def _numbers(value: object) -> np.ndarray:
     """Numbers that a cell holds: none, one, or one of each run, without NaN."""
     numbers = np.asarray([] if value is None else value, dtype=float).ravel()
     return numbers[~np.isnan(numbers)]
+
+
+def _number(value: object) -> float:
+    """One number, as the paper prints it."""
+    return float(np.asarray(value, dtype=float))
 
 
 def _rounded(number: float, spec: str) -> str:
@@ -458,7 +465,7 @@ def _digits(spec: str) -> int:
     return int(re.sub(r".*\.(\d+)f", r"\1", spec))
 
 
-def _check_lengths(columns: Mapping[str, Sequence[Any]]) -> int:
+def _check_lengths(columns: Mapping[str, Sequence[object]]) -> int:
     """Number of rows, the same in every column."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
@@ -471,7 +478,7 @@ def _check_lengths(columns: Mapping[str, Sequence[Any]]) -> int:
     return next(iter(lengths.values()))
 
 
-def _gap(paper: Any, ours: Any, spec: str) -> float | None:
+def _gap(paper: object, ours: object, spec: str) -> float | None:
     """Ours minus the paper's as it reads after rounding; None where either is no number."""
     if paper is None or isinstance(paper, str) or isinstance(ours, str):
         return None
@@ -480,15 +487,16 @@ def _gap(paper: Any, ours: Any, spec: str) -> float | None:
         return None
     digits = _digits(spec)
     return round(
-        round(float(mine.mean()), digits) - round(float(paper), digits), digits
+        round(float(mine.mean()), digits) - round(_number(paper), digits),
+        digits,
     )
 
 
-def _within(paper: Any, ours: Any) -> bool:
+def _within(paper: object, ours: object) -> bool:
     """Whether the paper's number lies within one standard deviation of our runs."""
     mine = _numbers(ours)
     return len(mine) > 1 and bool(
-        abs(mine.mean() - float(paper)) <= mine.std(ddof=1)
+        abs(mine.mean() - _number(paper)) <= mine.std(ddof=1)
     )
 
 
@@ -499,22 +507,24 @@ def _level(gap: float, paper: float) -> int:
     return size if gap > 0 else -size
 
 
-def _difference(paper: Any, ours: Any, spec: str) -> tuple[str, str]:
+def _difference(paper: object, ours: object, spec: str) -> tuple[str, str]:
     """Text of the difference, and its shade."""
     gap = _gap(paper, ours, spec)
     if gap is None:
         return "", ""
-    level = 0 if _within(paper, ours) else _level(gap, float(paper))
+    level = 0 if _within(paper, ours) else _level(gap, _number(paper))
     text = _rounded(gap, f"+{spec.lstrip('+')}") if gap else "0"
     return text, SHADES.get(level, "")
 
 
-def _shaded(value: Any, paper: Any, spec: str) -> Cell:
+def _shaded(value: object, paper: object, spec: str) -> Cell:
     """Cell of a number, shaded and with an arrow if it differs from the paper's."""
     text = "" if value is None else measured(value, spec)
     gap = _gap(paper, value, spec)
     level = (
-        0 if gap is None or _within(paper, value) else _level(gap, float(paper))
+        0
+        if gap is None or _within(paper, value)
+        else _level(gap, _number(paper))
     )
     arrow = f"{SPACE}{'↑' if level > 0 else '↓'}" if level else ""
     return Cell(
@@ -524,7 +534,9 @@ def _shaded(value: Any, paper: Any, spec: str) -> Cell:
     )
 
 
-def _reason(paper: Any, ours: Any, spec: str, labels: Sequence[Cell]) -> str:
+def _reason(
+    paper: object, ours: object, spec: str, labels: Sequence[Cell]
+) -> str:
     """Return the reason that the numbers themselves give; refuse a difference without one."""
     gap = _gap(paper, ours, spec)
     if gap == 0:

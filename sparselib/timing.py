@@ -3,12 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-Call = Callable[[], Any]
+Call = Callable[[], object]
 
 
 class Timing(NamedTuple):

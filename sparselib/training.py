@@ -5,9 +5,16 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import (
+    Any,
+    NamedTuple,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    runtime_checkable,
+)
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +23,75 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from sparselib import metrics
+from sparselib._types import Hook
 
-Tensors = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-Criterion = Callable[[Any, Any], Tensor]
-Measure = Callable[[nn.Module, Any], Mapping[str, float]]
-Hook = Callable[[], Any]
+Model = TypeVar("Model", bound=nn.Module)
+# a tensor, or a tuple or dictionary of what are tensors in the end
+Tensors = Tensor | Sequence[object] | Mapping[str, object]
+# (outputs, targets) -> scalar
+Criterion = Callable[..., Tensor]
+# (model, samples) -> numbers by name
+Measure = Callable[..., Mapping[str, float]]
 History = dict[str, list[float]]
+
+
+@runtime_checkable
+class SamplesLike(Protocol):
+    """Inputs and targets, as `datasets.Samples` holds them."""
+
+    @property
+    def x(self) -> Tensors:
+        """Inputs, whose first dimension counts the samples."""
+
+    @property
+    def y(self) -> Tensors:
+        """Targets, likewise."""
+
+
+@runtime_checkable
+class LabeledLike(Protocol):
+    """Inputs and the numbers of their classes."""
+
+    @property
+    def x(self) -> Tensors:
+        """Inputs, whose first dimension counts the samples."""
+
+    @property
+    def y(self) -> Tensor:
+        """Labels, int64, one per sample."""
+
+
+@runtime_checkable
+class SplitLike(Protocol):
+    """Samples to train on and samples to measure on, as `datasets.Split` holds them."""
+
+    @property
+    def train(self) -> SamplesLike:
+        """What is trained on."""
+
+    @property
+    def valid(self) -> SamplesLike:
+        """What is measured on, unless other samples are named."""
+
+
+class LoopOptions(TypedDict, total=False):
+    """What `fit` takes by name besides its loss, seed and batch size."""
+
+    drop_last: bool
+    measure: Measure
+    monitor: SamplesLike | None
+    keep: str
+    after_epoch: Hook | Iterable[Hook]
+    after_step: Hook | Iterable[Hook]
+    start_epoch: int | None
+    history: Mapping[str, list[float]] | None
+    progress: bool
+
+
+class FitOptions(LoopOptions, total=False):
+    """The same, and the batch size."""
+
+    batch_size: int
 
 
 class Batch(NamedTuple):
@@ -43,10 +113,10 @@ class Batch(NamedTuple):
     indices: Int[Tensor, "batch"]
 
 
-Loss = Callable[[Any, Batch], Tensor]
+Loss = Callable[[Model, Batch], Tensor]
 
 
-def criterion(function: Criterion) -> Loss:
+def criterion(function: Criterion) -> Loss[nn.Module]:
     """Return the loss that compares a model's outputs with the targets.
 
     Parameters
@@ -68,7 +138,7 @@ def criterion(function: Criterion) -> Loss:
     return loss
 
 
-def reconstruction(function: Criterion) -> Loss:
+def reconstruction(function: Criterion) -> Loss[nn.Module]:
     """Return the loss that compares a model's outputs with its inputs: an autoencoder's.
 
     Parameters
@@ -104,22 +174,22 @@ def sigmoid_squared_error(
     return 0.5 * (outputs.sigmoid() - target).square().sum(1).mean()
 
 
-def accuracy(model: nn.Module, samples: Any) -> dict[str, float]:
+def accuracy(model: nn.Module, samples: LabeledLike) -> dict[str, float]:
     """Measure what `fit` measures by default: the share of samples that are classified rightly."""
     return {"accuracy": evaluate(model, samples)}
 
 
 def fit(
-    model: nn.Module,
-    data: Any,
+    model: Model,
+    data: SplitLike,
     optimizer: torch.optim.Optimizer,
     epochs: int,
     *,
     batch_size: int = 512,
     drop_last: bool = False,
-    loss: Loss = CROSS_ENTROPY,
+    loss: Loss[Model] = CROSS_ENTROPY,
     measure: Measure = accuracy,
-    monitor: Any = None,
+    monitor: SamplesLike | None = None,
     keep: str = "",
     after_epoch: Hook | Iterable[Hook] = (),
     after_step: Hook | Iterable[Hook] = (),
@@ -244,7 +314,9 @@ def fit(
     return columns
 
 
-def evaluate(model: nn.Module, samples: Any, batch_size: int = 512) -> float:
+def evaluate(
+    model: nn.Module, samples: LabeledLike, batch_size: int = 512
+) -> float:
     """Accuracy on `samples`, in evaluation mode; the model's mode is restored."""
     outputs = predict(model, samples.x, batch_size)
     return metrics.accuracy(outputs, samples.y.to(outputs.device))
@@ -309,7 +381,7 @@ def _descend(
 
 @torch.no_grad()
 def _measured(
-    model: nn.Module, monitor: Any, measure: Measure, keep: str
+    model: nn.Module, monitor: SamplesLike, measure: Measure, keep: str
 ) -> dict[str, float]:
     with in_evaluation(model):
         numbers = {
@@ -329,7 +401,7 @@ class _Batches:
 
     def __init__(
         self,
-        samples: Any,
+        samples: SamplesLike,
         batch_size: int,
         drop_last: bool,
         generator: torch.Generator,
@@ -388,10 +460,10 @@ class _Best:
 
 
 def _epoch(
-    model: nn.Module,
+    model: Model,
     batches: _Batches,
     optimizer: torch.optim.Optimizer,
-    loss: Loss,
+    loss: Loss[Model],
     after_step: list[Hook],
 ) -> float:
     """Train on every batch once; return the mean of the loss."""
@@ -399,7 +471,7 @@ def _epoch(
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     weights = 0.0
-    call: Loss = functools.partial(_checked, loss)
+    call: Loss[Model] = functools.partial(_checked, loss)
     for batch in batches.epoch(like):
         # whole batches weigh 1, so that their mean is exact
         weight = len(batch.indices) / batches.batch_size
@@ -412,7 +484,7 @@ def _epoch(
     return float(total) / weights
 
 
-def _checked(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+def _checked(loss: Loss[Model], model: Model, batch: Batch) -> Tensor:
     """Call a loss; where it fails before the model does, explain how losses are passed."""
     try:
         error = loss(model, batch)
@@ -437,7 +509,7 @@ def _checked(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     return error
 
 
-def _check_loss(loss: Any) -> None:
+def _check_loss(loss: object) -> None:
     """Refuse what is known to compare outputs with targets."""
     function = loss
     while isinstance(function, functools.partial):
@@ -451,7 +523,7 @@ def _check_loss(loss: Any) -> None:
         raise TypeError(f"fit calls loss(model, batch). {_spelling(function)}")
 
 
-def _spelling(function: Any) -> str:
+def _spelling(function: object) -> str:
     name = getattr(function, "__name__", f"{type(function).__name__}(...)")
     return (
         f"If {name} is a function of outputs and targets, pass loss=sl.criterion({name}); if it "
@@ -459,7 +531,9 @@ def _spelling(function: Any) -> str:
     )
 
 
-def _check_samples(train: Any, monitor: Any, batch_size: int) -> None:
+def _check_samples(
+    train: SamplesLike, monitor: SamplesLike, batch_size: int
+) -> None:
     if _count(monitor.y) == 0:
         raise ValueError(
             "there are no samples to measure on after each epoch; hold some out for "
@@ -531,7 +605,7 @@ def _like(model: nn.Module) -> Tensor:
     return next(floating, torch.empty(()))
 
 
-def _outputs(model: nn.Module, x: Any) -> Any:
+def _outputs(model: nn.Module, x: Tensors) -> Any:
     if isinstance(x, Mapping):
         return model(**x)
     if isinstance(x, tuple):
@@ -539,7 +613,7 @@ def _outputs(model: nn.Module, x: Any) -> Any:
     return model(x)
 
 
-def _inputs(x: Any, like: Tensor) -> Any:
+def _inputs(x: Tensors, like: Tensor) -> Tensors:
     """Move inputs to the device of a parameter, and floating-point ones to its type."""
 
     def moved(tensor: Tensor) -> Tensor:
@@ -552,14 +626,14 @@ def _inputs(x: Any, like: Tensor) -> Any:
     return _each(moved, x)
 
 
-def _take(tensors: Any, indices: Tensor) -> Any:
+def _take(tensors: Tensors, indices: Tensor) -> Tensors:
     return _each(
         lambda tensor: tensor.index_select(0, indices.to(tensor.device)),
         tensors,
     )
 
 
-def _each(function: Callable[[Tensor], Tensor], tensors: Any) -> Any:
+def _each(function: Callable[[Tensor], Tensor], tensors: object) -> Tensors:
     """Apply a function to every tensor of a tuple or dictionary of them."""
     if isinstance(tensors, Tensor):
         return function(tensors)
@@ -572,7 +646,7 @@ def _each(function: Callable[[Tensor], Tensor], tensors: Any) -> Any:
     )
 
 
-def _lengths(tensors: Any) -> set[int]:
+def _lengths(tensors: object) -> set[int]:
     found: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
@@ -583,5 +657,5 @@ def _lengths(tensors: Any) -> set[int]:
     return found
 
 
-def _count(tensors: Any) -> int:
+def _count(tensors: object) -> int:
     return max(_lengths(tensors), default=0)

@@ -1,12 +1,119 @@
-"""Programs in a Python of their own."""
+"""Programs in a Python of their own, which has not the shape checks of the test run.
 
+A Python takes two seconds to load torch. On Linux a process waits that has loaded it, and nothing
+of ours: each program is a fork of it with its own environment, which ends like any other process.
+Where there is no such fork, each program starts from nothing.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+import tempfile
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+IS_FORKED = sys.platform == "linux"
+LOADED = ["torch", "nbclient", "papermill", "distributed"]  # those of them that are installed
 
 
-def run_plain(program):
-    """Run without the shape checks of the test run, which refuse torch's symbolic sizes."""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True)
+class Program:
+    """``python -c CODE``, ``python -m MODULE ...`` or ``python FILE ...`` as a process."""
+
+    def __init__(
+        self, *words: object, env: Mapping[str, str] | None = None, cwd: Path | str = "."
+    ) -> None:
+        context = multiprocessing.get_context("forkserver" if IS_FORKED else "spawn")
+        if IS_FORKED:
+            context.set_forkserver_preload(LOADED)
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("out", "err")]
+        environment = dict(os.environ if env is None else env)
+        given = ([str(word) for word in words], environment, str(cwd), self._files)
+        self._process = context.Process(target=_become, args=given)
+        with _without_main():
+            self._process.start()
+        self.pid = self._process.pid
+
+    def end(self) -> None:
+        """Kill the process, if it is there still."""
+        self._process.kill()
+        self._process.join()
+        self._folder.cleanup()
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal, or None before the end."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end; return what was printed, and what was printed as errors."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a program apart", timeout or 0)
+        out, err = (file.read_text(encoding="utf-8") for file in self._files)
+        self._folder.cleanup()
+        return out, err
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the module that this process started from, which the new one would load otherwise."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _become(words: list[str], environment: dict[str, str], folder: str, files: list[Path]) -> None:
+    """Turn this process into the one that was asked for."""
+    for stream, path in zip((sys.stdout, sys.stderr), files):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+    multiprocessing.set_start_method(None, force=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path]
+    try:
+        _carry_out(*words)
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _carry_out(first: str, *rest: str) -> None:
+    """Do what Python does with its arguments."""
+    if first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(rest[0], "<string>", "exec"), vars(main))
+    elif first == "-m":
+        sys.argv = list(rest)
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *rest]
+        sys.path.insert(0, str(Path(first).parent))
+        runpy.run_path(first, run_name="__main__")
+
+
+def run(*words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run a program to its end."""
+    program = Program(*words, env=env)
+    out, err = program.communicate()
+    return subprocess.CompletedProcess(words, program.returncode, out, err)
+
+
+def run_plain(program: str) -> list[str]:
+    """Run code without the shape checks of the test run, which refuse torch's symbolic sizes."""
+    done = run("-c", program)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()

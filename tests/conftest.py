@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "book" / "_tools")]
 _before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, _before)])
 
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.register_profile("nightly", deadline=None, max_examples=2000)
+# the same examples each time, and few; every week others, and many
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("weekly", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _beside = ROOT.parent / "shared" / "data"
@@ -37,6 +39,17 @@ def missing(marker: str) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that share a fixture of their module to one process, and begin with the slow."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs
+        shared = [name for name, found in fixtures.items() if found[-1].scope == "module"]
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in ("realdata", "gpu", "browser"):
         if item.get_closest_marker(marker) and (reason := missing(marker)):
@@ -50,6 +63,15 @@ def seed() -> int:
 
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture
+def unchecked() -> Iterator[Callable[[bool], None]]:
+    """Call with True to leave out the checks of shapes in a long loop, after its first steps."""
+    import jaxtyping
+
+    yield lambda is_unchecked: jaxtyping.config.update("jaxtyping_disable", is_unchecked)
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from interpreted import poison as poison
 from torch.nn import functional
 
 import sparselib as sl
-from sparselib.nn import centred_zeros, replicate_right
+from sparselib.nn import centered_zeros, replicate_right
 from sparselib.ops import conv, dispatch
 from sparselib.ops.backends import Sizes, gpu, gpu_conv, reference, stretches
 
@@ -137,7 +137,7 @@ def test_nothing_is_left_unwritten_where_there_is_nothing():
         assert not sums.any()
 
 
-@pytest.mark.parametrize("padding", [replicate_right, centred_zeros])
+@pytest.mark.parametrize("padding", [replicate_right, centered_zeros])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_layer_and_its_gradients_equal_the_definition(padding, dilation, cached):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 import yaml
+from apart import Program
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = """
@@ -50,9 +51,9 @@ Path(results).write_text(json.dumps(told)[: 5 if mode == "half" else None])
 class Place:
     """A folder with a notebook, a sweep of it, and the traces of its runs."""
 
-    def __init__(self, folder, grid, **spec):
+    def __init__(self, folder, grid, log=None, **spec):
         self.folder = folder
-        self.log = folder / "log"
+        self.log = log or folder / "log"
         self.table = folder / "out" / "table.csv"
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         cells = [parameters, nbformat.v4.new_code_cell(WORK)]
@@ -64,10 +65,16 @@ class Place:
         common = {"notebook": "page.ipynb", "results": "out/table.csv", "scale": "paper"}
         self.file.write_text(yaml.safe_dump(common | spec), encoding="utf-8")
 
-    def start(self, *options, environment=(), command=(), file=None):
-        command = [*command, sys.executable, "-m", "sparselib.sweep", str(file or self.file)]
+    def start(self, *options, file=None):
+        words = ["-m", "sparselib.sweep", file or self.file, "--allow-dirty", *options]
+        return Program(*words, env=environ(self.log), cwd=self.folder)
+
+    def start_from_a_shell(self, *options, command=(), environment=()):
+        """Start a Python that has loaded nothing; a command may stand in front of it."""
+        words = [*command, sys.executable, "-m", "sparselib.sweep", self.file, "--allow-dirty"]
+        words += options
         return subprocess.Popen(
-            [*command, "--allow-dirty", *map(str, options)],
+            [*map(str, words)],
             cwd=self.folder,
             env=environ(self.log) | dict(environment),
             stdout=subprocess.PIPE,
@@ -76,9 +83,10 @@ class Place:
         )
 
     def run(self, *options, **more):
-        process = self.start(*options, **more)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+        return result(self.start(*options, **more))
+
+    def run_from_a_shell(self, *options, **more):
+        return result(self.start_from_a_shell(*options, **more))
 
     def starts(self):
         """What the notebooks wrote when they started."""
@@ -87,6 +95,12 @@ class Place:
 
     def rows(self):
         return sorted(pd.read_csv(self.table).x)
+
+
+def result(process):
+    """Exit status, and what was printed and told, of a sweep that was started."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
 
 
 def environ(log):
@@ -122,41 +136,33 @@ def kill(pid):
 
 
 class Cluster(NamedTuple):
-    """A scheduler that runs."""
+    """A scheduler that runs, and where notebooks of its workers write when they start."""
 
     address: str
     pid: int
-
-
-def end(process):
-    """Wait for a process that was asked to end; one whose worker was just killed may not listen."""
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    log: Path
 
 
 @contextmanager
-def cluster(folder, log, workers=2):
+def cluster(folder, log, workers=2, protocol="tcp", options=(), nannies=True):
     """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
-    note, processes = folder / "scheduler.json", []
+    note = folder / "scheduler.json"
+    processes = []
     environment = environ(log) | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
 
-    def launch(kind, *options):
-        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, "--no-dashboard"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        options = ["--host", "127.0.0.1", "--scheduler-file", str(note), *options]
-        processes.append(subprocess.Popen([*command, *options], env=environment, **quiet))
+    def launch(kind, *more):
+        words = ["-m", "distributed.cli.dask_" + kind, "--no-dashboard", "--host", "127.0.0.1"]
+        words += ["--scheduler-file", note, "--protocol", protocol, *options, *more]
+        processes.append(Program(*words, env=environment, cwd=folder))
 
     launch("scheduler", "--port", "0")
-    until(lambda: note.is_file() and note.stat().st_size)
-    for _ in range(workers):
-        launch("worker", "--nthreads", "1", "--local-directory", str(folder), "--memory-limit", "0")
     try:
-        yield Cluster(json.loads(note.read_text(encoding="utf-8"))["address"], processes[0].pid)
+        until(lambda: note.is_file() and note.stat().st_size, 300)
+        alone = ["--nthreads", "1", "--local-directory", folder, "--memory-limit", "0"]
+        for _ in range(workers):
+            launch("worker", *alone, "--nanny" if nannies else "--no-nanny")
+        address = json.loads(note.read_text(encoding="utf-8"))["address"]
+        yield Cluster(address, processes[0].pid, log)
     finally:
         for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            end(process)
+            process.end()

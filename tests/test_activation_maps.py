@@ -58,7 +58,7 @@ def test_it_points_at_the_pulse_that_the_network_was_trained_to_find():
     x += y[:, None] * 2.0 * torch.exp(-0.5 * ((torch.arange(100) - place[:, None]) / 2) ** 2)
     samples = sl.datasets.Samples(x, y)
     data = sl.datasets.Split(samples, samples, samples, 2, "pulses", "a pulse or none")
-    model = sl.DSN(4, 2, 9, sparsity=0.5, padding=sl.nn.centred_zeros)
+    model = sl.DSN(4, 2, 9, sparsity=0.5, padding=sl.nn.centered_zeros)
     options = {"batch_size": 16, "progress": False}
     sl.fit(model, data, torch.optim.Adam(model.parameters(), 0.01), 12, **options)
     cam = grad_cam(model, model.blocks, x[y == 1], target=1)

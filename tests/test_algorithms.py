@@ -117,16 +117,22 @@ def test_weighted_draws_are_distinct_free_and_exhaustive(weights, height, seed):
         weighted_draw(weights, height, taken, len(open_cells) + 1, generator)
 
 
-@pytest.mark.slow
 def test_without_replacement_the_second_draw_knows_the_first():
-    """Two columns of one cell: P(first, then second) = w1 / (w1 + w2), by successive draws."""
+    """Two columns of one cell: P(first, then second) = w1 / (w1 + w2), by successive draws.
+
+    20,000 times three columns at once: the order among three does not depend on the others (Luce,
+    1959).
+    """
+    times = 20_000
     weights = torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)
     generator, none = torch.Generator().manual_seed(0), torch.empty(0, dtype=torch.int64)
-    pairs = [tuple(weighted_draw(weights, 1, none, 2, generator).tolist()) for _ in range(20_000)]
+    drawn = weighted_draw(weights.repeat(times), 1, none, 3 * times, generator)
+    when = torch.empty_like(drawn).index_copy_(0, drawn, torch.arange(3 * times))
+    pairs = when.view(times, 3).argsort(1)[:, :2]
     for first, second in ((0, 1), (1, 0), (1, 2)):
         expected = weights[first] / 5 * weights[second] / (5 - weights[first])
-        share = pairs.count((first, second)) / len(pairs)
-        assert share == pytest.approx(float(expected), abs=0.012)
+        share = (pairs == torch.tensor([first, second])).all(1).double().mean()
+        assert float(share) == pytest.approx(float(expected), abs=0.012)
 
 
 def test_growth_reads_the_columns_it_should():
@@ -224,12 +230,12 @@ def test_the_skips_learn_and_are_drawn_anew_after_each_evolution():
     liset = sl.LiSET(model, optimizer, skip_dropout=0.0)
     before = [p.detach().clone() for p in liset.skips.parameters()]
     batch(model, optimizer)
-    learnt = [p.detach().clone() for p in liset.skips.parameters()]
-    assert not any(torch.equal(a, b) for a, b in zip(before, learnt))
+    learned = [p.detach().clone() for p in liset.skips.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, learned))
     counts = liset.step()
     assert counts == {"layers.0": round(0.3 * 22), "layers.1": round(0.3 * 14)}
     after = list(liset.skips.parameters())
-    assert not any(torch.equal(a, b) for a, b in zip(learnt, after))
+    assert not any(torch.equal(a, b) for a, b in zip(learned, after))
     for layer, rows in zip(liset.skips.layers, (9, 8)):
         assert max(float(p.detach().abs().max()) for p in layer.parameters()) <= 0.01 * rows**-0.5
 
@@ -304,6 +310,17 @@ def test_only_the_named_layers_have_skips():
         sl.LiSET(model, optimizer, skips=["layers.7"])
     with pytest.raises(ValueError, match="not 'kod'"):
         sl.LiSET(model, optimizer, definition="kod")
+
+
+def test_skips_go_round_linear_layers_only():
+    convolution = sl.SparseConv1d(1, 2, 3, padding="same", sparsity=0.5)
+    model = torch.nn.Sequential(convolution, torch.nn.Flatten(), sl.CSRLinear(16, 4, sparsity=0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"linear layers, and \['0'\] are none; name those"):
+        sl.LiSET(model, optimizer)
+    liset = sl.LiSET(model, optimizer, skips=["2"], outputs=4)
+    torch.nn.functional.cross_entropy(model(torch.rand(5, 1, 8)), torch.arange(5) % 4).backward()
+    assert set(liset.step()) == {"0", "2"}
 
 
 def test_liset_follows_the_masked_twin():
@@ -476,6 +493,11 @@ def test_set_in_keras_forgets_all_momentum_and_the_others_none():
         assert kept
         assert all(old[position] == value for position, value in kept)
         assert "momentum_buffer" in optimizer.state[model.layers[2].weight]
+    calls = []
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sl.SET(model, optimizer, definition="keras", after=lambda: calls.append(1)).step()
+    assert calls == [1]
     with pytest.raises(ValueError, match="one of text, keras, scipy, not 'torch'"):
         sl.SET(network(), optimizer, definition="torch")
 

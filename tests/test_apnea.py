@@ -23,10 +23,10 @@ def remembered(monkeypatch):
     monkeypatch.setattr(synthetic_ecg, "draw_night", functools.cache(synthetic_ecg.draw_night))
     known = {}
 
-    def intervals(night, neighbours):
-        key = (night.record, neighbours, night.beats.tobytes())
+    def intervals(night, neighbors):
+        key = (night.record, neighbors, night.beats.tobytes())
         if key not in known:
-            known[key] = apnea_records_intervals(night, neighbours)
+            known[key] = apnea_records_intervals(night, neighbors)
         return known[key]
 
     apnea_records_intervals = apnea_records.intervals
@@ -272,7 +272,7 @@ def test_computed_arrays_that_are_damaged_or_empty_are_made_anew(tmp_path, monke
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("by", ["record", "minute"])
-def test_the_35_nights_have_17045_labelled_minutes_6514_with_apnea(by):
+def test_the_35_nights_have_17045_labeled_minutes_6514_with_apnea(by):
     data = datasets.apnea_ecg("rr", by=by)
     labels = torch.cat([part.y for part in parts(data)])
     assert torch.bincount(labels).tolist() == [10_531, 6514]
@@ -486,11 +486,11 @@ def test_split_by_record_only_training_nights_lose_minutes():
     assert sum(map(len, parts(minutes))) == 1400 - 500
 
 
-def test_normalised_minutes_and_nights_have_mean_0_and_deviation_1():
-    minute = datasets.apnea_ecg(normalise="minute", **WHOLE).train.x.double()
+def test_normalized_minutes_and_nights_have_mean_0_and_deviation_1():
+    minute = datasets.apnea_ecg(normalize="minute", **WHOLE).train.x.double()
     assert minute.mean(1).abs().max() < 1e-3
     assert (minute.std(1, correction=0) - 1).abs().max() < 1e-3
-    night = datasets.apnea_ecg(normalise="night", neighbours=0, **WHOLE).train
+    night = datasets.apnea_ecg(normalize="night", neighbors=0, **WHOLE).train
     for group in range(35):
         x = night.x[night.groups == group].double()
         assert abs(float(x.mean())) < 1e-3
@@ -518,10 +518,8 @@ def test_beats_that_are_none_are_refused():
         apnea_records.resampled(np.array([0, 800]), np.zeros(1))
 
 
-def test_a_minute_and_its_neighbours_are_consecutive_windows_of_the_night():
-    wide, narrow = (
-        datasets.apnea_ecg(records=["a01"], neighbours=n, **WHOLE).train for n in (1, 0)
-    )
+def test_a_minute_and_its_neighbors_are_consecutive_windows_of_the_night():
+    wide, narrow = (datasets.apnea_ecg(records=["a01"], neighbors=n, **WHOLE).train for n in (1, 0))
     assert (wide.x.shape, narrow.x.shape) == ((40, 720), (40, 240))
     assert torch.equal(wide.x[:-1, 480:], wide.x[1:, 240:480])
     assert torch.equal(wide.x[:-1, 240:], wide.x[1:, :480])
@@ -564,7 +562,7 @@ def test_a_drawn_part_trains_alone():
         ({"by": "official"}, "synthetic nights have no official split"),
         ({"by": "official", "source": "rr", "fold": 1}, "fold must be 0, not 1"),
         ({"by": "patient"}, "by must be 'record' or 'minute'"),
-        ({"normalise": "all"}, "normalise must be 'none', 'minute' or 'night', not 'all'"),
+        ({"normalize": "all"}, "normalize must be 'none', 'minute' or 'night', not 'all'"),
         ({"folds": 2, "valid": 0.5}, "leave nothing to train on"),
         ({"fold": 5}, "fold counts from 0 below folds"),
         ({"folds": 36}, "35 nights cannot be split into 36 folds"),

@@ -369,7 +369,7 @@ def test_the_readme_states_what_liset_gains() -> None:
 
 def test_the_readme_states_the_fall_from_random_minutes_to_whole_nights() -> None:
     rows = pd.read_csv(ROOT / "data/results/dsn-splits.csv")
-    chosen = rows[(rows.model == "dsn") & (rows.normalise == "night")]
+    chosen = rows[(rows.model == "dsn") & (rows.normalize == "night")]
     mean = 100 * chosen.groupby(["sparsity", "by"]).balanced_accuracy.mean()
     sparse, dense = mean[0.95].round(1), mean[0.0].round(1)
     sentence = (

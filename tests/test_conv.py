@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import topology
-from sparselib.nn import centred_zeros, replicate_right
+from sparselib.nn import centered_zeros, replicate_right
 
-PADDINGS = [replicate_right, centred_zeros]
+PADDINGS = [replicate_right, centered_zeros]
 
 
 def layer_of(channels=3, filters=9, taps=6, sparsity=0.7, **options):
@@ -26,7 +26,7 @@ def layer_of(channels=3, filters=9, taps=6, sparsity=0.7, **options):
 
 def masked(layer, values, bias, x):
     weight = layer.csr.to_dense(values).view(layer.shape[0], -1, layer.kernel_size)
-    if layer.padding is centred_zeros:
+    if layer.padding is centered_zeros:
         return functional.conv1d(x, weight, bias, padding="same", dilation=layer.dilation)
     ahead = (layer.kernel_size - 1) * layer.dilation
     padded = functional.pad(x, (0, ahead), mode="replicate")
@@ -45,7 +45,7 @@ def masked(layer, values, bias, x):
     st.sampled_from([torch.float32, torch.float64]),
 )
 @example(3, 9, 6, 30, 2, 0.5, replicate_right, 2, torch.float64)
-@example(3, 9, 6, 30, 2, 0.5, centred_zeros, 3, torch.float64)
+@example(3, 9, 6, 30, 2, 0.5, centered_zeros, 3, torch.float64)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_outputs_and_gradients_equal_the_masked_dense_ones(
     channels, filters, taps, time, batch, sparsity, padding, dilation, dtype
@@ -84,7 +84,7 @@ def test_gradients_are_those_of_differences(padding, dilation):
 def test_compiles_without_a_graph_break():
     program = """
 import torch, sparselib as sl
-for padding in (sl.nn.replicate_right, sl.nn.centred_zeros):
+for padding in (sl.nn.replicate_right, sl.nn.centered_zeros):
     layer = sl.SparseConv1d(3, 5, 4, sparsity=0.6, dilation=2, padding=padding)
     x = torch.randn(2, 3, 20, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

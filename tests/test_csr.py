@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparselib as sl
 from sparselib.csr import CSR, check, compress, transpose
 
 
@@ -154,3 +155,12 @@ def test_indices_are_int32_copies_of_what_was_given():
 def test_a_large_transpose_keeps_rows_in_order():
     csr = CSR.from_positions(torch.arange(0, 300 * 300, 7), (300, 300))
     check(*csr.transposed[:2], (300, 300))
+
+
+def test_a_copy_made_in_inference_mode_can_be_used_and_trained():
+    layer = sl.CSRLinear(8, 5, sparsity=0.5)
+    with torch.inference_mode():
+        twin = copy.deepcopy(layer.csr)
+        assert torch.equal(twin.positions, layer.positions)
+    twin.rewire(layer.positions)
+    assert torch.equal(twin.mask(), layer.csr.mask())

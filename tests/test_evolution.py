@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -175,13 +175,14 @@ def _by_position(layer, optimizer):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.slow
-def test_the_count_is_invariant_over_a_thousand_evolutions(rule):
+def test_the_count_is_invariant_over_a_thousand_evolutions(rule, unchecked):
     model = network(sizes=(20, 12, 5), sparsity=0.8)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     evolution = rule(model, optimizer, 0.3, repair=True)
     counts = [layer.csr.nnz for layer in model.layers]
     addresses = [layer.values.data_ptr() for layer in model.layers]
     for step in range(1000):
+        unchecked(step >= 20)
         train_step(model, optimizer, step)
         evolution.step()
     assert [layer.positions.unique().numel() for layer in model.layers] == counts
@@ -190,7 +191,6 @@ def test_the_count_is_invariant_over_a_thousand_evolutions(rule):
         sl.csr.check(layer.csr.crow_indices, layer.csr.col_indices, layer.shape)
 
 
-@settings(max_examples=100)
 @given(st.integers(0, 10**6), st.sampled_from([0.8, 0.9, 0.95]), st.sampled_from([sl.SET, sl.RigL]))
 @pytest.mark.slow
 def test_repair_leaves_no_weight_lost(seed, sparsity, rule):

@@ -191,3 +191,36 @@ def test_what_has_to_be_seen_is_not_fused(fused):
         network(20, 30, 10)(x[:, :19])
     assert not fused
     assert seen == ["hook", "activation", "backward"] + 4 * ["global"]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 8, 13, 16, 17])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_call_carries_few_samples_through_a_network(samples, bias):
+    torch.manual_seed(0)
+    model = sl.MLP(70, 33, 50, 10, layer=sl.CSRLinear, sparsity=0.8, bias=bias).eval()
+    dense = sl.densify(copy.deepcopy(model)).eval()
+    x = torch.randn(samples, 70)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(x.t().contiguous().t()), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_call_of_few_samples_cannot_read_takes_the_other_way():
+    torch.manual_seed(0)
+    layer = sl.CSRLinear(12, 9, sparsity=0.5)
+    x = torch.randn(2, 12)
+    with torch.no_grad():
+        expected = layer(x)
+        strided = torch.zeros(2 * layer.csr.nnz)[::2].copy_(layer.values)
+        assert torch.equal(sl.ops.spmm(layer.csr, strided, x, layer.bias), expected)
+        negative = torch.complex(x, -x).conj().imag  # x, with its sign pending
+        assert negative.is_neg()
+        torch.testing.assert_close(layer(negative), expected)
+        torch.testing.assert_close(layer(x.double().float()[:, :]), expected)
+        with pytest.raises(ValueError, match="last dimension of 12"):
+            layer(x[:, :11])
+        with pytest.raises(ValueError, match="float64"):
+            layer(x.double())
+        layer.values.data = layer.values.data[:-1]
+        with pytest.raises(ValueError, match="connections need as many values"):
+            layer(x)

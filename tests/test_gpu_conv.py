@@ -105,7 +105,7 @@ def test_offsets_beyond_two_to_the_thirty_first():
     assert values.grad.tolist() == [5.0 * 30_000] * 2
 
 
-@pytest.mark.parametrize("padding", [sl.nn.replicate_right, sl.nn.centred_zeros])
+@pytest.mark.parametrize("padding", [sl.nn.replicate_right, sl.nn.centered_zeros])
 def test_a_network_and_its_gradients_equal_those_in_float64(padding):
     model = sl.DSN(8, 3, 9, sparsity=0.7, padding=padding, dilation=2).cuda()
     twin, x = copy.deepcopy(model).double(), torch.randn(4, 1, 500, device="cuda")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -16,9 +17,9 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics"),
-        *("timing", "atomic", "plot", "tables", "_version"),
+        *("timing", "export", "atomic", "plot", "tables", "_types", "_version"),
     ],
-    1: ["csr", "topology", "checkpoint"],
+    1: ["csr", "topology", "distribution", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
     4: ["models", "cost", "evolution", "optimization"],
@@ -97,7 +98,7 @@ def test_no_room_without_a_name() -> None:
 
 def is_abstract(node: ast.ClassDef) -> bool:
     """Whether a class declares that it has no instances of its own."""
-    return any(dotted(base) in ("ABC", "Protocol") for base in node.bases) or any(
+    return any(dotted(base) in ("ABC", "Protocol", "TypedDict") for base in node.bases) or any(
         dotted(decorator) == "abstractmethod"
         for function in functions(node)
         for decorator in function.decorator_list
@@ -311,3 +312,51 @@ def test_dead_pointers_are_seen() -> None:
     gone = "test_house.py::test_gone"
     assert dead_pointers([("sparselib.csr", gone)]) == [f"sparselib.csr: {gone}"]
     assert dead_pointers([("sparselib.csr", "")]) == ["sparselib.csr: no test"]
+
+
+BRITISH = re.compile(
+    r"neighbour|colour|behaviour|favour|tumour|labelled|labelling|modelled|modelling|\bgrey|learnt"
+    r"|\bcentre|_centre|centred|artefact|catalogue|towards|licence|judgement|fulfil\b"
+    r"|(normal|local|standard|initial|optim|recogn|organ|general|regular|summar|visual|minim|maxim"
+    r"|quant|binar|serial|vector|special|util|emphas|character|parameter|parallel|synchron|penal)"
+    r"is(e[ds]?|ing|er|ation)\b",
+    re.IGNORECASE,
+)
+QUOTED = (  # words of others
+    "Xavier initialisation",
+    "initialising these new weights",
+    "connections initialised",
+    "Feature Extraction Behaviour",
+)
+
+
+def british(text: str) -> list[str]:
+    """Words in British spelling, without those of papers."""
+    for words in QUOTED:
+        text = text.replace(words, "")
+    return [match.group() for match in BRITISH.finditer(text)]
+
+
+def prose(path: Path) -> str:
+    """What a file says: of a notebook its cells, with alt texts, not its pictures."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(cell["source"]) + json.dumps(cell["metadata"]) for cell in cells)
+
+
+def test_words_are_spelled_as_pytorch_spells_them() -> None:
+    kinds = (".py", ".md", ".ipynb", ".yml", ".toml", ".sh")
+    folders = [ROOT / name for name in ("sparselib", "tests", "book", "data")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in kinds]
+    paths += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml"]
+    found = {name(path): british(prose(path)) for path in paths if path != Path(__file__)}
+    assert {path: words for path, words in found.items() if words} == {}
+    assert british("Normalised colours; Xavier initialisation") == ["Normalised", "colour"]
+
+
+def test_columns_of_stored_rows_are_spelled_so() -> None:
+    tables = sorted((ROOT / "data/results").glob("*.csv"))
+    heads = [path.open(encoding="utf-8").readline() for path in tables]
+    assert [head for head in heads if british(head)] == []

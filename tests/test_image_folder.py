@@ -82,6 +82,17 @@ def test_hidden_files_and_folders_are_no_pictures_and_no_classes(tmp_path: Path)
     assert (samples.class_names, len(samples)) == (("cat",), 1)
 
 
+@pytest.mark.parametrize("name", ["two.gif", "two.heic", "two.jpg.part", "two"])
+def test_what_may_be_a_picture_and_is_not_read_is_reported(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "cat" / "one.png")
+    (tmp_path / "cat" / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=f"{name} is left out: pictures end in .jpg"):
+        assert len(datasets.photographs(tmp_path, side=8)) == 1
+    (tmp_path / "cat" / "three.gif").write_bytes(b"?")
+    with pytest.warns(UserWarning, match="is left out, and 1 others"):
+        datasets.photographs(tmp_path, side=8)
+
+
 def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     save(tmp_path / "store" / "wild" / "one.png")
     save(tmp_path / "store" / "single.png")

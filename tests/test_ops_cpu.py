@@ -1,10 +1,9 @@
 """The CPU kernels against the definition in float64, for awkward sizes, threads and values."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import apart
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +13,31 @@ import sparselib as sl
 from sparselib.ops.backends import cpu, reference
 
 # around the widths of a register, of a row of the result, and of the smaller ones without AVX-512
-BATCHES = [0, 1, 7, 8, 15, 16, 17, 37, 63, 64, 65, 100, 255, 256, 257, 300, 511, 512, 513, 777]
+BATCHES = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    15,
+    16,
+    17,
+    37,
+    63,
+    64,
+    65,
+    100,
+    255,
+    256,
+    257,
+    300,
+    511,
+    512,
+    513,
+    777,
+]
 sizes = st.integers(1, 40)
 
 
@@ -66,6 +89,25 @@ def test_any_pattern_with_empty_and_full_rows(rows, columns, batch, data):
     dense = torch.zeros(rows * columns, dtype=torch.float64)
     dense[positions] = values.double()
     exact = x.double() @ dense.view(rows, columns).t()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@given(sizes, sizes, st.integers(1, 17), st.booleans(), st.booleans(), st.data())
+def test_few_samples_through_any_pattern_and_strides(rows, columns, batch, biased, relu, data):
+    cells = data.draw(st.sets(st.integers(0, rows * columns - 1)))
+    csr = sl.CSR.from_positions(torch.tensor(sorted(cells), dtype=torch.int64), (rows, columns))
+    values = torch.randn(csr.nnz)
+    bias = torch.randn(rows) if biased else None
+    wide = torch.randn(columns, batch + 3)
+    x = data.draw(
+        st.sampled_from(
+            [torch.randn(batch, columns), wide.t()[:batch], wide[:, :batch].clone().t()]
+        )
+    )
+    poisoned(rows, 16)
+    y = cpu.spmm(values, *csr.indices(), x, bias, relu=relu)
+    exact = None if bias is None else bias.double()
+    exact = reference.spmm(values.double(), *csr.indices(), x.double(), exact, relu=relu)
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -144,12 +186,7 @@ def test_threads_of_python_may_call_at_once():
 
 
 def run(code, **environment):
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    answer = apart.run("-c", code, env=os.environ | environment)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 

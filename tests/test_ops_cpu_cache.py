@@ -4,12 +4,11 @@ import gc
 import importlib.util
 import os
 import random
-import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import apart
 import pytest
 from numba import njit
 
@@ -25,19 +24,12 @@ print("fine", cpu.kernels().transposed().cache_hits)
 """
 
 
-def start(code, preexec=None, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=preexec,
-    )
+def start(code, **environment):
+    return apart.Program("-c", code, env=os.environ | environment)
 
 
-def run(code, preexec=None, **environment):
-    process = start(code, preexec, **environment)
+def run(code, **environment):
+    process = start(code, **environment)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out.strip(), err
@@ -64,10 +56,8 @@ def test_processes_compile_a_kernel_once_and_a_spoilt_one_again(tmp_path):
 
 
 def test_on_a_full_disk_nothing_is_kept(tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    assert run(TURN, limit, NUMBA_CACHE_DIR=str(tmp_path))[0] == "fine 0"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    assert run(limit + TURN, NUMBA_CACHE_DIR=str(tmp_path))[0] == "fine 0"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -1,36 +1,30 @@
 """The GPU's kernels equal the definition, in Triton's interpreter; and who chooses them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import apart
 import pytest
 
 from sparselib.ops import dispatch
 
-pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
+pytest.importorskip("triton", "3.6", reason="no Triton 3.6 is installed; it exists for Linux only")
 interpreted = pytest.mark.skipif(
     not dispatch._can_interpret(), reason="this Triton's interpreter fails with this numpy"
 )
 
 
 def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    return apart.run(*arguments, env=os.environ | environment)
 
 
 @interpreted
 @pytest.mark.slow
-def test_every_kernel_in_the_interpreter():
-    files = ("interpreted.py", "interpreted_conv.py")
-    tests = [str(Path(__file__).with_name(file)) for file in files]
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_conv.py"])
+def test_every_kernel_in_the_interpreter(file):
+    tests = str(Path(__file__).with_name(file))
     chosen = {"SPARSELIB_BACKEND": "interpret", "TRITON_INTERPRET": "1"}
-    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **chosen)
+    answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, **chosen)
     assert answer.returncode == 0, answer.stdout[-5000:]
     print(answer.stdout.splitlines()[-1])
 
@@ -100,6 +94,32 @@ def test_without_triton_the_definition_computes_and_the_kernels_are_refused():
         "sparselib.ops.backends.reference",
         "the backend 'interpret' needs triton; pip install triton, or use 'auto'",
     ]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_for_triton_the_definition_computes_and_says_so_once(tmp_path):
+    code = LAYER + (
+        "import warnings\n"
+        "from sparselib.ops import dispatch\n"
+        "with warnings.catch_warnings(record=True) as caught, \\\n"
+        "        torch._subclasses.FakeTensorMode():\n"
+        "    for _ in range(2):\n"
+        "        print(dispatch.module(torch.empty(3, device='cuda')).__name__)\n"
+        "print(*(warning.message for warning in caught))\n"
+    )
+    answer = run("-c", code, PATH=str(tmp_path), CC="")
+    assert answer.stdout.splitlines() == [
+        *["sparselib.ops.backends.reference"] * 2,
+        "sparselib computes by its definition, which is right and slow: Triton, which compiles its "
+        "GPU kernels, cannot be used here; install gcc or clang, or name one in CC",
+    ]
+
+
+@pytest.mark.parametrize("version", ["3.2.0", "3.5.1"])
+def test_a_triton_that_is_too_old_is_named(monkeypatch, version):
+    monkeypatch.setattr(dispatch.metadata, "version", lambda name: version)
+    with pytest.raises(ValueError, match=rf"triton; Triton {version} is older than 3.6; upgrade"):
+        dispatch._allowed("interpret", "there is no backend")
 
 
 def test_a_triton_that_cannot_interpret_is_named(monkeypatch):

@@ -9,7 +9,7 @@ import wfdb
 from corrupting import corruptions, read_or_refused
 
 from sparselib import datasets
-from sparselib.datasets import DataUnavailable
+from sparselib.datasets import DataUnavailable, physionet_records
 
 KINDS = ("ecg", "eeg", "respiration", "emg")
 
@@ -266,8 +266,11 @@ def test_the_samples_of_every_format_are_those_written(alone, fmt, channel):
 @pytest.mark.parametrize(
     ("header", "sentence"),
     [
-        ("rec/2 2 250 24000\none 12000\ntwo 12000\n", r"consists of 2 segments \(one, two\)"),
-        ("rec/3 2 250 0\nlay 0\n~ 50\none 12000\n", r"consists of 3 segments \(lay, ~, one\)"),
+        ("rec/2 2 250 24000\none 12000\n", "announces 2 segments and names 1"),
+        ("rec/2 2 250 24000\none 12000\ntwo 12\n", r"24000 frames, and segments of \[12000, 12\]"),
+        ("rec/2 2 250 24000\none 12000\n../two 12000\n", "'../two' is no name of a segment"),
+        ("rec/1 2 250 12000\nrec 12000\n", "its segment rec consists of segments"),
+        ("rec/x 2 250 12000\none 12000\n", "damaged or cut short"),
         ("rec.1 1 250 12000\nrec.dat 16\n", r"the name 'rec\.1', and WFDB allows letters"),
         ("r\u00e9c 1 250 12000\nr c.dat 16\n", r"the name 'r c\.dat'"),
         ("rec 1 250 12000\nmy rec.dat 16 200\n", r"the name 'my rec\.dat'"),
@@ -362,3 +365,76 @@ def test_an_excerpt_of_another_kind_is_refused(alone, array):
     np.savez(path, a01_from360000=array)
     with pytest.raises(ValueError, match=f"{path} is refused"):
         datasets.apnea_excerpt(folder=alone)
+
+
+# --- records of segments
+
+
+def in_segments(alone, header, *segments, record="rec"):
+    """Write segments, each a record, and the header of the record that they make."""
+    for name, signals in segments:
+        place = write(alone, signals, record=name)
+    (place / f"{record}.hea").write_text(header, encoding="utf-8")
+    return place
+
+
+def whole(split):
+    return torch.cat([split.train.x, split.valid.x, split.test.x])
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_segments_follow_each_other(alone, channel):
+    signals = noise(13_000)
+    header = "rec/2 2 250 13000\n# a comment\none 5000\ntwo 8000\n"
+    place = in_segments(alone, header, ("one", signals[:5000]), ("two", signals[5000:]))
+    write(alone, signals, record="plain")
+    split = datasets.physionet("own/rec", alone, channel)
+    assert torch.equal(whole(split), whole(datasets.physionet("own/plain", alone, channel)))
+    theirs = wfdb.rdrecord(str(place / "rec")).p_signal[:12_000, channel]
+    raw = torch.from_numpy(theirs).float()
+    assert torch.equal(whole(split), whole_of(raw))
+
+
+def whole_of(raw):
+    return physionet_records.standardized_windows(raw, 1000)
+
+
+def test_a_layout_gives_signals_by_name_and_gaps_where_they_are_missing(alone):
+    signals = noise(13_000)
+    place = in_segments(
+        alone,
+        "rec/4 2 250 13100\nlay 0\none 12000\n~ 100\ntwo 1000\n",
+        ("one", signals[:12_000]),
+        ("two", signals[12_000:, :1]),
+    )
+    lines = ["lay 2 250 0", "~ 0 200(0)/mV 16 0 0 0 0 lead 1", "~ 0 200(0)/mV 16 0 0 0 0 lead 0"]
+    (place / "lay.hea").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(alone, signals, record="plain")
+    split = datasets.physionet("own/rec", alone, 0)
+    assert "signal lead 1" in split.note
+    assert torch.equal(whole(split), whole(datasets.physionet("own/plain", alone, 1)))
+    with pytest.raises(ValueError, match=r"signal lead 1 has a gap at sample 12,000"):
+        datasets.physionet("own/rec", alone, 0, windows=(7, 2, 4))
+    with pytest.raises(ValueError, match=r"has no channel 2: .* are lead 1, lead 0"):
+        datasets.physionet("own/rec", alone, 2)
+
+
+def test_segments_that_are_not_what_their_record_announces_are_refused(alone):
+    signals = noise(13_000)
+    header = "rec/2 2 250 13000\none 5000\ntwo 8000\n"
+    place = in_segments(alone, header, ("one", signals[:5000]), ("two", signals[5000:12_000]))
+    with pytest.raises(ValueError, match=r"announces 8,000 samples of the segment two, .* 7,000"):
+        datasets.physionet("own/rec", alone)
+    in_segments(alone, header, ("two", signals[5000:]))
+    content = bytearray((place / "two.dat").read_bytes())
+    content[4] ^= 1
+    (place / "two.dat").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"two\.dat is refused: its signal lead 0 has the checksum"
+    ):
+        datasets.physionet("own/rec", alone)
+    (place / "two.hea").unlink()
+    with pytest.raises(
+        DataUnavailable, match=r"two\.hea is missing, a segment that rec\.hea names"
+    ):
+        datasets.physionet("own/rec", alone)

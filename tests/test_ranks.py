@@ -1,10 +1,9 @@
 """Processes that train together evolve alike, whatever data each of them sees."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import apart
 import pytest
 
 PROGRAM = Path(__file__).with_name("together.py")
@@ -14,8 +13,7 @@ def together(processes, steps):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(PROGRAM), str(processes), str(steps), str(port)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = apart.run(PROGRAM, processes, steps, port)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
 

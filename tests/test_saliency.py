@@ -16,8 +16,8 @@ SIZE = (32, 32)
 
 
 def mask(row: float, column: float, sigma: float, definition: str = "code") -> torch.Tensor:
-    centre = torch.tensor([[row, column]], dtype=torch.float64)
-    return saliency.rbf(centre, torch.tensor([sigma], dtype=torch.float64), SIZE, definition)[0, 0]
+    center = torch.tensor([[row, column]], dtype=torch.float64)
+    return saliency.rbf(center, torch.tensor([sigma], dtype=torch.float64), SIZE, definition)[0, 0]
 
 
 @given(st.integers(12, 19), st.integers(12, 19), st.floats(0.8, 1.2))
@@ -40,13 +40,13 @@ def test_equation_12_pixel_by_pixel() -> None:
 def test_nonlinearities_are_those_of_the_supplement() -> None:
     u = torch.linspace(-40, 40, 9, dtype=torch.float64)
     numbers = torch.stack([u, u, u], 1)
-    small, sigma = saliency.centre_and_sigma(numbers, (32, 32))
-    large, _ = saliency.centre_and_sigma(numbers, (224, 224))
+    small, sigma = saliency.center_and_sigma(numbers, (32, 32))
+    large, _ = saliency.center_and_sigma(numbers, (224, 224))
     assert torch.allclose(small[:, 0], 14 * torch.tanh(u / 14) + 16)
     assert torch.allclose(large[:, 1], 108 * torch.tanh(u / 108) + 112)
     assert torch.allclose(sigma, torch.log1p(u.exp()))
     assert (saliency.first_sigma(32), saliency.first_sigma(224)) == (10, 80)
-    bounded = saliency.centre_and_sigma(numbers * 100, (32, 32), "bounded")[1]
+    bounded = saliency.center_and_sigma(numbers * 100, (32, 32), "bounded")[1]
     assert float(bounded.max()) < 16
 
 
@@ -57,7 +57,7 @@ def test_a_unit_scales_the_mask_with_the_signal() -> None:
         for points, unit in ((32, 1.0), (2000, 62.5))
     )
     u = 5 * torch.randn(6, 2)
-    for small, large in zip(plain.centre_and_sigma(u), wide.centre_and_sigma(u)):
+    for small, large in zip(plain.center_and_sigma(u), wide.center_and_sigma(u)):
         assert torch.allclose(62.5 * small, large)
     assert float(wide.decoder.output.bias[-1]) == float(plain.decoder.output.bias[-1]) == 10
     with pytest.raises(ValueError, match="above 0, not 0"):
@@ -113,8 +113,8 @@ def test_smoothness_counts_edges() -> None:
 
 def penalty(sigma: float, lambda_1: float, definition: str) -> float:
     """lambda_1 R + lambda_2 S in the mean over random masks, for a mask in the middle."""
-    centre = torch.full((400, 2), 16.0)
-    f = saliency.rbf(centre, torch.full((400,), sigma), SIZE)
+    center = torch.full((400, 2), 16.0)
+    f = saliency.rbf(center, torch.full((400,), sigma), SIZE)
     drawn = saliency.sample(f, generator=torch.Generator().manual_seed(0))
     smooth = saliency.smoothness(drawn, "code")
     return float(lambda_1 * saliency.mask_size(f, drawn, definition) + 0.001 * smooth)
@@ -131,7 +131,7 @@ def test_gradient_of_the_objective() -> None:
     u = torch.tensor([[1.0, -2.0, 4.0]], dtype=torch.float64, requires_grad=True)
 
     def objective(u: torch.Tensor) -> torch.Tensor:
-        f = saliency.rbf(*saliency.centre_and_sigma(u, (8, 8)), (8, 8), "text")
+        f = saliency.rbf(*saliency.center_and_sigma(u, (8, 8)), (8, 8), "text")
         drawn = saliency.sample(f, generator=torch.Generator().manual_seed(0))
         return saliency.mask_size(f, drawn) + 0.1 * saliency.smoothness(drawn)
 
@@ -155,7 +155,7 @@ def test_selector_keeps_its_classifier_frozen() -> None:
 
 def test_at_initialization_masks_are_a_third_wide() -> None:
     selector = Selector(small(), (1, 32, 32), 10).eval()
-    sigma = selector.centre_and_sigma(selector.numbers(torch.rand(20, 1, 32, 32)))[1]
+    sigma = selector.center_and_sigma(selector.numbers(torch.rand(20, 1, 32, 32)))[1]
     assert float(sigma.detach().median()) == pytest.approx(10, abs=2)
 
 
@@ -164,7 +164,7 @@ def test_pointing_and_overlap() -> None:
     masks = torch.zeros(2, 1, 32, 32)
     masks[0, 0, 2:6, 3:9] = 1
     masks[1, 0, 0, 0] = 1
-    assert metrics.localisation(masks, boxes) == (0.5, 0.5)
+    assert metrics.localization(masks, boxes) == (0.5, 0.5)
     assert metrics.mask_area(masks).tolist() == [24 / 1024, 1 / 1024]
 
 
@@ -180,11 +180,11 @@ def test_auroc_and_fidelity() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple:
-    """A classifier, its predictor and its selector on placed digits, in half a minute."""
+    """A classifier, its predictor and its selector on placed digits."""
     torch.manual_seed(0)
     data, boxes = sl.datasets.placed_digits()
     steps = len(data.train) // 64
-    classifier, epochs = small(), 6
+    classifier, epochs = small(), 4
     optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * steps)
     quiet = {"batch_size": 64, "progress": False}
@@ -192,13 +192,13 @@ def trained() -> tuple:
     predictor = small()
     predictor.load_state_dict(classifier.state_dict())
     optimizer = torch.optim.Adam(predictor.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10 * steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * steps)
     history = saliency.train_predictor(
-        predictor, classifier, data, optimizer, 10, after_step=schedule.step, **quiet
+        predictor, classifier, data, optimizer, 6, after_step=schedule.step, **quiet
     )
     selector = Selector(classifier, (1, 32, 32), 10)
     optimizer = torch.optim.Adam(selector.decoder.parameters(), 1e-3)
-    saliency.train_selector(selector, predictor, data, optimizer, 1, batch_size=16, progress=False)
+    saliency.train_selector(selector, predictor, data, optimizer, 1, batch_size=32, progress=False)
     return data, boxes, classifier.eval(), predictor.eval(), selector.eval(), history
 
 
@@ -210,7 +210,7 @@ def evaluator(trained: tuple) -> torch.nn.Module:
     evaluator.load_state_dict(classifier.state_dict())
     optimizer = torch.optim.Adam(evaluator.parameters(), 3e-3)
     options = {"masks": saliency.coins, "batch_size": 64, "progress": False}
-    saliency.train_predictor(evaluator, classifier, data, optimizer, 3, **options)
+    saliency.train_predictor(evaluator, classifier, data, optimizer, 2, **options)
     return evaluator.eval()
 
 
@@ -220,9 +220,9 @@ def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tupl
     x = data.test.x * saliency.random_rbf(data.test.x, torch.Generator().manual_seed(1))
     with torch.no_grad():
         predicted = classifier(data.test.x)
-        learnt = metrics.fidelity(predictor(x), predicted)
-        assert learnt > metrics.fidelity(classifier(x), predicted) + 0.1
-    assert learnt == pytest.approx(history["accuracy"][-1], abs=0.1)
+        learned = metrics.fidelity(predictor(x), predicted)
+        assert learned > metrics.fidelity(classifier(x), predicted) + 0.1
+    assert learned == pytest.approx(history["accuracy"][-1], abs=0.1)
 
 
 def test_selector_finds_the_digit(trained: tuple) -> None:
@@ -232,7 +232,7 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
         masks, predicted = selector(x), classifier(x)
         right = metrics.fidelity(predictor(x * masks), predicted)
         elsewhere = metrics.fidelity(predictor(x * masks.roll(1, 0)), predicted)
-    hit, overlap = metrics.localisation(masks, boxes["test"])
+    hit, overlap = metrics.localization(masks, boxes["test"])
     assert hit > 0.9
     assert overlap > 0.45
     assert right > elsewhere + 0.25
@@ -280,8 +280,8 @@ def test_masks_follow_the_image(trained: tuple) -> None:
     inner = ((boxes["test"][:, :2] >= 3) & (boxes["test"][:, 2:] <= 29)).all(1)
     x = data.test.x[inner]
     with torch.no_grad():
-        before, _ = selector.centre_and_sigma(selector.numbers(x))
-        after, _ = selector.centre_and_sigma(selector.numbers(x.roll((3, 3), (2, 3))))
+        before, _ = selector.center_and_sigma(selector.numbers(x))
+        after, _ = selector.center_and_sigma(selector.numbers(x.roll((3, 3), (2, 3))))
     shift = (after - before).mean(0) / 3
     assert float(shift.min()) > 0.6
     assert float(shift.max()) < 1.7
@@ -313,7 +313,7 @@ def test_impossible_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="one number a dimension"):
         saliency.rbf(torch.zeros(1, 1), torch.ones(1), SIZE)
     with pytest.raises(ValueError, match="there must be 2 numbers"):
-        saliency.centre_and_sigma(u, (100,))
+        saliency.center_and_sigma(u, (100,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert saliency.sample(f, noise="none") is f

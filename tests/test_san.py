@@ -57,13 +57,13 @@ def test_similarities_are_torch_s_same_convolution(dimensions, size):
 @pytest.mark.parametrize("size", range(1, 8))
 def test_a_kernel_is_written_where_it_was_read(definition, dimensions, size):
     """With the code's padding an even kernel lies one cell before those that it was read from."""
-    centre = tuple(n // 2 for n in SIZES[dimensions])
+    center = tuple(n // 2 for n in SIZES[dimensions])
     san = network([size], identity, dimensions, definition=definition)
     x = torch.zeros(1, *SIZES[dimensions], requires_grad=True)
-    san.similarities(x)[(0, 0, *centre)].backward()
+    san.similarities(x)[(0, 0, *center)].backward()
     read = (x.grad[0] != 0).nonzero()
     spike = torch.zeros(1, 1, *SIZES[dimensions])
-    spike[(0, 0, *centre)] = 1
+    spike[(0, 0, *center)] = 1
     written = (san.decode(spike)[0] != 0).nonzero()
     shift = 1 if definition == "code" and size % 2 == 0 else 0
     assert torch.equal(read, written + shift)
@@ -229,7 +229,7 @@ def test_phi_of_no_error_is_the_verbosity_and_of_silence_one():
     silent = network([4], identity, mean=0.0, std=0.0)
     expected = (0.04**2 + 1) ** 0.5
     assert metrics.phi(silent, x).tolist() == pytest.approx([expected] * 4)
-    assert metrics.normalised_loss(torch.zeros_like(x), x).tolist() == [1.0] * 4
+    assert metrics.normalized_loss(torch.zeros_like(x), x).tolist() == [1.0] * 4
 
 
 def test_phi_is_a_number_a_sample():
@@ -243,7 +243,7 @@ def test_phi_is_a_number_a_sample():
     [
         (lambda m: metrics.compression_ratio(m, [3]), r"\(2, 2, 9\) and 1 kernel sizes"),
         (lambda m: metrics.compression_ratio(m, [3, 3], "book"), "not 'book'"),
-        (lambda m: metrics.normalised_loss(m, m * 0), "sample 0 is zero everywhere"),
+        (lambda m: metrics.normalized_loss(m, m * 0), "sample 0 is zero everywhere"),
     ],
 )
 def test_measures_refuse_what_has_none(call, sentence):
@@ -257,7 +257,7 @@ def test_a_description_is_its_three_equations(dimensions):
     found = metrics.description(san, x, "code")
     ratio = metrics.compression_ratio(san.encode(x), [3, 4], "code")
     assert torch.equal(found["verbosity"], 1 / ratio)
-    assert torch.equal(found["error"], metrics.normalised_loss(san(x).detach(), x))
+    assert torch.equal(found["error"], metrics.normalized_loss(san(x).detach(), x))
     assert torch.allclose(found["phi"] ** 2, found["verbosity"] ** 2 + found["error"] ** 2)
 
 
@@ -299,7 +299,7 @@ def test_rows_of_table_1_are_met_within_a_hundredth(database, activation, size, 
             step(san, optimizer, x, x, functional.l1_loss)
     x = data.test.x
     verbosity = (1 / metrics.compression_ratio(san.encode(x), [size])).mean()
-    loss = metrics.normalised_loss(san(x).detach(), x).mean()
+    loss = metrics.normalized_loss(san(x).detach(), x).mean()
     found = [float(verbosity), float(loss), float(metrics.phi(san, x).mean())]
     assert found == pytest.approx(printed, abs=0.0101)
 

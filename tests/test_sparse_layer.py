@@ -201,6 +201,13 @@ def test_densify_is_the_inverse_of_sparsify():
         sl.densify(model)
 
 
+def test_a_dense_layer_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"what an nn\.Linear does, not a Conv1d"):
+        sl.CSRLinear.from_dense(torch.nn.Conv1d(2, 3, 1))
+    with pytest.raises(ValueError, match=r"what an nn\.Conv1d does, not a Linear"):
+        sl.SparseConv1d.from_dense(torch.nn.Linear(2, 3), 0.5)
+
+
 def test_no_corruption_crashes_or_goes_unseen():
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     printed = run_plain(program + "import fuzzed; fuzzed.main(2500)")

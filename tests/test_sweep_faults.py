@@ -5,30 +5,46 @@ import shutil
 import subprocess
 
 import pytest
-from sweeping import Place, alive, cluster, kill, parent, until
+from sweeping import Place, alive, cluster, kill, parent, result, until
 
 pytest.importorskip("distributed", reason="dask is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+on_shared_workers = pytest.mark.xdist_group("workers")
 GRID = [{"product": {"x": [1, 2, 3, 4]}, "fixed": {"pause": 1.0}}]
 
 
 def finished(process):
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out + err
+    code, out, err = result(process)
+    return code, out + err
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Two workers with their nannies, for all tests that leave at least one pair alive."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with cluster(folder, folder / "log") as running:
+        yield running
+
+
+@pytest.fixture
+def crowd(tmp_path, shared):
+    """A sweep that those workers carry out; no run has started."""
+    shared.log.unlink(missing_ok=True)
+    return Place(tmp_path, GRID, log=shared.log)
+
+
+@on_shared_workers
 @pytest.mark.parametrize("and_nanny", [False, True])
-def test_a_worker_is_killed(tmp_path, and_nanny):
-    place = Place(tmp_path, GRID)
-    with cluster(tmp_path, place.log) as scheduler:
-        sweep = place.start("--scheduler", scheduler.address)
-        worker = until(place.starts)[0]["worker"]
-        nanny = parent(worker)
-        if and_nanny:
-            kill(nanny)
-        kill(worker)
-        code, told = finished(sweep)
+def test_a_worker_is_killed(crowd, shared, and_nanny):
+    place = crowd
+    sweep = place.start("--scheduler", shared.address)
+    worker = until(place.starts)[0]["worker"]
+    nanny = parent(worker)
+    if and_nanny:
+        kill(nanny)
+    kill(worker)
+    code, told = finished(sweep)
     assert code == 0, told
     assert place.rows() == [1, 2, 3, 4]
     assert len(place.starts()) > 4
@@ -57,33 +73,31 @@ def interrupt(place, *options):
 
 def test_the_client_is_killed(tmp_path):
     place = Place(tmp_path, GRID)
-    interrupt(place, "--workers", 2)
+    interrupt(place, "--workers", 1)
     kernels = [start["kernel"] for start in place.starts()]
     until(lambda: not any(map(alive, kernels)))
 
 
-def test_the_client_of_a_named_scheduler_is_killed(tmp_path):
-    place = Place(tmp_path, GRID)
-    with cluster(tmp_path, place.log) as scheduler:
-        interrupt(place, "--scheduler", scheduler.address)
+@on_shared_workers
+def test_the_client_of_a_named_scheduler_is_killed(crowd, shared):
+    interrupt(crowd, "--scheduler", shared.address)
 
 
 def test_a_kernel_dies(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "die"}]}])
-    code, out, _ = place.run("--workers", 2)
+    code, out, _ = place.run("--workers", 1)
     assert code == 1
     assert "lost: x=3 mode=die\n  DeadKernelError" in out
     assert place.rows() == [1, 2]
 
 
-def test_a_run_always_kills_its_worker(tmp_path):
-    grid = [{"points": [{"x": 0, "mode": "murder"}]}, {"product": {"x": [1, 2, 3]}}]
-    place = Place(tmp_path, grid)
-    with cluster(tmp_path, place.log) as scheduler:
-        code, told = finished(place.start("--scheduler", scheduler.address))
+@on_shared_workers
+def test_a_run_always_kills_its_worker(crowd, shared):
+    crowd.write(grid=[{"points": [{"x": 0, "mode": "murder"}]}, {"product": {"x": [1, 2, 3]}}])
+    code, told = finished(crowd.start("--scheduler", shared.address))
     assert code == 1
     assert "lost: x=0 mode=murder\n  KilledWorker" in told
-    assert place.rows() == [1, 2, 3]
+    assert crowd.rows() == [1, 2, 3]
 
 
 def can_mount():
@@ -110,7 +124,7 @@ def test_the_disk_of_the_table_is_full(tmp_path):
         f'head -c 4096 /dev/zero > {place.table.parent}/filler; exec "$@"'
     )
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", full, "sh"]
-    code, _, err = place.run(command=command)
+    code, _, err = place.run_from_a_shell(command=command)
     assert code == 1
     assert "No space left on device" in err
     assert "its rows are safe in" in err
@@ -123,15 +137,15 @@ def test_the_disk_of_the_table_is_full(tmp_path):
 
 def test_two_sweeps_of_one_file_at_once(tmp_path):
     place = Place(tmp_path, GRID)
-    sweeps = [place.start("--workers", 1) for _ in range(2)]
+    sweeps = [place.start("--workers", workers) for workers in (0, 1)]
     assert [finished(sweep)[0] for sweep in sweeps] == [0, 0]
     assert place.rows() == [1, 2, 3, 4]
     assert sorted(start["x"] for start in place.starts()) == [1, 2, 3, 4]
 
 
 def test_the_scheduler_dies(tmp_path):
-    place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}, "fixed": {"pause": 2.0}}])
-    with cluster(tmp_path, place.log, workers=1) as scheduler:
+    place = Place(tmp_path, [{"product": {"x": [1, 2, 3]}, "fixed": {"pause": 1.5}}])
+    with cluster(tmp_path, place.log, workers=1, nannies=False) as scheduler:
         sweep = place.start("--scheduler", scheduler.address)
         until(lambda: recorded(place))
         kill(scheduler.pid)
@@ -140,7 +154,7 @@ def test_the_scheduler_dies(tmp_path):
     assert "Traceback" not in told
     assert "the scheduler is gone; what is done is kept, the same command goes on" in told
     assert 1 in place.rows()
-    code, told, _ = place.run("--workers", 1)
+    code, told, _ = place.run("--workers", 0)
     assert code == 0, told
     assert place.rows() == [1, 2, 3]
 

@@ -151,7 +151,7 @@ def test_only_papermill_s_end_mark_makes_a_run_complete(tmp_path, mark, whole):
 @pytest.mark.slow
 def test_a_failing_notebook_is_a_result(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "raise"}]}])
-    code, out, _ = place.run("--workers", 1)
+    code, out, _ = place.run("--workers", 0)
     assert code == 1
     assert "failed: x=3 mode=raise\n  ValueError: 3 is no good\n  see" in out
     assert place.rows() == [1, 2]
@@ -160,7 +160,7 @@ def test_a_failing_notebook_is_a_result(tmp_path):
     assert code == 1
     assert "2 done, 1 failed before" in out
     assert len(place.starts()) == 3
-    assert place.run("--retry-failed")[0] == 1
+    assert place.run("--retry-failed", "--workers", 0)[0] == 1
     assert len(place.starts()) == 4
 
 
@@ -184,7 +184,7 @@ def test_without_dask_runs_follow_each_other_and_it_is_printed(tmp_path):
     (hidden / "distributed.py").write_text("raise ImportError('not installed')", encoding="utf-8")
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}, {"points": [{"x": 3, "mode": "die"}]}])
     path = {"PYTHONPATH": f"{hidden}:{sys.path[0]}:{place_root()}"}
-    code, out, _ = place.run(environment=path)
+    code, out, _ = place.run_from_a_shell(environment=path)
     assert code == 1
     assert "dask is not installed: one run after the other" in out
     assert "DeadKernelError" in out
@@ -201,12 +201,12 @@ def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
     place.table.parent.mkdir()
     place.table.write_text("x,square,run\n1,1,old\n", encoding="utf-8")
-    code, out, _ = place.run("--limit", 1, "--workers", 1)
+    code, out, _ = place.run("--limit", 1, "--workers", 0)
     assert code == 0
     assert "keeps its rows of another version until the whole grid is done" in out
     assert place.table.read_text(encoding="utf-8") == "x,square,run\n1,1,old\n"
     assert (tmp_path / "runs/table.csv").is_file()
-    assert place.run("--workers", 1)[0] == 0
+    assert place.run("--workers", 0)[0] == 0
     assert "old" not in place.table.read_text(encoding="utf-8")
     assert place.rows() == [1, 2]
 
@@ -214,9 +214,9 @@ def test_rows_of_another_version_stay_until_the_grid_is_whole(tmp_path):
 @pytest.mark.slow
 def test_runs_that_two_sweeps_have_in_common_run_once(tmp_path):
     place = Place(tmp_path, [{"product": {"x": [1, 2]}}])
-    assert place.run("--workers", 1)[0] == 0
+    assert place.run("--workers", 0)[0] == 0
     place.write(grid=[{"product": {"x": [2, 3]}}], results="out/other.csv")
-    assert place.run("--workers", 1)[0] == 0
+    assert place.run("--workers", 0)[0] == 0
     assert [start["x"] for start in place.starts()] == [1, 2, 3]
 
 

@@ -80,7 +80,7 @@ def test_synthetic_letters_can_be_learned_and_are_seeded():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_synthetic_signals_are_seeded_and_standardised(kind):
+def test_synthetic_signals_are_seeded_and_standardized(kind):
     split = synthetic.signals([kind])
     assert (split.train.x.shape, split.valid.x.shape, split.test.x.shape) == (
         (6, 1000),

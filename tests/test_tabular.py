@@ -44,7 +44,7 @@ def write_higgs(folder, lines, name="HIGGS.csv"):
 
 def test_higgs_divides_five_to_one_in_file_order(alone):
     table = read_csv(write_higgs(alone, higgs_lines(120)), 120, **HIGGS)
-    split = datasets.higgs(alone, rows=60, standardise=False)
+    split = datasets.higgs(alone, rows=60, standardize=False)
     assert (len(split.train), len(split.valid), len(split.test)) == (50, 0, 10)
     assert np.array_equal(torch.cat([split.train.x, split.test.x]).numpy(), table[:60, 1:])
     assert np.array_equal(torch.cat([split.train.y, split.test.y]).numpy(), table[:60, 0])
@@ -61,9 +61,9 @@ def test_higgs_warns_if_the_file_is_shorter_than_asked(alone):
         datasets.higgs(alone, rows=120)
 
 
-def test_higgs_is_standardised_by_the_training_part_only(alone):
+def test_higgs_is_standardized_by_the_training_part_only(alone):
     write_higgs(alone, higgs_lines(120))
-    raw = datasets.higgs(alone, rows=120, valid=0.2, standardise=False)
+    raw = datasets.higgs(alone, rows=120, valid=0.2, standardize=False)
     split = datasets.higgs(alone, rows=120, valid=20)
     mean, std = raw.train.x.double().mean(0), raw.train.x.double().std(0, correction=0)
     for part in ("train", "valid", "test"):
@@ -73,7 +73,7 @@ def test_higgs_is_standardised_by_the_training_part_only(alone):
     assert split.valid.x.mean(0).abs().max() > 0.05
 
 
-def test_constant_feature_is_centred(alone):
+def test_constant_feature_is_centered(alone):
     lines = [line.rsplit(",", 1)[0] + ",7" for line in higgs_lines(12)]
     write_higgs(alone, lines)
     split = datasets.higgs(alone, rows=12)
@@ -351,7 +351,7 @@ def test_epilepsy_is_split_as_in_the_paper():
 
 @pytest.mark.realdata
 def test_one_class_for_all_explains_the_odd_cells_of_table_2():
-    """82.10 % less 44.3 points is the share of tumours among the test samples in file order."""
+    """82.10 % less 44.3 points is the share of tumors among the test samples in file order."""
     labels = datasets.epilepsy().test.y
     assert f"{100 * float((labels == 1).double().mean()):.1f}" == f"{82.10 - 44.3:.1f}"
 

@@ -145,4 +145,7 @@ def work(rank, count, steps, port):
 
 if __name__ == "__main__":
     number, evolutions, free_port = map(int, sys.argv[1:])
-    multiprocessing.spawn(work, (number, evolutions, free_port), number)
+    # where it can be forked, as nothing has computed here yet, and torch is loaded once
+    given = (number, evolutions, free_port)
+    method = "fork" if sys.platform == "linux" else "spawn"
+    multiprocessing.start_processes(work, given, number, start_method=method)

@@ -1,7 +1,9 @@
 """Test the library beside other versions of torch: ``python book/_tools/compat.py [name ...]``.
 
-Each set of versions gets an environment of its own in ``.compat``. Its tests are those of the
-library: the book and its sweeps are tested with the pinned versions only.
+Each set of versions gets an environment of its own in ``.compat``, made by uv (which chooses and
+unpacks in minutes what takes pip an hour; `UV_TORCH_BACKEND=cpu` asks for wheels without CUDA).
+Its tests are those of the library: the book and its sweeps are tested with the pinned versions
+only.
 """
 
 import argparse
@@ -9,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from constraints import install_uv
+
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".compat"
 ENVIRONMENTS = {
     "oldest": ["torch==2.6.0", "numpy==2.0.*"],
     "newest": ["torch"],
@@ -22,20 +27,21 @@ BOOK = ["test_book.py", "test_browser.py", "test_house.py", "test_install.py", "
 
 
 def python(name: str) -> Path:
-    """Interpreter of an environment, which is made on first use."""
-    folder = ROOT / ".compat" / name
-    binaries = folder / ("Scripts" if sys.platform == "win32" else "bin")
-    if not folder.is_dir():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    return binaries / "python"
+    """Interpreter of an environment."""
+    binaries = "Scripts" if sys.platform == "win32" else "bin"
+    return FOLDER / name / binaries / "python"
 
 
 def install(name: str) -> None:
     """Install the library into an environment beside the versions that it is to be tested with."""
-    pip = [python(name), "-m", "pip", "--quiet"]
-    wanted = [*ENVIRONMENTS[name], *TESTS]
-    subprocess.run([*pip, "install", *wanted, "--editable", ROOT], check=True)
-    subprocess.run([*pip, "check"], check=True)
+    uv = install_uv(FOLDER / "tool")
+    if not python(name).exists():
+        made = [uv, "venv", "--quiet", "--python", sys.executable, FOLDER / name]
+        subprocess.run(made, check=True)
+    into = ["--python", python(name)]
+    wanted = [*ENVIRONMENTS[name], *TESTS, "--editable", ROOT]
+    subprocess.run([uv, "pip", "install", "--quiet", *into, *wanted], check=True)
+    subprocess.run([uv, "pip", "check", "--quiet", *into], check=True)
 
 
 def versions(name: str) -> str:

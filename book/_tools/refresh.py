@@ -1,4 +1,4 @@
-"""Execute pages in place and normalise them: ``python book/_tools/refresh.py [page.ipynb ...]``.
+"""Execute pages in place and normalize them: ``python book/_tools/refresh.py [page.ipynb ...]``.
 
 This is the only way to change stored outputs, which the tests compare with what the pages print.
 """
@@ -17,7 +17,7 @@ METADATA = {
 TRACES = {"execution", "papermill", "ExecuteTime", "collapsed", "scrolled", "trusted"}
 
 
-def normalise(notebook: nbformat.NotebookNode) -> None:
+def normalize(notebook: nbformat.NotebookNode) -> None:
     """Keep what the author wrote (tags, captions, alt texts); drop what a tool left behind."""
     notebook.metadata = nbformat.from_dict(
         METADATA | {k: v for k, v in notebook.metadata.items() if k == "mystnb"}
@@ -39,7 +39,7 @@ def refresh(page: Path) -> bool:
     """Execute one page in its own folder and write it back; return whether anything changed."""
     before = page.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
-    normalise(notebook)
+    normalize(notebook)
     kernels.run(notebook, page.parent)
     for cell in notebook.cells:
         if (

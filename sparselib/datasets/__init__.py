@@ -6,7 +6,7 @@ from .cifar import cifar10
 from .files import DataUnavailable
 from .image_folder import photographs
 from .images import digits, fashion_mnist, mnist
-from .localisation import placed_digits, placed_spells
+from .localization import placed_digits, placed_spells
 from .physionet_records import RECORDS, apnea_excerpt, physionet
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet

@@ -32,8 +32,8 @@ def apnea_ecg(
     folds: int = 5,
     valid: float = 0.2,
     remove: int = 0,
-    neighbours: int = 1,
-    normalise: str = "none",
+    neighbors: int = 1,
+    normalize: str = "none",
     records: Sequence[str] | None = None,
     database: str = "apnea-ecg",
     seed: int = 0,
@@ -68,10 +68,10 @@ def apnea_ecg(
     remove
         How many minutes without apnea are left out, at random, to balance the classes. Where nights
         are whole, those of validation and test are, and only training nights lose minutes.
-    neighbours
+    neighbors
         Minutes before and after the labeled one that belong to a sample of intervals.
-    normalise
-        ``"none"``, or mean 0 and standard deviation 1 of each ``"minute"`` (with its neighbours)
+    normalize
+        ``"none"``, or mean 0 and standard deviation 1 of each ``"minute"`` (with its neighbors)
         or each ``"night"``, which needs no labels.
     records
         The nights to read: by default the 35 of the learning set, with ``by="official"`` all 70.
@@ -102,12 +102,12 @@ def apnea_ecg(
     """
     if records is None:
         records = (*LEARNING, *TESTING) if by == "official" else LEARNING
-    _check(source, by, fold, folds, valid, neighbours, normalise, records)
+    _check(source, by, fold, folds, valid, neighbors, normalize, records)
     sets = (LEARNING, TESTING) if by == "official" else ((*LEARNING, *TESTING),)
     found, left = _nights(
-        source, folder, neighbours, records, database, seed, sets
+        source, folder, neighbors, records, database, seed, sets
     )
-    scaled = [_normalised(minutes, normalise) for _, minutes in found]
+    scaled = [_normalized(minutes, normalize) for _, minutes in found]
     labels = np.concatenate(
         [night.labels[: len(x)] for (night, _), x in zip(found, scaled)]
     )
@@ -136,7 +136,7 @@ def apnea_ecg(
         split = f"the database's own split, {len(names) - tests} to train and {tests} to test"
     note = (
         f"{len(names)} {CONTENT[source]}, {split}; "
-        f"{remove:,} minutes without apnea left out; normalised by: {normalise}"
+        f"{remove:,} minutes without apnea left out; normalized by: {normalize}"
     )
     return Split(
         train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names
@@ -173,8 +173,8 @@ def _check(
     fold: int,
     folds: int,
     valid: float,
-    neighbours: int,
-    normalise: str,
+    neighbors: int,
+    normalize: str,
     records: Sequence[str],
 ) -> None:
     if source not in SOURCES:
@@ -193,15 +193,15 @@ def _check(
         raise ValueError(
             f"the official split has one test part, so fold must be 0, not {fold}"
         )
-    if normalise not in ("none", "minute", "night"):
+    if normalize not in ("none", "minute", "night"):
         raise ValueError(
-            f"normalise must be 'none', 'minute' or 'night', not {normalise!r}"
+            f"normalize must be 'none', 'minute' or 'night', not {normalize!r}"
         )
     tested = 1 / folds if folds and by != "official" else 0.0
-    if folds < 0 or not 0 <= fold < max(folds, 1) or neighbours < 0:
+    if folds < 0 or not 0 <= fold < max(folds, 1) or neighbors < 0:
         raise ValueError(
-            f"fold counts from 0 below folds, and neighbours from 0, not fold={fold}, "
-            f"folds={folds}, neighbours={neighbours}"
+            f"fold counts from 0 below folds, and neighbors from 0, not fold={fold}, "
+            f"folds={folds}, neighbors={neighbors}"
         )
     if not 0 <= valid < 1 - tested:
         raise ValueError(
@@ -221,7 +221,7 @@ def _check(
 def _nights(
     source: str,
     folder: Folder,
-    neighbours: int,
+    neighbors: int,
     records: Sequence[str],
     database: str,
     seed: int,
@@ -237,12 +237,12 @@ def _nights(
             for record in records
         ]
         return [
-            (night, apnea_records.intervals(night, neighbours))
+            (night, apnea_records.intervals(night, neighbors))
             for night in drawn
         ], ""
     sums = apnea_records.checksums(database, folder)
     makers: dict[str, Minutes] = {
-        "rr": lambda night: apnea_records.intervals(night, neighbours),
+        "rr": lambda night: apnea_records.intervals(night, neighbors),
         "rhythm": lambda night: synthetic_ecg.rhythm(night, sums, seed),
         "ecg": lambda night: apnea_records.ecg(night, database, folder, sums),
     }
@@ -268,11 +268,11 @@ def _nights(
     return found, f"; {left}"
 
 
-def _normalised(minutes: np.ndarray, normalise: str) -> np.ndarray:
+def _normalized(minutes: np.ndarray, normalize: str) -> np.ndarray:
     """Leave 16-bit minutes as they are, for they are scaled when they are taken."""
-    if normalise == "none":
+    if normalize == "none":
         return minutes
-    axis = 1 if normalise == "minute" else None
+    axis = 1 if normalize == "minute" else None
     x = minutes.astype(np.float64)
     spread = x.std(axis=axis, keepdims=True)
     return (x - x.mean(axis=axis, keepdims=True)) / np.where(

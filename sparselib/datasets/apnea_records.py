@@ -199,9 +199,9 @@ def ecg(
 
 
 def intervals(
-    night: Night, neighbours: int
+    night: Night, neighbors: int
 ) -> Float64[np.ndarray, "minutes points"]:
-    """Return RR intervals in seconds at 4 Hz, of every minute and its neighbours.
+    """Return RR intervals in seconds at 4 Hz, of every minute and its neighbors.
 
     Raises
     ------
@@ -210,13 +210,13 @@ def intervals(
     """
     minutes = len(night.labels)
     each = 60 * RATE
-    points = np.arange(-neighbours * each, (minutes + neighbours) * each)
+    points = np.arange(-neighbors * each, (minutes + neighbors) * each)
     try:
         series = resampled(night.beats, points / RATE)
     except ValueError as error:
         raise ValueError(f"{night.record} is refused: {error}.") from error
     wide = np.lib.stride_tricks.sliding_window_view(
-        series, (2 * neighbours + 1) * each
+        series, (2 * neighbors + 1) * each
     )
     return np.round(wide[::each][:minutes], 4)
 

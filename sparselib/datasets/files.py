@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
 
 SOURCES = {
     "mnist": (
@@ -375,7 +374,7 @@ def _fetch(
     )
 
 
-def _download(url: str, output_file: str, store: Any) -> None:
+def _download(url: str, output_file: str, store: object) -> None:
     """Fetch one address, and keep pooch from repeating what would fail again.
 
     pooch repeats whatever raises a `requests` exception; the built-in `ConnectionError` ends it.

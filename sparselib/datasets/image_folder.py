@@ -1,13 +1,14 @@
 """Folders of pictures in the manner of ImageNet, one folder per class."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .split import Samples
@@ -24,6 +25,22 @@ ENDINGS = (
     ".tif",
     ".tiff",
     ".webp",
+)
+# what lies beside pictures in published sets; any other file that is left out is reported
+BESIDE = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".md",
+    ".mat",
+    ".html",
+    ".yml",
+    ".yaml",
+    ".db",
+    ".ini",
+    ".py",
 )
 LONGEST = 100  # times the shorter side
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -64,9 +81,14 @@ def photographs(
     ValueError
         If there is no picture, one is damaged, or its class is not among `classes`; if a class has
         no picture; if the folder holds parts such as `train` and `val`, or pictures beside folders.
+
+    Warns
+    -----
+    UserWarning
+        If files are left out that may be pictures, such as ``.gif`` or ``.jpg.part``.
     """
     root = Path(folder)
-    found = _labelled(root)
+    found = _labeled(root)
     if not found:
         raise ValueError(
             f"{root} holds no .jpg, .jpeg or .png: name a folder of pictures"
@@ -99,9 +121,11 @@ def standardized(
     )
 
 
-def _labelled(root: Path) -> dict[Path, str]:
+def _labeled(root: Path) -> dict[Path, str]:
     """Return the class of each picture, in order of the paths."""
-    paths = sorted(_pictures(root, frozenset()))
+    files = sorted(_files(root, frozenset()))
+    paths = [path for path in files if path.suffix.lower() in ENDINGS]
+    _report([path for path in files if path.suffix.lower() not in ENDINGS])
     flat = [path for path in paths if path.parent == root]
     folders = [path.name for path in _entries(root) if path.is_dir()]
     if flat and folders:
@@ -142,15 +166,26 @@ def _entries(folder: Path) -> list[Path]:
     ]
 
 
-def _pictures(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield the pictures in a folder and below it; links back to a folder above are left out."""
+def _report(others: list[Path]) -> None:
+    """Warn of files that are read as no pictures, though they may be some."""
+    left = [path for path in others if path.suffix.lower() not in BESIDE]
+    if left:
+        warnings.warn(
+            f"{left[0]} is left out{f', and {len(left) - 1:,} others' if left[1:] else ''}: "
+            f"pictures end in {', '.join(ENDINGS)}",
+            stacklevel=4,
+        )
+
+
+def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files in a folder and below it; links back to a folder above are left out."""
     here = folder.resolve()
     if here in above:
         return
     for path in _entries(folder):
         if path.is_dir():
-            yield from _pictures(path, above | {here})
-        elif path.suffix.lower() in ENDINGS:
+            yield from _files(path, above | {here})
+        elif path.is_file() or path.is_symlink():
             yield path
 
 
@@ -185,8 +220,6 @@ def _annotated(root: Path, paths: list[Path]) -> dict[Path, str]:
 
 
 def _picture(path: Path, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    from PIL import Image
-
     image = _decoded(path)
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(
@@ -202,10 +235,8 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "3 side side"]:
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 
-def _decoded(path: Path) -> Any:
+def _decoded(path: Path) -> Image.Image:
     """Return a picture in RGB; Pillow fails in many ways on a damaged file."""
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(path) as file:
             # of the formats read here, PNG alone has checksums, which are not looked at in reading
@@ -220,9 +251,7 @@ def _decoded(path: Path) -> Any:
         ) from error
 
 
-def _rgb(image: Any) -> Any:
-    from PIL import Image
-
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.mode == "F":
@@ -238,10 +267,8 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Any) -> Any:
+def _from_16_bits(image: Image.Image) -> Image.Image:
     """Scale gray values from 0 to 65,535; Pillow would cut them off at 255."""
-    from PIL import Image
-
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(

@@ -2,8 +2,9 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .files import DataUnavailable, Folder, find
 from .split import Samples, Split
+
+Found = TypeVar("Found")
 
 # databases of Bizopoulos' Table I whose record can be identified by matching the table's numbers
 RECORDS = {
@@ -41,7 +44,8 @@ def physionet(
     Bizopoulos and Koutsouris (Section IV-A) cut 12,000 samples into 12 windows of 1,000: 6 to
     train, 2 to choose on and 4 to test, in order of time. Each window has its mean subtracted and
     is divided by its standard deviation. There are no labels: every `y` is 0. A signal with several
-    samples per frame, as in drivedb, is read at its own rate.
+    samples per frame, as in drivedb, is read at its own rate. The segments of a record, each of
+    which has its own header and checksums, follow each other; where one lacks the signal is a gap.
 
     Parameters
     ----------
@@ -61,8 +65,8 @@ def physionet(
     ------
     ValueError
         If a file is damaged or cut short, the channel is none of the record's, the record is too
-        short, or a window holds gaps or never changes; if the record consists of segments, each of
-        which is a record of its own, or its header holds a name that WFDB does not allow.
+        short, or a window holds gaps or never changes; if segments of a record differ in rate or
+        are other than announced, or a header holds a name that WFDB does not allow.
     DataUnavailable
         If a file lies nowhere.
     """
@@ -175,13 +179,13 @@ def _split(
             f"{path} is refused: its signal {name} never changes in samples {first:,} to "
             f"{first + length - 1:,}, a whole window. Choose another channel or record."
         )
-    x = standardised_windows(cut, length)
-    unlabelled = [torch.zeros(count, dtype=torch.long) for count in windows]
-    train, valid, test = map(Samples, x.split([*windows]), unlabelled)
+    x = standardized_windows(cut, length)
+    unlabeled = [torch.zeros(count, dtype=torch.long) for count in windows]
+    train, valid, test = map(Samples, x.split([*windows]), unlabeled)
     return Split(train, valid, test, classes=1, name=title, note=note)
 
 
-def standardised_windows(
+def standardized_windows(
     signal: Float[Tensor, "samples"], length: int
 ) -> Float[Tensor, "windows length"]:
     """Cut a signal into windows of mean 0 and standard deviation 1, with n - 1 in its divisor."""
@@ -197,7 +201,10 @@ def _signal(path: Path, channel: int) -> tuple[np.ndarray, str, float | None]:
     import wfdb
 
     stem = str(path.with_suffix(""))
-    header = _header(path, stem)
+    lines = _lines(path)
+    if "/" in lines[0].split()[0]:
+        return _joined(path, lines, channel)
+    header = _header(path, lines)
     if not 0 <= channel < len(header.file_name or ()):
         known = ", ".join(map(str, header.sig_name or ()))
         raise ValueError(
@@ -234,10 +241,127 @@ def _signal(path: Path, channel: int) -> tuple[np.ndarray, str, float | None]:
     return physical[0], name, read.samps_per_frame[0] * read.fs
 
 
-def _header(path: Path, stem: str) -> Any:
-    """Read a header; one that WFDB cannot parse, or of segments, is refused with the reason."""
-    import wfdb
+def _joined(
+    path: Path, lines: list[str], channel: int
+) -> tuple[np.ndarray, str, float | None]:
+    """Read a signal of a record of segments, each a record of its own, one after the other.
 
+    Where the first segment is a layout, which has no samples, signals are known by its names, and
+    one that a segment lacks is a gap there, as is a segment called ``~``.
+    """
+    segments = _read(path, lambda: _segment_lines(lines))
+    layout: list[str] | None = None
+    if segments[0][1] == 0:
+        layout = _names(path.with_name(f"{segments[0][0]}.hea"))
+        segments = segments[1:]
+    if layout is not None and not 0 <= channel < len(layout):
+        raise ValueError(
+            f"{path} has no channel {channel}: its signals, counted from 0, are "
+            f"{', '.join(layout)}."
+        )
+    parts: list[np.ndarray | None] = []
+    kinds: set[tuple[str, float | None]] = set()
+    for name, _ in segments:
+        number = _channel_in(path.with_name(f"{name}.hea"), channel, layout)
+        if number is None:
+            parts.append(None)
+            continue
+        signal, title, rate = _signal_of_segment(path, name, number)
+        parts.append(signal)
+        kinds.add((title, rate))
+    if len(kinds) != 1:
+        told = ", ".join(sorted(title for title, _ in kinds)) or "none"
+        raise ValueError(
+            f"{path} is refused: channel {channel} is not one signal at one rate in its segments, "
+            f"but {told}. Read the segments by themselves."
+        )
+    ((title, rate),) = kinds
+    frame = 1 if rate is None else round(rate / _rate(lines))
+    whole = [
+        _filled(path, name, length * frame, part)
+        for (name, length), part in zip(segments, parts)
+    ]
+    return np.concatenate(whole), title, rate
+
+
+def _channel_in(
+    segment: Path, channel: int, layout: list[str] | None
+) -> int | None:
+    """Return which signal of a segment is meant; None if it has no samples of it."""
+    if segment.stem == "~":
+        return None
+    if layout is None:
+        return channel
+    names = _names(segment)
+    wanted = layout[channel]
+    return names.index(wanted) if wanted in names else None
+
+
+def _filled(
+    path: Path, name: str, length: int, signal: np.ndarray | None
+) -> np.ndarray:
+    """Return a segment's samples, or a gap, as long as its record announces."""
+    if signal is None:
+        return np.full(length, np.nan)
+    if len(signal) != length:
+        raise ValueError(
+            f"{path} is refused: it announces {length:,} samples of the segment {name}, which has "
+            f"{len(signal):,}, so one of them is damaged or another version."
+        )
+    return signal
+
+
+def _signal_of_segment(
+    path: Path, name: str, channel: int
+) -> tuple[np.ndarray, str, float | None]:
+    part = path.with_name(f"{name}.hea")
+    if not part.is_file():
+        raise DataUnavailable(
+            f"{part} is missing, a segment that {path.name} names. Place it beside that."
+        )
+    if "/" in _lines(part)[0].split()[0]:
+        raise ValueError(
+            f"{path} is refused: its segment {part.stem} consists of segments, which WFDB does "
+            f"not allow."
+        )
+    return _signal(part, channel)
+
+
+def _segment_lines(lines: list[str]) -> list[tuple[str, int]]:
+    """Return names and lengths of the segments that a header names."""
+    segments = [(line.split()[0], int(line.split()[1])) for line in lines[1:]]
+    announced = int(lines[0].split()[0].partition("/")[2])
+    total = int(lines[0].split()[3])
+    if len(segments) != announced or not segments:
+        raise ValueError(
+            f"it announces {announced} segments and names {len(segments)}"
+        )
+    lengths = [length for _, length in segments]
+    if min(lengths) < 0 or 0 in lengths[1:] or sum(lengths) != total:
+        raise ValueError(
+            f"it announces {total} frames, and segments of {lengths}"
+        )
+    wrong = [n for n, _ in segments if not re.fullmatch(r"~|[-\w]+", n)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is no name of a segment")
+    return segments
+
+
+def _rate(lines: list[str]) -> float:
+    """Return the frames per second of the first line of a header; WFDB's default is 250."""
+    words = lines[0].split()
+    return float(re.split(r"[/(]", words[2])[0]) if len(words) > 2 else 250.0
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of the signals of a segment or a layout."""
+    if not path.is_file():
+        raise DataUnavailable(f"{path} is missing, a segment of a record.")
+    return list(_header(path, _lines(path)).sig_name or ())
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a header that are no comments."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [
         line
@@ -248,22 +372,21 @@ def _header(path: Path, stem: str) -> Any:
         raise ValueError(
             f"{path} is refused: it holds no line. Fetch the record again."
         )
-    record = lines[0].split()[0]
-    name, _, segments = record.partition("/")
-    if segments:
-        parts = ", ".join(line.split()[0] for line in lines[1:])
-        raise ValueError(
-            f"{path} is refused: the record consists of {segments} segments ({parts}). Read one of "
-            f"them, which is a record of its own."
-        )
-    wrong = _unparsable(name, lines[1:])
+    return lines
+
+
+def _header(path: Path, lines: list[str]) -> Any:
+    """Read a header; one that WFDB cannot parse is refused with the reason."""
+    import wfdb
+
+    wrong = _unparsable(lines[0].split()[0], lines[1:])
     if wrong:
         raise ValueError(
             f"{path} is refused: it holds the name {wrong!r}, and WFDB allows letters, digits, "
             f"hyphens and underscores only, in names of files also one dot. Rename it there and "
             f"on the disk."
         )
-    return _read(path, wfdb.rdheader, stem)
+    return _read(path, wfdb.rdheader, str(path.with_suffix("")))
 
 
 def _unparsable(record: str, lines: list[str]) -> str:
@@ -307,7 +430,9 @@ def _check_size(data: Path, header: Any, channel: int) -> None:
         )
 
 
-def _read(path: Path, reader: Any, *names: str, **options: Any) -> Any:
+def _read(
+    path: Path, reader: Callable[..., Found], *names: str, **options: object
+) -> Found:
     """Read with `wfdb` or numpy, whose readers fail in many ways on a damaged file."""
     try:
         with warnings.catch_warnings():

@@ -74,7 +74,7 @@ class _Array:
         self.state: tuple[Any, ...] | None = None
 
 
-def read(data: bytes) -> Any:
+def read(data: bytes) -> object:
     """Return the object that a pickle describes, of any protocol.
 
     Parameters
@@ -111,16 +111,16 @@ class _Machine:
     """The stack of a pickle, its marks, and what it remembers for later."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
+        self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memory: dict[int, Any] = {}
+        self.memory: dict[object, object] = {}
 
-    def pop(self) -> Any:
+    def pop(self) -> object:
         if not self.stack or (self.marks and self.marks[-1] >= len(self.stack)):
             raise ValueError("it takes a value where there is none")
         return self.stack.pop()
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[object]:
         if not self.marks:
             raise ValueError("it closes a group that was never opened")
         start = self.marks.pop()
@@ -128,7 +128,7 @@ class _Machine:
         del self.stack[start:]
         return taken
 
-    def step(self, name: str, argument: Any) -> None:
+    def step(self, name: str, argument: object) -> None:
         if name in SILENT:
             return
         if name in STORE or name == "MEMOIZE":
@@ -144,12 +144,12 @@ class _Machine:
         else:
             self.stack.append(self._value(name, argument))
 
-    def _remember(self, place: int) -> None:
+    def _remember(self, place: object) -> None:
         top = self.pop()
         self.stack.append(top)
         self.memory[place] = top
 
-    def _value(self, name: str, argument: Any) -> Any:
+    def _value(self, name: str, argument: object) -> object:
         """Return what an operation puts on the stack."""
         if name in LITERALS:
             return argument
@@ -169,7 +169,7 @@ class _Machine:
             )
         return self._composed(name, argument)
 
-    def _composed(self, name: str, argument: Any) -> Any:
+    def _composed(self, name: str, argument: object) -> object:
         if name == "TUPLE":
             return tuple(self.pop_to_mark())
         if name == "LIST":
@@ -177,7 +177,7 @@ class _Machine:
         if name == "DICT":
             return _filled({}, self.pop_to_mark())
         if name == "GLOBAL":
-            return _named(*argument.split(" ", 1))
+            return _named(*str(argument).split(" ", 1))
         if name == "STACK_GLOBAL":
             attribute = self.pop()
             return _named(self.pop(), attribute)
@@ -208,7 +208,7 @@ class _Machine:
             _filled(target, items)
 
 
-def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
+def _filled(target: object, items: list[object]) -> dict[object, object]:
     if type(target) is not dict or len(items) % 2:
         raise ValueError("it sets items of what is no dictionary")
     for key, value in zip(items[::2], items[1::2]):
@@ -218,7 +218,7 @@ def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
     return target
 
 
-def _named(module: Any, name: Any) -> _Name:
+def _named(module: object, name: object) -> _Name:
     kind = (
         NAMES.get((module, name))
         if isinstance(module, str) and isinstance(name, str)
@@ -229,7 +229,7 @@ def _named(module: Any, name: Any) -> _Name:
     return _Name(kind)
 
 
-def _reduced(function: Any, arguments: Any) -> Any:
+def _reduced(function: object, arguments: object) -> object:
     if not isinstance(function, _Name) or type(arguments) is not tuple:
         raise Refused("it calls what is none of numpy's array functions")
     if function.kind != "encode":
@@ -240,13 +240,13 @@ def _reduced(function: Any, arguments: Any) -> Any:
     return text.encode("latin-1")
 
 
-def _build(target: Any, state: Any) -> None:
+def _build(target: object, state: object) -> None:
     if type(target) is not _Array or type(state) is not tuple:
         raise Refused("it sets the state of what is no array")
     target.state = state
 
 
-def _plain(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
+def _plain(value: object, known: dict[int, object], depth: int = 0) -> object:
     """Replace the arrays in what was read, in containers one in another, by numpy's."""
     if depth > DEPTH:
         raise ValueError(f"it holds containers more than {DEPTH} deep")
@@ -260,17 +260,18 @@ def _plain(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
     return known[id(value)]
 
 
-def _converted(value: Any, known: dict[int, Any], depth: int) -> Any:
+def _converted(value: object, known: dict[int, object], depth: int) -> object:
     if type(value) is _Array:
         return _array(value)
     if type(value) is dict:
         return {
             key: _plain(item, known, depth + 1) for key, item in value.items()
         }
+    assert isinstance(value, list | tuple)
     return type(value)(_plain(item, known, depth + 1) for item in value)
 
 
-def _array(found: _Array) -> Any:
+def _array(found: _Array) -> object:
     if found.kind == "frombuffer":
         raw, described, shape, order = found.arguments
     elif found.kind == "reconstruct" and found.state is not None:
@@ -288,7 +289,7 @@ def _array(found: _Array) -> Any:
     return np.frombuffer(raw, _dtype(described)).reshape(shape, order=order)
 
 
-def _dtype(found: Any) -> np.dtype[Any]:
+def _dtype(found: object) -> np.dtype:
     if type(found) is not _Array or found.kind != "dtype":
         raise ValueError("an array has no type")
     name = found.arguments[0]

@@ -12,10 +12,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from .physionet_records import standardised_windows
+from .physionet_records import standardized_windows
 from .split import Samples, Split
 from .synthetic_ecg import HEARTBEAT, pulses
-from .tabular import standardised
+from .tabular import standardized
 
 RATE = 250
 
@@ -73,9 +73,9 @@ def images(
     ].numpy()
     ink = rng.uniform(0.6, 1.2, (total, 1, 1))
     noise = 0.12 * rng.standard_normal(drawn.shape, np.float32) * (drawn > 0.02)
-    grey = np.rint((drawn * ink + noise).clip(0, 1) * 255).astype(np.float32)
-    grey[:, _border(side)] = 0
-    x = torch.from_numpy(grey.reshape(total, -1) / 255)
+    gray = np.rint((drawn * ink + noise).clip(0, 1) * 255).astype(np.float32)
+    gray[:, _border(side)] = 0
+    x = torch.from_numpy(gray.reshape(total, -1) / 255)
     parts = _parts(x, torch.from_numpy(labels), train, valid, test)
     note = f"synthetic pen strokes of {side} x {side} pixels, seed {seed}: no real images"
     return Split(*parts, classes=classes, name="synthetic.images", note=note)
@@ -100,7 +100,7 @@ def collisions(
     labels = torch.from_numpy((rng.random(total) < chance).astype(np.int64))
     columns = np.concatenate([momentum, eta, phi, tags, masses], axis=1)
     x = torch.from_numpy(np.round(columns, 4).astype(np.float32))
-    parts = standardised(*_parts(x, labels, train, valid, test))
+    parts = standardized(*_parts(x, labels, train, valid, test))
     note = (
         f"synthetic collisions, seed {seed}: no real and no simulated physics"
     )
@@ -201,7 +201,7 @@ def signals(
         torch.from_numpy(makers[kind](rng, total * length)) for kind in kinds
     ]
     windows = torch.stack(
-        [standardised_windows(signal, length) for signal in long]
+        [standardized_windows(signal, length) for signal in long]
     )
     x = (
         windows[torch.from_numpy(labels), torch.arange(total)]

@@ -33,7 +33,7 @@ def higgs(
     rows: int = 600_000,
     valid: int | float = 0,
     seed: int = 0,
-    standardise: bool = True,
+    standardize: bool = True,
 ) -> Split:
     """Return the first rows of HIGGS (Baldi, Sadowski and Whiteson, 2014): 28 features, 2 classes.
 
@@ -53,7 +53,7 @@ def higgs(
         How many of the training rows are held out, as a count or a fraction below 1.
     seed
         Chooses the rows that are held out.
-    standardise
+    standardize
         Subtract the mean and divide by the standard deviation of the training part, feature by
         feature. The paper does not state whether it did.
 
@@ -75,8 +75,8 @@ def higgs(
     cut = len(table) * 5 // 6
     train, held = hold_out(_samples(table[:cut]), valid, seed)
     parts = (train, held, _samples(table[cut:]))
-    if standardise:
-        parts = standardised(*parts)
+    if standardize:
+        parts = standardized(*parts)
     return Split(*parts, classes=2, name="higgs", note=_note(*parts))
 
 
@@ -130,7 +130,7 @@ def epilepsy(folder: Folder = None, definition: str = "code") -> Split:
     """Return UCI's epilepsy recognition (Andrzejak and others, 2001): EEG of 178 samples each.
 
     Bizopoulos and Koutsouris (Section IV-B) merge its five classes into three, here epilepsy 0,
-    tumour 1 and eyes 2, and split 11,500 signals into 76, 12 and 12 %: 8740, 1380 and 1380. They
+    tumor 1 and eyes 2, and split 11,500 signals into 76, 12 and 12 %: 8740, 1380 and 1380. They
     follow each other in file order, as in the released code.
 
     Parameters
@@ -163,11 +163,13 @@ def epilepsy(folder: Folder = None, definition: str = "code") -> Split:
     y = torch.from_numpy(merged)
     sizes = [8740, 1380, 1380]
     train, valid, test = map(Samples, x.split(sizes), y.split(sizes))
-    note = "EEG segments of the UCI file in its order; 0 epilepsy, 1 tumour, 2 eyes"
+    note = (
+        "EEG segments of the UCI file in its order; 0 epilepsy, 1 tumor, 2 eyes"
+    )
     return Split(train, valid, test, classes=3, name="epilepsy", note=note)
 
 
-def standardised(
+def standardized(
     train: Samples, valid: Samples, test: Samples
 ) -> tuple[Samples, Samples, Samples]:
     """Give each feature mean 0 and standard deviation 1 on the training part.

@@ -1,12 +1,14 @@
 """Published algorithms by name: a drop rule, a grow rule, and what the authors do besides."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
 
+from sparselib._types import Hook
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
+from sparselib.evolution._options import RuleOptions
 from sparselib.evolution.engine import Evolution
 
 
@@ -16,7 +18,7 @@ def SET(
     fraction: float = 0.3,
     *,
     definition: str = "text",
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Evolution:
     """Sparse evolutionary training (Mocanu et al., 2018): random connections.
 
@@ -38,7 +40,7 @@ def SET(
     }
     check_definition(definition, *grow)
     if definition == "keras":
-        options["after"] = optimizer.state.clear
+        options["after"] = _in_turn(optimizer.state.clear, options.get("after"))
     return Evolution(
         model,
         optimizer,
@@ -53,7 +55,7 @@ def GradientGrowth(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fraction: float = 0.1,
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Evolution:
     """Ertl's evolution (3.2.4): adaptive threshold, gradients of the k costliest neurons.
 
@@ -75,7 +77,7 @@ def RigL(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fraction: float = 0.3,
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Evolution:
     """Evci et al. (2020): smallest magnitudes leave, largest gradients of all come, at zero."""
     return Evolution(
@@ -94,3 +96,12 @@ def check_definition(definition: str, *known: str) -> None:
         raise ValueError(
             f"definition must be one of {', '.join(known)}, not {definition!r}"
         )
+
+
+def _in_turn(first: Hook, second: Hook | None) -> Hook:
+    def call() -> None:
+        first()
+        if second is not None:
+            second()
+
+    return call

@@ -1,14 +1,15 @@
 """Dynamic sparse training of kernels in groups, each with a region and a budget of its own."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, final
+from typing import Unpack, final
 
 import torch
 from torch import nn
 
+from sparselib._types import SavedState, StateDict
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
+from sparselib.evolution._options import SeededOptions
 from sparselib.evolution.engine import Evolution, Replaced
 from sparselib.evolution.plans import Plan, check_dropped, lay_out
 from sparselib.evolution.strategies import Strategy, rule_name
@@ -68,7 +69,7 @@ class DST:
         every: int = 5,
         drop: drops.Drop = drops.magnitude,
         grow: grows.Grow = grows.random,
-        **options: Any,
+        **options: Unpack[SeededOptions],
     ) -> None:
         if epochs < 1 or every < 1 or not 0 <= last <= fraction <= 1:
             raise ValueError(
@@ -101,7 +102,7 @@ class DST:
         self.evolution.fraction = self.rate(self.epoch)
         return self.evolution.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what the next step depends on besides model and optimizer."""
         return {
             "epoch": self.epoch,
@@ -109,7 +110,7 @@ class DST:
             "evolution": self.evolution.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Take over what `state_dict` returned.
 
         Raises
@@ -130,7 +131,7 @@ class DST:
         self.evolution.load_state_dict(state_dict["evolution"])
         self.epoch = epoch
 
-    def _schedule(self) -> dict[str, Any]:
+    def _schedule(self) -> dict[str, int | float]:
         return {"epochs": self.epochs, "last": self.last, "every": self.every}
 
 
@@ -164,7 +165,7 @@ class ByGroup(Strategy):
     ) -> Plan:
         """Drop and grow in each group as many connections."""
         values = layer.values.detach()
-        positions = layer.positions
+        positions = context.occupied
         row = positions // layer.shape[1]
         groups = layer.region.groups()
         leaving = torch.zeros_like(values, dtype=torch.bool)
@@ -192,4 +193,4 @@ class ByGroup(Strategy):
 
         if regrow:
             context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, leaving, grow, context)
+        return lay_out(layer, positions, leaving, grow, context)

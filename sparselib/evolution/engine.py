@@ -2,13 +2,14 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparselib._types import Hook, SavedState, StateDict
 from sparselib.evolution import _gathering as gathering
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
@@ -138,7 +139,7 @@ class Evolution:
         device_resident: bool = False,
         strategy: Strategy | None = None,
         process_group: Group = None,
-        after: Callable[[], Any] | None = None,
+        after: Hook | None = None,
     ) -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
@@ -240,7 +241,7 @@ class Evolution:
             {name: (plans[name].source < 0).sum() for name in layers}
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what the next step depends on besides model and optimizer."""
         return {
             "steps": self.steps,
@@ -254,7 +255,7 @@ class Evolution:
             },
         }
 
-    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def check_state_dict(self, state_dict: SavedState) -> None:
         """Refuse a state that is not one of an evolution like this; nothing is changed.
 
         Raises
@@ -301,7 +302,7 @@ class Evolution:
         if not isinstance(now, float | int) or not 0 <= now <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {now!r}")
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Take over what `state_dict` returned.
 
         Raises
@@ -346,7 +347,7 @@ class Evolution:
     ) -> dict[str, grows.Context] | None:
         """Return what the rules may know, or None if the gradient of a layer is not finite."""
         contexts: dict[str, grows.Context] = {}
-        factor: Any = 1.0
+        factor: Tensor | float = 1.0
         for name, layer in layers.items():
             rate = group_of(layer.values, self.optimizer, name)["lr"]
             context = grows.Context(
@@ -418,14 +419,14 @@ class Evolution:
         layer: SparseLayer,
         context: grows.Context,
         gradient: Tensor,
-        before: Any,
-    ) -> Any:
+        before: Tensor | float,
+    ) -> Tensor | float:
         scale = gathering.scale_of(layer, context, gradient)
         precision = torch.finfo(layer.values.dtype).eps ** 0.75
         if self.strategy.is_device_resident:
             return gathering.factor_on_device(scale, before, precision)
         try:
-            return gathering.factor_checked(scale, before, precision)
+            return gathering.factor_checked(scale, float(before), precision)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
 

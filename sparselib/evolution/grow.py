@@ -10,19 +10,20 @@ decorated with `without_gradient`, and costs a training loop nothing.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselib._types import Function
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
 
 Batch = tuple[Tensor, Tensor]
-Rule = TypeVar("Rule", bound=Callable[..., Any])
+Rule = TypeVar("Rule", bound=Function)
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def without_gradient(rule: Rule) -> Rule:
     return rule
 
 
-def needs_gradient(rule: Callable[..., Any]) -> bool:
+def needs_gradient(rule: Function) -> bool:
     """Whether a rule may read inputs and costs; a ``functools.partial`` asks what it completes."""
     while isinstance(rule, partial):
         rule = rule.func

@@ -2,13 +2,15 @@
 
 import weakref
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor, nn
 
+from sparselib._types import ParameterGroup, SavedState, StateDict
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
+from sparselib.evolution._options import EvolutionOptions
 from sparselib.evolution.algorithms import check_definition
 from sparselib.evolution.engine import Evolution, Replaced, unwrapped
 from sparselib.evolution.plans import Plan, check_grown, group_of
@@ -16,6 +18,7 @@ from sparselib.evolution.skips import LinearSkips
 from sparselib.evolution.strategies import DropThenGrow, Strategy
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import contains
 
 
 class LiSET:
@@ -82,7 +85,7 @@ class LiSET:
         skips: list[str] | tuple[str, ...] | None = None,
         outputs: int | None = None,
         seed: int = 0,
-        **options: Any,
+        **options: Unpack[EvolutionOptions],
     ) -> None:
         check_definition(definition, "text", "tables", "code", "code-as-run")
         self.gamma = gamma
@@ -102,7 +105,9 @@ class LiSET:
             **options,
         )
         layers = _chosen(self.evolution.layers, skips)
-        self._names = {layer: name for name, layer in layers.items()}
+        self._names: dict[SparseLayer, str] = {
+            layer: name for name, layer in layers.items()
+        }
         self.skips = LinearSkips(
             model, layers, outputs or _out_features(model), skip_dropout, seed
         )
@@ -125,7 +130,7 @@ class LiSET:
         place = "inside" if self._is_program else "outside"
         return feature_weights(self.skips.importance(name), self.gamma, place)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what the next step depends on besides model and optimizer."""
         return {
             "evolution": self.evolution.state_dict(),
@@ -134,7 +139,7 @@ class LiSET:
             "gamma": self.gamma,
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Take over what `state_dict` returned.
 
         Raises
@@ -201,7 +206,7 @@ class FirstMask(Strategy):
         regrow: bool,
     ) -> Plan:
         """Drop as SET does, and let come back what is chosen among the connections."""
-        positions = layer.positions
+        positions = context.occupied
         values = layer.values.detach().clone()
         leaving = drops.set_fractions(values, fraction)
         stays = torch.ones_like(values, dtype=torch.bool)
@@ -209,7 +214,7 @@ class FirstMask(Strategy):
         free = context._replace(occupied=positions[stays])
         grown, new = self._grow(layer, leaving.numel(), free)
         check_grown(layer, grown, new, leaving.numel(), free)
-        survives = torch.isin(grown, positions)
+        survives = contains(positions, grown)
         values[leaving] = 0
         values[torch.searchsorted(positions, grown[survives])] = new[survives]
         return Plan(
@@ -238,24 +243,31 @@ def feature_weights(
 
 
 def _chosen(
-    layers: dict[str, Any], names: list[str] | tuple[str, ...] | None
-) -> dict[str, Any]:
+    layers: Mapping[str, SparseLayer], names: list[str] | tuple[str, ...] | None
+) -> dict[str, CSRLinear]:
     unknown = set(names or ()) - set(layers)
     if unknown:
         raise ValueError(
             f"no sparse layer is called {sorted(unknown)}; there are {sorted(layers)}"
         )
-    return {
+    chosen = set(layers if names is None else names)
+    linear = {
         name: layer
         for name, layer in layers.items()
-        if names is None or name in names
+        if name in chosen and isinstance(layer, CSRLinear)
     }
+    if others := chosen - set(linear):
+        raise ValueError(
+            f"skip layers go round linear layers, and {sorted(others)} are none; name those that "
+            f"have one in skips=, the others grow at random"
+        )
+    return linear
 
 
 def _join(
     named: list[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
-    group: dict[str, Any],
+    group: ParameterGroup,
 ) -> None:
     """Put parameters into a group that is there, so that schedulers find as many groups as before.
 

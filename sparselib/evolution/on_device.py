@@ -11,15 +11,16 @@ Nothing can be refused without a look: where weights, inputs or costs are not fi
 keeps its topology, and the number of replaced connections that `step` returns is 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparselib._types import Function
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution.plans import Plan
@@ -267,12 +268,12 @@ def grow_anywhere(growth: Growth) -> tuple[Tensor, Tensor]:
     return positions, torch.zeros_like(values[:most])
 
 
-DROPPING: dict[Callable[..., Any], Dropping] = {
+DROPPING: dict[Function, Dropping] = {
     drops.magnitude: drop_smallest,
     drops.set_fractions: drop_from_both_sides,
     drops.adaptive_threshold: drop_below_threshold,
 }
-GROWING: dict[Callable[..., Any], Growing] = {
+GROWING: dict[Function, Growing] = {
     grows.random: grow_anywhere,
     grows.gradient_of_costliest: grow_costliest,
     grows.full_gradient: grow_all,
@@ -355,14 +356,14 @@ def _merged(
     return Plan(ascending[: old.numel()], values, source, trusted=True)
 
 
-def _plain(rule: Callable[..., Any]) -> Callable[..., Any]:
+def _plain(rule: Function) -> Function:
     """Return the rule that a ``functools.partial`` completes."""
     return _plain(rule.func) if isinstance(rule, partial) else rule
 
 
 def _form(
-    rule: Callable[..., Any], forms: dict[Any, Any], kind: str
-) -> Callable[..., Any]:
+    rule: Function, forms: Mapping[Function, Function], kind: str
+) -> Function:
     form = forms.get(_plain(rule))
     if form is None or (isinstance(rule, partial) and rule.args):
         known = ", ".join(rule_name(one) for one in forms)

@@ -1,12 +1,14 @@
 """The next topology of one layer: laid out first, checked whole, then carried out in place."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparselib._types import ParameterGroup
 from sparselib.evolution import grow as grows
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import contains
 
 Optimizer = torch.optim.Optimizer
 
@@ -41,11 +43,25 @@ def unchanged(layer: SparseLayer) -> Plan:
 
 def lay_out(
     layer: SparseLayer,
+    positions: Tensor,
     leaving: Tensor,
     grow: grows.Grow,
     context: grows.Context,
 ) -> Plan:
     """Lay out the topology without the connections marked `leaving` and with as many new ones.
+
+    Parameters
+    ----------
+    layer : SparseLayer
+        As it is now.
+    positions : Tensor, int64, ascending
+        Where its connections are.
+    leaving : Tensor of bool
+        Which of them leave.
+    grow : callable
+        The grow rule.
+    context : Context
+        What the grow rule may know.
 
     Raises
     ------
@@ -55,14 +71,18 @@ def lay_out(
     old = layer.values.detach()
     count = int(leaving.sum())
     kept = (~leaving).nonzero().flatten()
-    positions, values = grow(layer, count, context)
-    check_grown(layer, positions, values, count, context)
-    order = torch.sort(
-        torch.cat([layer.positions[kept], positions.to(torch.int64)])
-    )
+    grown, values = grow(layer, count, context)
+    check_grown(layer, grown, values, count, context)
+    layer.region.check(grown)
+    order = torch.sort(torch.cat([positions[kept], grown.to(torch.int64)]))
     source = torch.cat([kept, kept.new_full((count,), -1)])
     weights = torch.cat([old[kept], values.to(old)])
-    return Plan(order.values, weights[order.indices], source[order.indices])
+    return Plan(
+        order.values,
+        weights[order.indices],
+        source[order.indices],
+        trusted=True,
+    )
 
 
 def evolve(
@@ -139,7 +159,7 @@ def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
     return found
 
 
-def group_of(values: Tensor, optimizer: Optimizer, name: str) -> dict[str, Any]:
+def group_of(values: Tensor, optimizer: Optimizer, name: str) -> ParameterGroup:
     """Return the parameter group that holds these values now.
 
     Raises
@@ -212,10 +232,9 @@ def check_grown(
             f"the grow rule returned positions from {first} to {last}; the layer has the cells "
             f"0..{layer.csr.cells - 1}"
         )
-    if (
-        positions.unique().numel() != count
-        or torch.isin(positions, context.occupied).any()
-    ):
+    ascending = positions.sort().values
+    occurs_twice = (ascending[1:] == ascending[:-1]).any()
+    if occurs_twice or contains(context.occupied, ascending).any():
         raise ValueError(
             "the grow rule returned a position twice or one that is taken"
         )
@@ -245,7 +264,8 @@ def check_dropped(indices: Tensor, connections: int) -> None:
             f"the drop rule returned indices from {first} to {last}; there are the connections "
             f"0..{connections - 1}"
         )
-    if indices.unique().numel() != indices.numel():
+    ascending = indices.sort().values
+    if (ascending[1:] == ascending[:-1]).any():
         raise ValueError("the drop rule returned a connection twice")
 
 

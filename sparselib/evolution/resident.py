@@ -3,12 +3,13 @@
 See `sparselib.evolution.on_device` for what that means.
 """
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
 
 from sparselib.evolution import algorithms
+from sparselib.evolution._options import SeededOptions, SETOptions
 from sparselib.evolution.engine import Evolution
 
 
@@ -16,7 +17,7 @@ def GradientGrowth(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fraction: float = 0.1,
-    **options: Any,
+    **options: Unpack[SeededOptions],
 ) -> Evolution:
     """Ertl's evolution (3.2.4), as `sparselib.GradientGrowth`."""
     return algorithms.GradientGrowth(
@@ -28,7 +29,7 @@ def SET(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fraction: float = 0.3,
-    **options: Any,
+    **options: Unpack[SETOptions],
 ) -> Evolution:
     """Sparse evolutionary training (Mocanu et al., 2018), as `sparselib.SET`."""
     return algorithms.SET(
@@ -40,7 +41,7 @@ def RigL(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fraction: float = 0.3,
-    **options: Any,
+    **options: Unpack[SeededOptions],
 ) -> Evolution:
     """Evci et al. (2020), as `sparselib.RigL`."""
     return algorithms.RigL(

@@ -4,12 +4,12 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparselib.evolution._ranks import Group, Ranks
+from sparselib.nn.linear import CSRLinear
 
 
 class LinearSkips(nn.Module):
@@ -25,8 +25,8 @@ class LinearSkips(nn.Module):
     ----------
     model : nn.Module
         Returns a tensor of shape (batch, outputs).
-    layers : dict of str to nn.Module
-        The layers of the model to go round, each with `in_features`.
+    layers : dict of str to nn.Linear or CSRLinear
+        The layers of the model to go round.
     outputs : int
         Features that the model returns.
     dropout : float
@@ -44,7 +44,7 @@ class LinearSkips(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        layers: dict[str, Any],
+        layers: Mapping[str, nn.Linear | CSRLinear],
         outputs: int,
         dropout: float = 0.5,
         seed: int = 0,
@@ -58,7 +58,7 @@ class LinearSkips(nn.Module):
         like = next(model.parameters())
         self.names = list(layers)
         self.dropout = dropout
-        self.layers: Any = nn.ModuleList(
+        self.layers = nn.ModuleList(
             nn.utils.skip_init(
                 nn.Linear,
                 layer.in_features,
@@ -87,14 +87,19 @@ class LinearSkips(nn.Module):
         ]
         _forget_compiled_code()
 
+    def each(self) -> list[nn.Linear]:
+        """Return the skip layers, one for each layer that they go round."""
+        return [skip for skip in self.layers if isinstance(skip, nn.Linear)]
+
     def importance(self, name: str) -> Tensor:
         r"""Return :math:`w_j = \|\hat W_j\|_1` for each input of the layer `name` (Algorithm 1)."""
-        return self.layers[self.names.index(name)].weight.detach().abs().sum(0)
+        skip = self.each()[self.names.index(name)]
+        return skip.weight.detach().abs().sum(0)
 
     @torch.no_grad()
     def reset(self, bounds: Sequence[float], biases: bool = True) -> None:
         """Draw all weights, and all `biases`, anew: uniformly between -bound and bound of each."""
-        for layer, bound in zip(self.layers, bounds, strict=True):
+        for layer, bound in zip(self.each(), bounds, strict=True):
             for parameter in layer.parameters() if biases else (layer.weight,):
                 uniform = torch.rand(parameter.shape, generator=self._generator)
                 parameter.copy_((2 * uniform - 1) * bound)
@@ -107,7 +112,7 @@ class LinearSkips(nn.Module):
         """Load the state of the random generator."""
         self._generator.set_state(state)
 
-    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def check_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Refuse a state of other skip layers; nothing is changed.
 
         Raises

@@ -1,16 +1,17 @@
 """What lays out the next topology of a layer: ordinarily a drop rule, then a grow rule."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
-from typing import Any, final
+from typing import final
 
 import torch
 
+from sparselib._types import Function
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution.plans import Plan, check_dropped, lay_out
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import contains
 
 
 class Strategy(ABC):
@@ -101,13 +102,14 @@ class DropThenGrow(Strategy):
         dropped = self.drop(values, fraction, state)
         check_dropped(dropped, values.numel())
         leaving[dropped] = True
-        leaving |= ~torch.isin(positions // layer.shape[1], context.rows)
+        if context.rows.numel() < layer.shape[0]:
+            leaving |= ~contains(context.rows, positions // layer.shape[1])
         if regrow:
             context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, leaving, self.grow, context)
+        return lay_out(layer, positions, leaving, self.grow, context)
 
 
-def rule_name(rule: Callable[..., Any]) -> str:
+def rule_name(rule: Function) -> str:
     """Return the name of a rule, with what a ``functools.partial`` has fixed."""
     if isinstance(rule, partial):
         fixed = [_text(given) for given in rule.args]
@@ -119,5 +121,5 @@ def rule_name(rule: Callable[..., Any]) -> str:
     return str(getattr(rule, "__qualname__", type(rule).__qualname__))
 
 
-def _text(given: Any) -> str:
+def _text(given: object) -> str:
     return rule_name(given) if callable(given) else repr(given)

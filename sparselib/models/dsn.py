@@ -1,6 +1,6 @@
 """The dynamic sparse network for time series (Xiao and others, 2022)."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparselib import init, topology
 from sparselib.nn import SparseConv1d, replicate_right
+from sparselib.nn._options import ConvolutionOptions
 from sparselib.nn.gate import Channels
 
 
@@ -67,7 +68,7 @@ class DSN(nn.Module):
         bounded: bool = True,
         inputs: int = 1,
         pooled: int = 50,
-        **options: Any,
+        **options: Unpack[ConvolutionOptions],
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -76,7 +77,11 @@ class DSN(nn.Module):
         options["reach"] = topology.kernel_regions(
             width, kernel_size, groups if bounded else 1
         )
-        drawn = {"padding": replicate_right, "init": init.linear_, **options}
+        drawn: ConvolutionOptions = {
+            "padding": replicate_right,
+            "init": init.linear_,
+            **options,
+        }
         blocks = []
         for layer in range(layers):
             squeeze = (

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ class MLP(nn.Module):
         sparsity: float | Sequence[float | None] | None = None,
         activation: Callable[[], nn.Module] = nn.ReLU,
         dropout: float = 0.0,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__()
         if len(sizes) < 2:

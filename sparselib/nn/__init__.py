@@ -8,8 +8,9 @@ from sparselib.nn.activation import topk_absolutes as topk_absolutes
 from sparselib.nn.averaging import Averaged as Averaged
 from sparselib.nn.averaging import average as average
 from sparselib.nn.conv import SparseConv1d as SparseConv1d
-from sparselib.nn.conv import centred_zeros as centred_zeros
+from sparselib.nn.conv import centered_zeros as centered_zeros
 from sparselib.nn.conv import replicate_right as replicate_right
+from sparselib.nn.conversion import Conversion as Conversion
 from sparselib.nn.conversion import densify as densify
 from sparselib.nn.conversion import sparsify as sparsify
 from sparselib.nn.dropout import Dropout as Dropout

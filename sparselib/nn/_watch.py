@@ -6,13 +6,14 @@ gradients `values.grad` holds.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sparselib._types import SavedState, StateDict
 from sparselib.compilation import untraced
 
 if TYPE_CHECKING:
@@ -86,11 +87,11 @@ class Watch:
             self.batches = []
             self.gradient = None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StateDict:
         """Return what was gathered and not forgotten; a step that is due needs it later."""
         return {"batches": list(self.batches), "gradient": self.gradient}
 
-    def restore(self, state: Mapping[str, Any], values: Tensor) -> None:
+    def restore(self, state: SavedState, values: Tensor) -> None:
         """Take over what `state` returned, to where the values are."""
         gradient = state.get("gradient")
         self.gradient = None if gradient is None else gradient.to(values.device)
@@ -99,7 +100,7 @@ class Watch:
             for inputs, costs in state.get("batches", [])
         ]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Watch":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Watch":
         twin = Watch()
         memo[id(self)] = twin
         twin.is_open = self.is_open
@@ -111,7 +112,7 @@ class Watch:
         )
         return twin
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return Watch, ()
 
     def _follow(self, values: Tensor) -> None:
@@ -183,7 +184,7 @@ class Watches:
         found = [reference() for reference in self.references]
         return iter([watch for watch in found if watch is not None])
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[list[Watch]]]:
         return Watches, (list(self),)
 
 

@@ -105,7 +105,7 @@ class Averaged(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take a step towards the model, and its topology."""
+        """Take a step toward the model, and its topology."""
         own = sparse_layers(self.module)
         theirs = sparse_layers(model)
         _check_alike([self.module, model], [own, theirs])

@@ -1,7 +1,7 @@
 """The sparse convolution of dynamic sparse networks (Xiao and others, 2022)."""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,14 +10,14 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
+from sparselib._types import StateDict
 from sparselib.csr import CSR
 from sparselib.guarded import ReadOnly, plain, refuse_assignment, view
-from sparselib.nn.sparse_layer import SparseLayer, check_spelling
+from sparselib.nn._options import Initialize, Mode, Padding
+from sparselib.nn.sparse_layer import Dense, SparseLayer, check_spelling
 from sparselib.ops.conv import conv1d, extent
 from sparselib.topology import Region
 
-Padding = Callable[[Tensor, int], Tensor]
-Mode = Literal["zeros", "reflect", "replicate", "circular"]
 MODES = get_args(Mode)
 Topology = Callable[[Region, float, torch.Generator | None], Tensor]
 
@@ -37,7 +37,7 @@ def replicate_right(
     )
 
 
-def centred_zeros(
+def centered_zeros(
     x: Float[Tensor, "batch channels time"], extent: int
 ) -> Float[Tensor, "batch channels padded"]:
     """Put ``(extent - 1) // 2`` zeros before, ``extent // 2`` behind: torch's ``padding="same"``.
@@ -65,7 +65,7 @@ class SparseConv1d(SparseLayer):
     padding : int, {"valid", "same"} or callable
         As for ``nn.Conv1d``. Or ``(x, extent) -> padded x``, longer by ``extent - 1`` where a
         kernel extends over ``(kernel_size - 1) * dilation + 1`` points: `replicate_right`, that
-        of dynamic sparse networks, or `centred_zeros`.
+        of dynamic sparse networks, or `centered_zeros`.
     bias : bool
         Learn an additive bias, zero at initialization.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
@@ -114,7 +114,7 @@ class SparseConv1d(SparseLayer):
         sparsity: float | int = 0.9,
         reach: Int[Tensor, "filters"] | None = None,
         topology: Topology = topology.scattered,
-        init: Callable[..., Any] = init.fan_in_,
+        init: Initialize = init.fan_in_,
         cache_transpose: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -155,22 +155,32 @@ class SparseConv1d(SparseLayer):
         self.to(device)
 
     @staticmethod
-    def arguments_of(conv: nn.Conv1d) -> dict[str, Any]:
-        """Return what builds a layer of the same sizes, on the same device and of the same type."""
+    def arguments_of(dense: Dense) -> Mapping[str, object]:
+        """Return what builds a layer of the same sizes, on the same device and of the same type.
+
+        Raises
+        ------
+        ValueError
+            If it is no ``nn.Conv1d``.
+        """
+        if not isinstance(dense, nn.Conv1d):
+            raise ValueError(
+                f"a SparseConv1d computes what an nn.Conv1d does, not a {type(dense).__name__}"
+            )
         return {
-            "in_channels": conv.in_channels,
-            "out_channels": conv.out_channels,
-            "kernel_size": conv.kernel_size[0],
-            "stride": conv.stride[0],
-            "padding": conv.padding
-            if isinstance(conv.padding, str)
-            else conv.padding[0],
-            "dilation": conv.dilation[0],
-            "groups": conv.groups,
-            "bias": conv.bias is not None,
-            "padding_mode": conv.padding_mode,
-            "device": conv.weight.device,
-            "dtype": conv.weight.dtype,
+            "in_channels": dense.in_channels,
+            "out_channels": dense.out_channels,
+            "kernel_size": dense.kernel_size[0],
+            "stride": dense.stride[0],
+            "padding": dense.padding
+            if isinstance(dense.padding, str)
+            else dense.padding[0],
+            "dilation": dense.dilation[0],
+            "groups": dense.groups,
+            "bias": dense.bias is not None,
+            "padding_mode": dense.padding_mode,
+            "device": dense.weight.device,
+            "dtype": dense.weight.dtype,
         }
 
     @property
@@ -179,7 +189,7 @@ class SparseConv1d(SparseLayer):
         return view(self._reach, ReadOnly)
 
     @reach.setter
-    def reach(self, array: Any) -> None:
+    def reach(self, array: object) -> None:
         refuse_assignment("reach", self._reach, array)
 
     @property
@@ -202,11 +212,11 @@ class SparseConv1d(SparseLayer):
         ValueError
             If the padding is none that ``nn.Conv1d`` knows.
         """
-        padding = "same" if self.padding is centred_zeros else self.padding
+        padding = "same" if self.padding is centered_zeros else self.padding
         if not isinstance(padding, int | str):
             raise ValueError(
                 f"nn.Conv1d does not know the padding {self.padding}; only a layer with a padding "
-                f"of nn.Conv1d or with padding=centred_zeros has a dense twin"
+                f"of nn.Conv1d or with padding=centered_zeros has a dense twin"
             )
         weight = self.csr.to_dense(self.values.detach())
         conv = nn.Conv1d(
@@ -403,12 +413,12 @@ class SparseConv1d(SparseLayer):
         return self
 
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        self, destination: StateDict, prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "reach"] = self.reach
 
-    def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
+    def _proposed_region(self, entries: Mapping[str, object]) -> Region | None:
         if "reach" not in entries:
             return None
         reach = entries["reach"]
@@ -477,7 +487,7 @@ def _phase_positions(layer: SparseConv1d) -> tuple[Tensor, Tensor | None, int]:
     return positions, order, taps
 
 
-def _single(size: Any) -> Any:
+def _single(size: int | tuple[int]) -> int:
     """Return the one number of ``nn.Conv1d``'s tuples, or what is no tuple."""
     return size[0] if isinstance(size, tuple) and len(size) == 1 else size
 

@@ -1,39 +1,61 @@
-"""One line from an ordinary model to a sparse one."""
+"""One line from an ordinary model to a sparse one, and back."""
 
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Unpack, final
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
+from sparselib import distribution as distributions
+from sparselib import topology
+from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.linear import CSRLinear
-from sparselib.nn.sparse_layer import sparse_layers
+from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
+
+Distribution = Callable[[Sequence[Tensor], float], list[float]]
+Chosen = str | type | Callable[[str, nn.Module], bool]
 
 
 def sparsify(
     model: nn.Module,
-    sparsity: float,
-    skip: Iterable[str] = (),
+    sparsity: float | Mapping[str, float],
+    skip: Iterable[Chosen] = (),
     fresh: bool = False,
     *,
+    distribution: Distribution = distributions.uniform,
     convolutions: bool = False,
-    **options: Any,
+    **options: Unpack[LayerOptions],
 ) -> nn.Module:
-    """Replace every ``nn.Linear`` of `model` by a `CSRLinear`, in place, and return the model.
+    """Replace the linear layers of `model` by sparse ones, in place, and return the model.
+
+    What is converted, and why the rest is not, says ``print(Conversion(model, sparsity, ...))``,
+    which takes the same arguments and changes nothing.
 
     Parameters
     ----------
     model : nn.Module
-        Any model; a bare layer is converted and returned. Classes derived from ``nn.Linear`` stay
-        dense, for whoever wrote them reads the weight: the output of ``nn.MultiheadAttention``.
-    sparsity : float
-        Share of absent weights, in [0, 1).
-    skip : names
-        Layers to leave dense, by their names in ``model.named_modules()``.
+        Any model; a bare layer is converted and returned. Converted are ``nn.Linear``, the
+        ``Conv1D`` of the package transformers, which is a linear layer, and on demand
+        ``nn.Conv1d``. Classes derived from them stay dense, for whoever wrote them may read the
+        weight: the output of ``nn.MultiheadAttention``. Weights that several converted layers
+        share are shared by the sparse ones; layers that share theirs with anything else, such as
+        an embedding, stay dense.
+    sparsity : float or mapping of str to float
+        Share of absent weights, in [0, 1). A mapping gives it for names of layers, or of modules
+        that contain them; what it does not name stays dense.
+    skip : names, types or functions
+        What to leave dense: names in ``model.named_modules()`` of layers or of modules that
+        contain them, types of modules, or functions ``(name, module) -> bool``.
     fresh : bool
         Draw a new topology and new weights, to train from scratch, by default such that outputs
         vary as those of the dense layer (`sparselib.init.fan_in_`). Otherwise the largest weights
         of each layer are kept as they are.
+    distribution : callable
+        ``(weights, sparsity) -> sparsities`` divides the sparsity among the layers:
+        `sparselib.distribution.uniform`, `erdos_renyi_kernel` or `global_magnitude`.
     convolutions : bool
         Replace every ``nn.Conv1d`` by a `SparseConv1d` too.
     **options
@@ -42,7 +64,8 @@ def sparsify(
     Raises
     ------
     ValueError
-        If a name in `skip` is no layer that would be converted, or nothing is left to convert.
+        If a name is no layer that would be converted, a sparsity is impossible or leaves a layer
+        without a weight, or nothing is left to convert. The model is then unchanged.
 
     Notes
     -----
@@ -52,40 +75,186 @@ def sparsify(
     >>> groups = sl.parameter_groups(model, lr=1e-3, weight_decay=0.1)
     >>> optimizer = torch.optim.AdamW(groups)
     """
-    kinds = (nn.Linear, nn.Conv1d) if convolutions else (nn.Linear,)
-    what = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
-    skip = set(skip)
-    layers = {name: m for name, m in model.named_modules() if type(m) in kinds}
-    if unknown := skip - layers.keys():
-        raise ValueError(
-            f"skip names {sorted(unknown)}, but the {what} layers are {sorted(layers)}"
+    return Conversion(
+        model,
+        sparsity,
+        skip,
+        fresh,
+        distribution=distribution,
+        convolutions=convolutions,
+        **options,
+    ).apply()
+
+
+class Entry(NamedTuple):
+    """What becomes of one layer.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the model.
+    kind : str
+        Its class.
+    before, after : int
+        Numbers of its weights.
+    reason : str
+        Why it stays dense; empty if it is converted.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    reason: str = ""
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that will be absent."""
+        return 1 - self.after / self.before if self.before else 0.0
+
+
+@final
+class Conversion:
+    """What `sparsify` does to a model: printed, it is a table with a line per layer.
+
+    It is checked whole when it is built, and changes nothing before `apply`. Arguments and errors
+    are those of `sparsify`.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        A layer each, in the order of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sparsity: float | Mapping[str, float],
+        skip: Iterable[Chosen] = (),
+        fresh: bool = False,
+        *,
+        distribution: Distribution = distributions.uniform,
+        convolutions: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        self.model = model
+        self._fresh = fresh
+        self._options = options
+        weighty = _weighty(model)
+        reasons = {
+            name: _reason(module, convolutions)
+            for name, module in weighty.items()
+        }
+        _skip(list(skip), weighty, reasons)
+        given = _given(sparsity, weighty, reasons)
+        _keep_ties(model, weighty, reasons, set(given))
+        chosen = [name for name, reason in reasons.items() if not reason]
+        if not chosen:
+            raise ValueError(_nothing(reasons, weighty, convolutions))
+        self._shares = _divided(
+            {name: _matrix(weighty[name]) for name in chosen},
+            given,
+            sparsity,
+            distribution,
         )
-    converted = {
-        layer: _convert(layer, sparsity, fresh, options)
-        for name, layer in layers.items()
-        if name not in skip
-    }
-    if not converted:
-        raise ValueError(f"there is no {what} to convert in this model")
-    if model in converted:
-        return converted[model]
-    for parent in list(model.modules()):
-        # named_children would pass over the second use of a shared layer
-        for name, child in parent._modules.items():
-            if child in converted:
-                setattr(parent, name, converted[child])
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = (
-                        0  # its fused inference reads dense weights
-                    )
-    return model
+        for name in chosen:
+            if (
+                self._shares[name] == 0
+                and not isinstance(sparsity, Mapping)
+                and sparsity
+            ):
+                reasons[name] = "the distribution leaves it full"
+        _check_fresh(weighty, self._shares, fresh)
+        self._layers = {
+            name: weighty[name] for name in chosen if not reasons[name]
+        }
+        if not self._layers:
+            raise ValueError(_nothing(reasons, weighty, convolutions))
+        self.entries = tuple(
+            _entry(name, module, self._shares.get(name, 0.0), reasons[name])
+            for name, module in weighty.items()
+        )
+
+    def apply(self) -> nn.Module:
+        """Carry it out in place, and return the model."""
+        model = self.model
+        made = self._made()
+        if model in made:
+            return made[model]
+        for parent in list(model.modules()):
+            # named_children would pass over the second use of a shared layer
+            for name, child in parent._modules.items():
+                if child in made:
+                    setattr(parent, name, made[child])
+                    if isinstance(parent, nn.TransformerEncoderLayer):
+                        # its fused inference reads dense weights
+                        parent.activation_relu_or_gelu = 0
+        return model
+
+    def __str__(self) -> str:
+        """Return the table."""
+        lines = [_HEAD, *map(_line, self.entries)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        rows = [
+            "  ".join(
+                [
+                    *(text.ljust(w) for text, w in zip(line[:2], widths)),
+                    *(text.rjust(w) for text, w in zip(line[2:5], widths[2:])),
+                    line[5],
+                ]
+            ).rstrip()
+            for line in lines
+        ]
+        before = sum(entry.before for entry in self.entries)
+        after = sum(entry.after for entry in self.entries)
+        return "\n".join([*rows, f"{before:,} weights become {after:,}"])
+
+    __repr__ = __str__
+
+    def _made(self) -> dict[nn.Module, nn.Module]:
+        """Build the sparse layers; those whose parameters were tied share theirs."""
+        made: dict[nn.Module, nn.Module] = {}
+        heads: dict[nn.Parameter, SparseLayer] = {}
+        biases: dict[nn.Parameter, nn.Parameter] = {}
+        for name, dense in self._layers.items():
+            layer = _convert(
+                dense, self._shares[name], self._fresh, self._options
+            )
+            weight = dense.weight
+            bias = dense.bias
+            assert isinstance(weight, nn.Parameter)
+            head = heads.setdefault(weight, layer)
+            if head is not layer:
+                layer.csr = head.csr
+                layer.values = head.values
+            layer.values.requires_grad_(weight.requires_grad)
+            if isinstance(bias, nn.Parameter) and layer.bias is not None:
+                layer.bias = biases.setdefault(bias, layer.bias)
+                layer.bias.requires_grad_(bias.requires_grad)
+            made[dense] = layer
+        return made
+
+
+_HEAD = ("layer", "kind", "weights", "kept", "sparsity", "")
+
+
+def _line(entry: Entry) -> tuple[str, str, str, str, str, str]:
+    note = f"stays dense: {entry.reason}" if entry.reason else ""
+    return (
+        entry.name or "(the model)",
+        entry.kind,
+        f"{entry.before:,}",
+        f"{entry.after:,}",
+        f"{entry.sparsity:.1%}",
+        note,
+    )
 
 
 def densify(model: nn.Module) -> nn.Module:
     """Replace every sparse layer of `model` by its dense twin, in place, and return the model.
 
     The inverse of `sparsify`: the same numbers, with the zeros stored. A layer that is used twice
-    remains one layer, and a bias that two layers share remains one parameter.
+    remains one layer, and parameters that layers share remain one.
 
     Parameters
     ----------
@@ -98,7 +267,7 @@ def densify(model: nn.Module) -> nn.Module:
         If there is no sparse layer, or a convolution's padding has no name in ``nn.Conv1d``. The
         model is then unchanged.
     """
-    converted: dict[nn.Module, Any] = {
+    converted: dict[nn.Module, Dense] = {
         layer: layer.to_dense() for layer in sparse_layers(model).values()
     }
     if not converted:
@@ -106,9 +275,11 @@ def densify(model: nn.Module) -> nn.Module:
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for layer in sparse_layers(model).values():
         dense = converted[layer]
-        if layer.bias is not None:
+        if layer.bias is not None and isinstance(dense.bias, nn.Parameter):
             dense.bias = shared.setdefault(layer.bias, dense.bias)
             dense.bias.requires_grad_(layer.bias.requires_grad)
+        if isinstance(dense.weight, nn.Parameter):
+            dense.weight = shared.setdefault(layer.values, dense.weight)
         dense.weight.requires_grad_(layer.values.requires_grad)
     if model in converted:
         return converted[model]
@@ -119,12 +290,278 @@ def densify(model: nn.Module) -> nn.Module:
     return model
 
 
+def _weighty(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with a matrix or kernel of their own, but for tables of embeddings."""
+    kinds = nn.Embedding | nn.EmbeddingBag | SparseLayer
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if not isinstance(module, kinds)
+        and any(
+            is_lazy(parameter) or parameter.ndim > 1
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+    }
+
+
+def _reason(module: nn.Module, convolutions: bool) -> str:
+    """Return why a module cannot be converted, or nothing."""
+    if any(is_lazy(p) for p in module._parameters.values() if p is not None):
+        return "its sizes are not known before its first call"
+    kind = type(module)
+    if kind is nn.Conv1d and not convolutions:
+        return "convolutions=True converts it"
+    if kind not in (nn.Linear, nn.Conv1d) and not _is_conv1d_of_transformers(
+        module
+    ):
+        return _stranger(module)
+    if _has_hooks(module):
+        return (
+            "hooks of yours would be lost; register them after the conversion"
+        )
+    if isinstance(module, nn.Conv1d):
+        try:
+            SparseConv1d.arguments_of(module)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def _stranger(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        return "it is derived from a layer, and may read the weight itself"
+    if isinstance(module, _ConvNd):
+        return "there is no sparse layer for this convolution"
+    return "there is no sparse layer that computes the same"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _is_conv1d_of_transformers(module: nn.Module) -> bool:
+    """Whether it is the linear layer with a transposed weight of the package transformers."""
+    package = sys.modules.get("transformers.pytorch_utils")
+    return package is not None and type(module) is package.Conv1D
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """Return the weight of a layer that can be converted, (outputs, inputs, ...)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if _is_conv1d_of_transformers(module) else weight
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".") or not module
+
+
+def _skip(
+    skip: list[Chosen],
+    weighty: Mapping[str, nn.Module],
+    reasons: dict[str, str],
+) -> None:
+    """Note what the user leaves dense."""
+    convertible = [name for name, reason in reasons.items() if not reason]
+    names = [chosen for chosen in skip if isinstance(chosen, str)]
+    unknown = [
+        name
+        for name in names
+        if not name or not any(_is_within(layer, name) for layer in convertible)
+    ]
+    if unknown:
+        raise ValueError(
+            f"skip names {sorted(unknown)}, but the layers that would be converted are "
+            f"{sorted(convertible)}"
+        )
+    for layer in convertible:
+        if any(_is_chosen(chosen, layer, weighty[layer]) for chosen in skip):
+            reasons[layer] = "you skip it"
+
+
+def _is_chosen(chosen: Chosen, name: str, module: nn.Module) -> bool:
+    if isinstance(chosen, str):
+        return _is_within(name, chosen)
+    if isinstance(chosen, type):
+        return isinstance(module, chosen)
+    return bool(chosen(name, module))
+
+
+def _given(
+    sparsity: float | Mapping[str, float],
+    weighty: Mapping[str, nn.Module],
+    reasons: dict[str, str],
+) -> dict[str, float]:
+    """Return the sparsities that the user gave layers by name; what is not named stays dense."""
+    if not isinstance(sparsity, Mapping):
+        return {}
+    found: dict[str, float] = {}
+    for key in sorted(sparsity, key=len):  # a name within another one decides
+        inside = [name for name in weighty if _is_within(name, key)]
+        open_ones = [name for name in inside if not reasons[name]]
+        if not open_ones:
+            why = "; ".join(f"{name!r}: {reasons[name]}" for name in inside)
+            raise ValueError(
+                f"sparsity names {key!r}, where nothing can be converted"
+                + (f" ({why})" if why else "")
+            )
+        found.update(dict.fromkeys(open_ones, float(sparsity[key])))
+    for name, reason in reasons.items():
+        if not reason and name not in found:
+            reasons[name] = "no sparsity is given for it"
+    return found
+
+
+def _keep_ties(
+    model: nn.Module,
+    weighty: Mapping[str, nn.Module],
+    reasons: dict[str, str],
+    named: set[str],
+) -> None:
+    """Leave dense what shares its weight with something that stays dense.
+
+    Raises
+    ------
+    ValueError
+        If a sparsity names such a layer.
+    """
+    places: dict[Tensor, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((name, key))
+    is_settled = False
+    while not is_settled:
+        is_settled = True
+        for name in [name for name, reason in reasons.items() if not reason]:
+            tie = _tie_to_dense(model, weighty[name], places, reasons)
+            if tie and name in named:
+                raise ValueError(
+                    f"sparsity names {name!r}, but {tie}; untie them first, or leave it out"
+                )
+            if tie:
+                reasons[name] = tie
+                is_settled = False
+
+
+def _tie_to_dense(
+    model: nn.Module,
+    module: nn.Module,
+    places: Mapping[Tensor, list[tuple[str, str]]],
+    reasons: Mapping[str, str],
+) -> str:
+    """Return with what that stays dense a layer shares its weight, or nothing."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    for other, key in places[weight]:
+        is_alike = type(model.get_submodule(other)) is type(module)
+        if key != "weight" or not is_alike or reasons.get(other, "dense"):
+            return f"its weight is also {other}.{key}, which stays dense"
+    return ""
+
+
+def _divided(
+    weights: Mapping[str, Tensor],
+    given: Mapping[str, float],
+    sparsity: float | Mapping[str, float],
+    distribution: Distribution,
+) -> dict[str, float]:
+    """Return the sparsity of each layer.
+
+    Raises
+    ------
+    ValueError
+        If one is impossible, or a layer would keep no weight.
+    """
+    if isinstance(sparsity, Mapping):
+        shares = {name: given[name] for name in weights}
+    else:
+        found = distribution(list(weights.values()), sparsity)
+        shares = dict(zip(weights, found, strict=True))
+    for name, share in shares.items():
+        weight = weights[name]
+        columns = weight[0].numel()
+        is_empty = share >= 1 and not isinstance(sparsity, Mapping)
+        if is_empty or not topology.connections(len(weight), columns, share):
+            raise ValueError(
+                f"a sparsity of {share:.6g} leaves the layer {name!r}, {len(weight)} x {columns}, "
+                f"without a weight; lower it, or skip the layer"
+            )
+    return shares
+
+
+def _check_fresh(
+    weighty: Mapping[str, nn.Module], shares: Mapping[str, float], fresh: bool
+) -> None:
+    for name in shares:
+        if not fresh and _matrix(weighty[name]).is_meta:
+            raise ValueError(
+                f"layer {name!r} is on the device meta and has no weights of which the largest "
+                f"could be kept; fresh=True draws new ones"
+            )
+
+
+def _nothing(
+    reasons: Mapping[str, str],
+    weighty: Mapping[str, nn.Module],
+    convolutions: bool,
+) -> str:
+    what = "nn.Linear and nn.Conv1d" if convolutions else "nn.Linear"
+    why = "; ".join(
+        f"{name!r} ({type(weighty[name]).__name__}): {reason}"
+        for name, reason in reasons.items()
+    )
+    sentence = f"there is no {what} to convert in this model"
+    return f"{sentence}; {why}" if why else sentence
+
+
+def _entry(name: str, module: nn.Module, sparsity: float, reason: str) -> Entry:
+    before = sum(
+        parameter.numel()
+        for parameter in module._parameters.values()
+        if parameter is not None
+        and not is_lazy(parameter)
+        and parameter.ndim > 1
+    )
+    after = before
+    if not reason:
+        weight = _matrix(module)
+        after = topology.connections(len(weight), weight[0].numel(), sparsity)
+    return Entry(name, type(module).__name__, before, after, reason)
+
+
 def _convert(
-    layer: Any, sparsity: float, fresh: bool, options: dict[str, Any]
-) -> nn.Module:
-    kind: Any = SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
+    layer: nn.Module, sparsity: float, fresh: bool, options: LayerOptions
+) -> SparseLayer:
+    if _is_conv1d_of_transformers(layer):
+        layer = _linear_twin(layer)
+    assert isinstance(layer, nn.Linear | nn.Conv1d)
+    kind: type[SparseLayer] = (
+        SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
+    )
     if not fresh:
-        return kind.from_dense(layer, sparsity, **options)
+        kept: KeptOptions = options
+        return kind.from_dense(layer, sparsity, **kept)
     return kind(sparsity=sparsity, **kind.arguments_of(layer), **options).train(
         layer.training
     )
+
+
+def _linear_twin(layer: nn.Module) -> nn.Linear:
+    """Return the ``nn.Linear`` that computes what a ``Conv1D`` of transformers does."""
+    weight = _matrix(layer).detach()
+    bias = layer.bias
+    rows, columns = weight.shape
+    twin = nn.Linear(
+        columns, rows, bias is not None, device="meta", dtype=weight.dtype
+    )
+    twin.weight = nn.Parameter(weight)
+    if isinstance(bias, Tensor):
+        twin.bias = nn.Parameter(bias.detach())
+    return twin.train(layer.training)

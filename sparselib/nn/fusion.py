@@ -1,23 +1,24 @@
 """Sparse linear layers one after the other, carried out at once where nobody looks in between."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as every_module
 
 from sparselib import ops
+from sparselib.csr import CSR
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.fused import sequence
+from sparselib.ops.fused import at_once, sequence
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def chain(
-    layers: Sequence[Any],
+    layers: Sequence[nn.Module],
     activation: Activation,
     x: Float[Tensor, "batch columns"],
 ) -> Float[Tensor, "batch rows"]:
@@ -30,16 +31,23 @@ def chain(
     """
     if not _is_plain(layers, activation, x):
         return _one_by_one(layers, activation, x)
-    tensors = [
-        tensor for layer in layers for tensor in (layer.values, layer.bias)
-    ]
+    patterns: list[CSR] = []
+    tensors: list[Tensor | None] = []
+    for layer in layers:
+        csr, values, bias = layer.weights
+        patterns.append(csr)
+        tensors.append(values)
+        tensors.append(bias)
+    y = at_once(patterns, tensors, x)
+    if y is not None:
+        return y
     if (
         ops.fast(x, *(tensor for tensor in tensors if tensor is not None))
         is None
     ):
         return _one_by_one(layers, activation, x)
     return sequence(
-        [layer.csr for layer in layers],
+        patterns,
         tensors,
         x,
         [keepers(one) for one in layers],
@@ -54,24 +62,42 @@ def _one_by_one(
     return layers[-1](x)
 
 
-def _is_plain(layers: Sequence[Any], activation: Activation, x: Tensor) -> bool:
+def _is_plain(
+    layers: Sequence[nn.Module], activation: Activation, x: Tensor
+) -> TypeGuard[Sequence[CSRLinear]]:
     return (
         type(activation) is nn.ReLU
         and not (activation._forward_hooks or activation._forward_pre_hooks)
         and not activation._backward_hooks
-        and not _has_any_global_hook()
-        and all(map(_is_unobserved, layers))
+        and not _is_every_module_observed()
+        and _are_unobserved(layers)
         and x.ndim == 2
-        and _fits(layers, x.shape[1])
+        and _fits(layers, int(x.shape[1]))  # a tensor while torch.jit traces
     )
 
 
-def _fits(layers: Sequence[Any], width: int) -> bool:
+def _is_every_module_observed() -> bool:
+    """Whether a hook of all modules is registered; torch 2.6 has no function that tells."""
+    return bool(
+        every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
+    )
+
+
+def _fits(layers: Sequence[CSRLinear], width: int) -> bool:
     for layer in layers:
         if layer.in_features != width:
             return False
         width = layer.out_features
     return True
+
+
+def _are_unobserved(
+    layers: Sequence[nn.Module],
+) -> TypeGuard[Sequence[CSRLinear]]:
+    return all(map(_is_unobserved, layers))
 
 
 def _is_unobserved(layer: nn.Module) -> bool:

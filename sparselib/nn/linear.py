@@ -1,7 +1,6 @@
 """The CSR layer of Ertl, Section 3: dense biases and a sparse weight matrix with fixed count."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 
 from sparselib import init, ops, topology
 from sparselib.csr import CSR
-from sparselib.nn.sparse_layer import SparseLayer, check_spelling
+from sparselib.nn._options import Initialize, Product
+from sparselib.nn.sparse_layer import Dense, SparseLayer, check_spelling
 from sparselib.topology import Region
 
 Topology = Callable[..., Tensor]
-Product = Callable[[CSR, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class CSRLinear(SparseLayer):
@@ -64,7 +63,7 @@ class CSRLinear(SparseLayer):
         *,
         sparsity: float | int = 0.9,
         topology: Topology = topology.even_fan_in,
-        init: Callable[..., Any] = init.fan_in_,
+        init: Initialize = init.fan_in_,
         product: Product = ops.spmm,
         cache_transpose: bool = True,
         generator: torch.Generator | None = None,
@@ -89,14 +88,24 @@ class CSRLinear(SparseLayer):
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
     @staticmethod
-    def arguments_of(linear: nn.Linear) -> dict[str, Any]:
-        """Return what builds a layer of the same sizes, on the same device and of the same type."""
+    def arguments_of(dense: Dense) -> Mapping[str, object]:
+        """Return what builds a layer of the same sizes, on the same device and of the same type.
+
+        Raises
+        ------
+        ValueError
+            If it is no ``nn.Linear``.
+        """
+        if not isinstance(dense, nn.Linear):
+            raise ValueError(
+                f"a CSRLinear computes what an nn.Linear does, not a {type(dense).__name__}"
+            )
         return {
-            "in_features": linear.in_features,
-            "out_features": linear.out_features,
-            "bias": linear.bias is not None,
-            "device": linear.weight.device,
-            "dtype": linear.weight.dtype,
+            "in_features": dense.in_features,
+            "out_features": dense.out_features,
+            "bias": dense.bias is not None,
+            "device": dense.weight.device,
+            "dtype": dense.weight.dtype,
         }
 
     def to_dense(self) -> nn.Linear:
@@ -139,9 +148,24 @@ class CSRLinear(SparseLayer):
         self, x: Float[Tensor, "*batch columns"]
     ) -> Float[Tensor, "*batch rows"]:
         """Return x W^T + b."""
-        return self.observed(
-            x, self.product(self.csr, self.values, x, self.bias)
-        )
+        csr, values, bias = self.weights
+        return self.observed(x, self.product(csr, values, x, bias))
+
+    @property
+    def weights(self) -> tuple[CSR, Tensor, Tensor | None]:
+        """Connections, values and biases, as ``nn.Module.__getattr__`` finds them, but sooner."""
+        parameters = self._parameters
+        if "values" in parameters and "bias" in parameters:
+            csr = self._modules["csr"]
+            values = parameters["values"]
+            assert isinstance(csr, CSR)
+            assert values is not None
+            return csr, values, parameters["bias"]
+        return (
+            self.csr,
+            self.values,
+            self.bias,
+        )  # a parametrization computes them
 
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""

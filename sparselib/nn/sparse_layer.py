@@ -3,19 +3,24 @@
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from sparselib import topology
+from sparselib._types import SavedState, StateDict
 from sparselib.csr import ARRAYS, CSR, LOADED, check_positions, rows_of
+from sparselib.nn._options import KeptOptions
 from sparselib.nn._watch import Watches, observe
 from sparselib.ranking import largest
 from sparselib.topology import Region
 
 Layer = TypeVar("Layer", bound="SparseLayer")
+# layers that have a sparse twin
+Dense = nn.Linear | nn.Conv1d
 
 
 class SparseLayer(nn.Module, ABC):
@@ -52,6 +57,16 @@ class SparseLayer(nn.Module, ABC):
         False  # whether this layer is loaded by itself, and strictly
     )
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what a sparse layer has instead of a weight; else as ``nn.Module``."""
+        if name == "weight":
+            raise AttributeError(
+                f"a {type(self).__name__} has no dense `weight`, but `values` at the connections "
+                f"of `csr`; where a model reads weights itself, leave that layer dense: "
+                f"sl.sparsify(model, ..., skip=[its name])"
+            )
+        return super().__getattr__(name)
+
     @property
     @abstractmethod
     def region(self) -> Region:
@@ -64,7 +79,7 @@ class SparseLayer(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def arguments_of(dense: Any) -> dict[str, Any]:
+    def arguments_of(dense: Dense) -> Mapping[str, object]:
         """Return what builds a layer of the same sizes, on the same device and of the same type.
 
         Raises
@@ -74,7 +89,7 @@ class SparseLayer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def to_dense(self) -> nn.Module:
+    def to_dense(self) -> Dense:
         """Return the dense layer with the same outputs."""
 
     @abstractmethod
@@ -99,9 +114,9 @@ class SparseLayer(nn.Module, ABC):
     @classmethod
     def from_dense(
         cls: type[Layer],
-        dense: Any,
+        dense: Dense,
         sparsity: float | None = None,
-        **options: Any,
+        **options: Unpack[KeptOptions],
     ) -> Layer:
         """Build from a dense layer, keeping its largest weights by magnitude, and its bias.
 
@@ -127,7 +142,7 @@ class SparseLayer(nn.Module, ABC):
             init=lambda values, *_: values.copy_(flat[positions]),
             **options,
         )
-        if layer.bias is not None:
+        if layer.bias is not None and dense.bias is not None:
             layer.bias.data.copy_(dense.bias.detach())
         return layer.train(dense.training)
 
@@ -207,7 +222,7 @@ class SparseLayer(nn.Module, ABC):
         self.values.data = fresh
         self._follow()
 
-    def _check_values(self, positions: Tensor, values: Any) -> None:
+    def _check_values(self, positions: Tensor, values: object) -> None:
         if not isinstance(values, Tensor) or values.shape != positions.shape:
             found = (
                 tuple(values.shape)
@@ -228,10 +243,10 @@ class SparseLayer(nn.Module, ABC):
 
     def load_state_dict(
         self,
-        state_dict: Mapping[str, Any],
+        state_dict: SavedState,
         strict: bool = True,
         assign: bool = False,
-    ) -> Any:
+    ) -> _IncompatibleKeys:
         """Load as ``nn.Module`` does, and change nothing if anything is refused.
 
         A layer within a model is not told whether loading is strict. There a key that is missing
@@ -239,15 +254,18 @@ class SparseLayer(nn.Module, ABC):
         """
         self._is_strict = strict
         try:
-            return super().load_state_dict(state_dict, strict, assign)
+            keys: _IncompatibleKeys = super().load_state_dict(
+                state_dict, strict, assign
+            )
+            return keys
         finally:
             self._is_strict = False
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         prefix: str,
-        local_metadata: dict[str, Any],
+        local_metadata: dict[str, object],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -263,7 +281,7 @@ class SparseLayer(nn.Module, ABC):
         )
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, *rest)
-        assign = local_metadata.get("assign_to_params_buffers", False)
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
         arrays = {prefix + f"csr.{name}": name for name in ARRAYS}
         extras = {prefix + name: name for name in self.extras}
         missing, unexpected = (
@@ -314,7 +332,7 @@ class SparseLayer(nn.Module, ABC):
     def _follow(self) -> None:
         """Bring up to date what a class derives from the pattern, after every change of it."""
 
-    def _proposed_region(self, entries: dict[str, Any]) -> Region | None:
+    def _proposed_region(self, entries: Mapping[str, object]) -> Region | None:
         """Return the region that a state dict's entries named in `extras` define, checked."""
         return None
 
@@ -329,7 +347,7 @@ def _named(layer: nn.Module, prefix: str) -> str:
 
 
 def _unlike(
-    layer: SparseLayer, state_dict: dict[str, Any], prefix: str
+    layer: SparseLayer, state_dict: StateDict, prefix: str
 ) -> tuple[list[str], list[str]]:
     """Return the keys of this layer that a state dict lacks, and those that the layer lacks."""
     arrays = [f"csr.{name}" for name in ARRAYS]
@@ -375,7 +393,7 @@ def _check_fit(
 
 def _proposed_numbers(
     layer: SparseLayer,
-    state_dict: dict[str, Any],
+    state_dict: StateDict,
     prefix: str,
     pattern: tuple[Tensor, Tensor] | None,
     assign: bool,
@@ -409,7 +427,7 @@ def _proposed_numbers(
     }
 
 
-def _check_numbers(name: str, entry: Any, count: int) -> None:
+def _check_numbers(name: str, entry: object, count: int) -> None:
     if not isinstance(entry, Tensor):
         raise ValueError(
             f"the {name} must be a tensor, not {type(entry).__name__}"
@@ -448,7 +466,7 @@ def _check_alike(
 
 
 def check_spelling(
-    layer: type, sizes: tuple[int, ...], sparsity: Any, bias: Any
+    layer: type, sizes: tuple[int, ...], sparsity: object, bias: object
 ) -> None:
     """Refuse a sparsity that is a bool and a bias that is none: each in the other's place."""
     spelled = f"{layer.__name__}({', '.join(map(str, sizes))}"

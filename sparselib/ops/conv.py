@@ -9,12 +9,13 @@ As in `sparselib.ops`, its products (convolution, input gradient, gradient at th
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparselib._types import AutogradContext
+from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Sizes, reference
@@ -70,7 +71,7 @@ def conv1d(
             values, bias, operands.resolved(x), csr, sizes
         )
         return result
-    if transformed():
+    if transformed() or is_exported_to_onnx():
         return reference.convolve(values, indices_of(csr), x, sizes, bias)
     y = _conv1d(values, x, sizes, operator_indices(csr))
     return operands.plus(y, bias, (-1, 1))
@@ -138,7 +139,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         values: Tensor,
         bias: Tensor | None,
         x: Tensor,
@@ -152,7 +153,7 @@ class _Convolution(torch.autograd.Function):
         return own(module(x).convolve(values, indices_of(csr), x, sizes, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         sizes = ctx.sizes
@@ -225,7 +226,11 @@ def _sizes(sizes: Sequence[int]) -> Sizes:
     return Sizes(*sizes)
 
 
-@torch.library.custom_op("sparselib::conv1d", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d",
+    mutates_args=(),
+    schema="(Tensor values, Tensor x, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d(
     values: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:
@@ -240,7 +245,11 @@ def _conv1d(
     return own(module(x).convolve(values, checked, operands.resolved(x), named))
 
 
-@torch.library.custom_op("sparselib::conv1d_t", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d_t",
+    mutates_args=(),
+    schema="(Tensor values, Tensor dy, SymInt time, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d_t(
     values: Tensor,
     dy: Tensor,
@@ -265,7 +274,11 @@ def _conv1d_t(
     )
 
 
-@torch.library.custom_op("sparselib::conv1d_weight", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::conv1d_weight",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, SymInt[] sizes, Tensor[] indices) -> Tensor",
+)
 def _conv1d_weight(
     dy: Tensor, x: Tensor, sizes: Sequence[int], indices: Sequence[Tensor]
 ) -> Tensor:

@@ -8,6 +8,7 @@ or a transform of functions.
 import functools
 import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from sparselib.ops.backends import Backend, cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
+OLDEST_TRITON = (3, 6)
 HALVES = (torch.float16, torch.bfloat16)
 # the types that autograd may see directly; a subclass of Tensor wants to see operators
 PLAIN = frozenset((Tensor, nn.Parameter))
@@ -39,9 +41,13 @@ def _allowed(name: str, sentence: str) -> str:
         raise ValueError(
             "the backend 'gpu' needs a CUDA device, and torch sees none; use 'auto'"
         )
-    if name in ("gpu", "interpret") and not _is_installed("triton"):
+    if name in ("gpu", "interpret") and (missing := _missing_triton()):
         raise ValueError(
-            f"the backend {name!r} needs triton; pip install triton, or use 'auto'"
+            f"the backend {name!r} needs triton; {missing}, or use 'auto'"
+        )
+    if name == "gpu" and (missing := _missing_compiler()):
+        raise ValueError(
+            f"the backend 'gpu' needs a C compiler; {missing}, or use 'auto'"
         )
     if name == "interpret" and not _can_interpret():
         raise ValueError(
@@ -56,6 +62,21 @@ def _allowed(name: str, sentence: str) -> str:
 @functools.cache
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _missing_triton() -> str:
+    """What to do for a Triton that knows what our kernels use; empty if there is one."""
+    if not _is_installed("triton"):
+        return "pip install triton"
+    if _release("triton") < OLDEST_TRITON:
+        return f"Triton {metadata.version('triton')} is older than 3.6; upgrade triton and torch"
+    return ""
+
+
+def _missing_compiler() -> str:
+    """What to do for the compiler that builds Triton's launchers; empty if there is one."""
+    named = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return "" if named else "install gcc or clang, or name one in CC"
 
 
 def _can_interpret() -> bool:
@@ -112,7 +133,7 @@ def module(tensor: Tensor) -> Backend:
         CHOSEN in ("auto", "gpu")
         and tensor.is_cuda
         and is_known
-        and _is_installed("triton")
+        and _has_gpu_kernels()
     ):
         return _gpu(interpreted=False)
     return reference
@@ -172,6 +193,42 @@ def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
     return is_direct
 
 
+def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether nothing but a kernel has to see a call: no gradient, compiler, tracer or transform.
+
+    All tensors then hold float32 on the CPU, and there are kernels for them.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._functorch.maybe_current_level() is not None
+        or type(x) is not Tensor
+    ):
+        return False
+    is_recording = torch.is_grad_enabled()
+    if not _is_plain_number(x) or (is_recording and x.requires_grad):
+        return False
+    for tensor in parameters:
+        if tensor is not None and (
+            type(tensor) not in PLAIN
+            or not _is_plain_number(tensor)
+            or (is_recording and tensor.requires_grad)
+        ):
+            return False
+    return module(x) is cpu
+
+
+def _is_plain_number(x: Tensor) -> bool:
+    return (
+        x.dtype is torch.float32
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and x.data_ptr() != 0
+    )
+
+
 def is_written(x: Tensor) -> bool:
     """Whether the numbers of x are in its memory: no sign is pending, and no zero implied.
 
@@ -226,6 +283,19 @@ def _has_cpu_kernels() -> bool:
         )
         return False
     return True
+
+
+@functools.cache
+def _has_gpu_kernels() -> bool:
+    """Whether the GPU's kernels can be compiled here; warns once if they cannot."""
+    missing = _missing_triton() or _missing_compiler()
+    if missing:
+        warnings.warn(
+            "sparselib computes by its definition, which is right and slow: Triton, which compiles "
+            f"its GPU kernels, cannot be used here; {missing}",
+            stacklevel=2,
+        )
+    return not missing
 
 
 @functools.cache

@@ -1,15 +1,15 @@
 """Sparse linear layers one after the other with ReLU between them, and all their gradients."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
-from sparselib.ops.backends import Weights
-from sparselib.ops.dispatch import module
+from sparselib.ops.backends import Weights, cpu
+from sparselib.ops.dispatch import is_plain, module
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
 
@@ -63,9 +63,40 @@ def sequence(
     return _steps(layers, x)[-1]
 
 
-def _layers(patterns: Sequence[CSR], tensors: Sequence[Any]) -> list[Layer]:
+def at_once(
+    patterns: Sequence[CSR], tensors: Sequence[Tensor | None], x: Tensor
+) -> Tensor | None:
+    """Carry few samples through all layers by one call, or return None where more is asked for.
+
+    As `sequence`, without a gradient and with as little Python as can be: what one sample costs is
+    the call.
+    """
+    if not (is_plain(x, *tensors) and products.are_few(x)):
+        return None
+    width = x.shape[1]
+    layers = []
+    for number, csr in enumerate(patterns):
+        values = tensors[2 * number]
+        bias = tensors[2 * number + 1]
+        if values is None or not products.fit_exactly(csr, values, bias, width):
+            return None
+        layers.append((*operands.indices_of(csr), values, bias))
+        width = csr.shape[0]
+    return cpu.few_through(layers, x)
+
+
+def _layers(
+    patterns: Sequence[CSR], tensors: Sequence[Tensor | None]
+) -> list[Layer]:
     relus = [True] * (len(patterns) - 1) + [False]
-    return [*map(Layer, patterns, tensors[::2], tensors[1::2], relus)]
+    layers: list[Layer] = []
+    for csr, values, bias, relu in zip(
+        patterns, tensors[::2], tensors[1::2], relus
+    ):
+        if values is None:
+            raise TypeError("the values of a layer must be a tensor, not None")
+        layers.append(Layer(csr, values, bias, relu))
+    return layers
 
 
 def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
@@ -81,7 +112,7 @@ def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         layers: Sequence[Weights],
         patterns: Sequence[CSR],
         watches: Sequence[Sequence[Watch]],
@@ -96,7 +127,7 @@ class _Sequence(torch.autograd.Function):
         return own(y)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.versions != [csr.version for csr in ctx.patterns]:
             raise RuntimeError(operands.STALE)
         if torch.is_grad_enabled():
@@ -112,11 +143,11 @@ class _Sequence(torch.autograd.Function):
             for watch in ctx.watches[number]:
                 watch(x.detach(), dy)
             further = number > 0 or needed[0]
-            found = products.gradients(
+            dvalues, dbias, dx = products.gradients(
                 values[number], csr, dy, x, further, number > 0
             )
-            *ours, dy = found
-            gradients[:0] = ours
+            gradients[:0] = [dvalues, dbias]
+            dy = dy if dx is None else dx
         return None, None, None, *_needed((dy, *gradients), needed)
 
 
@@ -129,7 +160,7 @@ def _needed(
     ]
 
 
-def _again(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _again(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients by steps that have derivatives themselves."""
     x, *saved = ctx.saved_tensors
     tensors = saved[len(ctx.patterns) - 1 :]

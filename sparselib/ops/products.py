@@ -14,17 +14,25 @@ of size batch x nnz is ever allocated.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from sparselib._types import AutogradContext
+from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, transpose
 from sparselib.ops import operands
-from sparselib.ops.backends import Indices, Weights
-from sparselib.ops.dispatch import is_eager, module, takes_halves, transformed
+from sparselib.ops.backends import Indices, Weights, cpu
+from sparselib.ops.dispatch import (
+    is_eager,
+    is_plain,
+    module,
+    takes_halves,
+    transformed,
+)
 from sparselib.ops.operands import (
     check_features,
     feature_major,
@@ -68,14 +76,40 @@ def spmm(
     ValueError
         If shapes, dtypes or devices do not fit; the sentence names them.
     """
+    if (
+        is_plain(x, values, bias)
+        and are_few(x)
+        and fit_exactly(csr, values, bias, x.shape[1])
+    ):
+        return cpu.few(values, *indices_of(csr), x, bias)
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
     if not is_eager(x, values, bias):
-        if transformed():
+        if transformed() or is_exported_to_onnx():
             return masked_product(csr, values, x, bias)
         return operands.plus(_by_rows(_spmm, csr, values, x), bias)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _Linear.apply(values, bias, feature_major(flat), csr)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def are_few(x: Tensor) -> bool:
+    """Whether x is a batch of so few samples that a call's own time counts."""
+    return x.ndim == 2 and 0 < x.shape[0] <= cpu.FEW
+
+
+def fit_exactly(
+    csr: CSR, values: Tensor, bias: Tensor | None, width: int
+) -> bool:
+    """Whether a layer reads so many features, and its numbers lie as kernels read them."""
+    rows, columns = csr.shape
+    nnz = csr.nnz
+    return (
+        columns == width
+        and nnz > 0
+        and values.shape == (nnz,)
+        and values.is_contiguous()
+        and (bias is None or (bias.shape == (rows,) and bias.is_contiguous()))
+    )
 
 
 def spmm_t(
@@ -219,7 +253,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, csr: CSR
+        ctx: AutogradContext,
+        values: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        csr: CSR,
     ) -> Tensor:
         ctx.save_for_backward(values, x)
         ctx.csr = csr
@@ -227,7 +265,7 @@ class _Linear(torch.autograd.Function):
         return own(module(x).spmm(values, *indices_of(csr), x, bias))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x = ctx.saved_tensors
         csr = ctx.csr
         _, has_bias, has_x, _ = ctx.needs_input_grad
@@ -262,7 +300,11 @@ def _verified(
     return operands.verified(indices, (rows, columns))
 
 
-@torch.library.custom_op("sparselib::spmm", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::spmm",
+    mutates_args=(),
+    schema="(Tensor values, Tensor x, SymInt columns, Tensor[] indices) -> Tensor",
+)
 def _spmm(
     values: Tensor, x: Tensor, columns: int, indices: Sequence[Tensor]
 ) -> Tensor:
@@ -271,7 +313,11 @@ def _spmm(
     return own(module(x).spmm(values, crow, col, operands.resolved(x)))
 
 
-@torch.library.custom_op("sparselib::spmm_t", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::spmm_t",
+    mutates_args=(),
+    schema="(Tensor values, Tensor y, SymInt columns, Tensor[] indices) -> Tensor",
+)
 def _spmm_t(
     values: Tensor, y: Tensor, columns: int, indices: Sequence[Tensor]
 ) -> Tensor:
@@ -282,7 +328,11 @@ def _spmm_t(
     return own(module(y).spmm(values, tcrow, tcol, y, permutation=permutation))
 
 
-@torch.library.custom_op("sparselib::sddmm", mutates_args=())
+@torch.library.custom_op(
+    "sparselib::sddmm",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor[] indices) -> Tensor",
+)
 def _sddmm(dy: Tensor, x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     operands.check_devices(dy, x, *indices)
     rows = operands.rows_of_raw(indices)

@@ -1,7 +1,7 @@
 """Pruning steered by saliency: gates learn which channels may go, and they go (Ganjdanesh)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -14,7 +14,9 @@ from sparselib.pruning.channels import operations as operations
 from sparselib.pruning.channels import ranks as ranks
 from sparselib.pruning.channels import resource as resource
 from sparselib.pruning.channels import structure as structure
+from sparselib.pruning.gates import Explaining as Explaining
 from sparselib.pruning.gates import Gates as Gates
+from sparselib.pruning.gates import GateTrainingOptions
 from sparselib.pruning.gates import check_explains as check_explains
 from sparselib.pruning.gates import train_gates as train_gates
 from sparselib.pruning.tracing import by_tracing as by_tracing
@@ -24,14 +26,14 @@ def prune(
     model: nn.Module,
     data: Split,
     *,
-    explain: Any = None,
+    explain: Explaining | None = None,
     flops: float = 0.5,
     lr: float = 0.02,
     epochs: int = 100,
     batch_size: int = 64,
     groups: Sequence[Channels] | None = None,
     gates: Gates | None = None,
-    **options: Any,
+    **options: Unpack[GateTrainingOptions],
 ) -> nn.Module:
     """Return a smaller network: gates are trained, and the channels of the lowest are cut out.
 
@@ -71,11 +73,16 @@ def prune(
         [torch.zeros(n) for n in counts.sizes], counts, flops
     )  # refuses at once
     optimizer = torch.optim.Adam(gates.parameters(), lr)
-    options |= {
-        "explain": explain,
-        "flops": flops,
-        "batch_size": batch_size,
-        "counts": counts,
-    }
-    train_gates(gates, model, data, optimizer, epochs, **options)
+    train_gates(
+        gates,
+        model,
+        data,
+        optimizer,
+        epochs,
+        explain=explain,
+        flops=flops,
+        batch_size=batch_size,
+        counts=counts,
+        **options,
+    )
     return cut(model, structure(gates.scores(), counts, flops), gates.groups)

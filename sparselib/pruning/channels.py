@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -99,8 +99,7 @@ def prunable(model: nn.Module) -> list[Channels]:
 
 def width(model: nn.Module, group: Channels) -> int:
     """Return how many channels a group has."""
-    layer: Any = model.get_submodule(group.written[0])
-    return int(layer.weight.shape[0])
+    return len(_weight(model.get_submodule(group.written[0])))
 
 
 def resource(now: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
@@ -234,12 +233,17 @@ def _keep_written(layer: nn.Module, kept: Tensor) -> None:
 
 
 @torch.no_grad()
-def _keep_read(layer: Any, kept: Tensor) -> None:
-    _replace(layer, "weight", layer.weight, kept.to(layer.weight.device), 1)
-    if isinstance(layer, nn.Linear):
-        layer.in_features = len(kept)
-    else:
-        layer.in_channels = len(kept)
+def _keep_read(layer: nn.Module, kept: Tensor) -> None:
+    weight = _weight(layer)
+    _replace(layer, "weight", weight, kept.to(weight.device), 1)
+    size = "in_features" if isinstance(layer, nn.Linear) else "in_channels"
+    setattr(layer, size, len(kept))
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _replace(

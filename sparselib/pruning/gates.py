@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,73 @@ from torch.nn import functional
 
 from sparselib.datasets import Samples, Split
 from sparselib.nn.gate import ChannelGate, Channels
-from sparselib.training import Batch, History, accuracy, fit, in_evaluation
+from sparselib.training import (
+    Batch,
+    FitOptions,
+    History,
+    LoopOptions,
+    accuracy,
+    fit,
+    in_evaluation,
+)
 
 from .channels import Operations, operations, prunable, resource, width
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """What steers: a selector, as `sparselib.saliency.Selector` is one."""
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network that it explains."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Makes numbers of scales and labels."""
+
+    def explains(self, classifier: nn.Module, /) -> bool:
+        """Whether this is a selector of that very network."""
+
+    def of(self, classifier: nn.Module, /) -> "Explaining":
+        """Return a selector with the same decoder for another network."""
+
+    def read(self, x: Tensor, /) -> tuple[Tensor, list[Tensor]]:
+        """Return the network's scores and its scales."""
+
+    def numbers(self, x: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the numbers of each sample."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of a module."""
+
+    def requires_grad_(self, requires_grad: bool) -> object:
+        """As of a module."""
+
+    def eval(self) -> object:
+        """As of a module."""
+
+
+class GateOptions(TypedDict, total=False):
+    """What a `ChannelGate` takes besides its number of channels."""
+
+    bias: float
+    temperature: float
+    noise: str
+    std: float
+    generator: torch.Generator | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class GateTrainingOptions(LoopOptions, total=False):
+    """What `train_gates` takes besides what `prune` decides itself."""
+
+    gamma_1: float
+    gamma_2: float
+    labels: bool
+    statistics: str
+    seed: int
 
 
 class Gates(nn.Module):
@@ -34,14 +98,18 @@ class Gates(nn.Module):
         self,
         model: nn.Module,
         groups: Sequence[Channels] | None = None,
-        **options: Any,
+        **options: Unpack[GateOptions],
     ) -> None:
         super().__init__()
         like = next(model.parameters())
-        options = {"dtype": like.dtype, "device": like.device, **options}
+        given: GateOptions = {
+            "dtype": like.dtype,
+            "device": like.device,
+            **options,
+        }
         self.groups = prunable(model) if groups is None else list(groups)
         self.gates = nn.ModuleList(
-            ChannelGate(width(model, group), **options) for group in self.groups
+            ChannelGate(width(model, group), **given) for group in self.groups
         )
 
     def each(self) -> list[ChannelGate]:
@@ -86,7 +154,7 @@ def train_gates(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     *,
-    explain: Any = None,
+    explain: Explaining | None = None,
     flops: float = 0.5,
     gamma_1: float = 0.5,
     gamma_2: float = 10.0,
@@ -94,7 +162,7 @@ def train_gates(
     statistics: str = "stored",
     counts: Operations | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> History:
     r"""Learn which gates close (Ganjdanesh, main text, Eq. 11).
 
@@ -153,10 +221,14 @@ def train_gates(
     check_explains(explain, model)
     if counts is None:
         counts = operations(model, tuple(data.train.x.shape[1:]), gates.groups)
-    reader = model if explain is None else explain.of(model)
-    ours: Any = copy.deepcopy(reader).requires_grad_(False).eval()
-    network: nn.Module = ours if explain is None else ours.classifier
-    wanted = None if explain is None else _numbers(ours, data.train)
+    ours = copy.deepcopy(None if explain is None else explain.of(model))
+    if ours is None:
+        network = copy.deepcopy(model).requires_grad_(False).eval()
+        wanted = None
+    else:
+        ours.requires_grad_(False)
+        network = ours.classifier
+        wanted = _numbers(ours, data.train)
     network.train(statistics == "batch")
     generator = torch.Generator().manual_seed(seed)
     target = flops * counts.full()
@@ -165,14 +237,12 @@ def train_gates(
         opened = gates.draw(generator)
         with gates.inside(network):
             scores, scales = (
-                (network(batch.x), None)
-                if explain is None
-                else ours.read(batch.x)
+                (network(batch.x), []) if ours is None else ours.read(batch.x)
             )
         total = gamma_2 * resource(_spent(counts, opened), target).to(scores)
         if labels:
             total = total + functional.cross_entropy(scores, batch.y)
-        if wanted is not None and gamma_1:
+        if ours is not None and wanted is not None and gamma_1:
             numbers = ours.decoder(scales, batch.y)
             total = total + gamma_1 * functional.mse_loss(
                 numbers, wanted[batch.indices]
@@ -186,11 +256,11 @@ def train_gates(
         with gates.inside(network), in_evaluation(network):
             return accuracy(network, samples)
 
-    options = {"measure": measure, "seed": seed, **options}
-    return fit(gates, data, optimizer, epochs, loss=loss, **options)
+    given: FitOptions = {"measure": measure, **options}
+    return fit(gates, data, optimizer, epochs, loss=loss, seed=seed, **given)
 
 
-def check_explains(explain: Any, model: nn.Module) -> None:
+def check_explains(explain: Explaining | None, model: nn.Module) -> None:
     """Refuse a selector that was trained for another network."""
     if explain is not None and not explain.explains(model):
         raise ValueError(
@@ -206,7 +276,7 @@ def _spent(counts: Operations, opened: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _numbers(selector: Any, samples: Samples) -> Tensor:
+def _numbers(selector: Explaining, samples: Samples) -> Tensor:
     selector.eval()
     like = next(selector.parameters())
     parts = zip(samples.x.split(200), samples.y.split(200))

@@ -1,7 +1,7 @@
 """Channels of any network, found by tracing it with the package torch-pruning."""
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def by_tracing(
     flops: float = 0.5,
     *,
     ignored: list[nn.Module] | None = None,
-    importance: Any = None,
+    importance: Callable[..., object] | None = None,
 ) -> nn.Module:
     """Return a smaller copy of any network, without a method `prunable` and without gates.
 
@@ -90,7 +90,7 @@ def _pruned(
     shape: tuple[int, ...],
     ratio: float,
     ignored: list[nn.Module] | None,
-    importance: Any,
+    importance: Callable[..., object] | None,
 ) -> nn.Module:
     try:
         import torch_pruning

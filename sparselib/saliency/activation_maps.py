@@ -1,7 +1,5 @@
 """Where a network looked: class activation maps by gradient."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,7 +47,9 @@ def grad_cam(
     """
     maps: list[Tensor] = []
 
-    def keep(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    def keep(
+        module: nn.Module, inputs: tuple[object, ...], output: Tensor
+    ) -> Tensor:
         # a leaf of its own, so that nothing below it is differentiated
         maps.append(output.detach().requires_grad_())
         return maps[-1]

@@ -12,18 +12,18 @@ SIGMAS = ("softplus", "bounded")
 
 
 def rbf(
-    centre: Float[Tensor, "batch dimensions"],
+    center: Float[Tensor, "batch dimensions"],
     sigma: Float[Tensor, "batch"],
     size: Sequence[int],
     definition: str = "code",
 ) -> Float[Tensor, "batch 1 *size"]:
-    r"""Round masks that fall off from a centre (Ganjdanesh, Eq. 12).
+    r"""Round masks that fall off from a center (Ganjdanesh, Eq. 12).
 
     .. math:: f(z, t) = \exp\left(-\frac{(z - c_z)^2 + (t - c_t)^2}{2 \sigma^2}\right)
 
     Parameters
     ----------
-    centre : tensor
+    center : tensor
         :math:`(c_z, c_t)`, the row and the column, in pixels; one number for signals.
     sigma : tensor
         :math:`\sigma`, in pixels.
@@ -33,20 +33,20 @@ def rbf(
         ``"code"`` divides by the largest value on the grid, so that a mask is 1 at its peak even
         if that lies between two pixels; ``"text"`` does not.
     """
-    if definition not in ("code", "text") or centre.shape[1] != len(size):
+    if definition not in ("code", "text") or center.shape[1] != len(size):
         raise ValueError(
-            f"definition must be 'code' or 'text' and a centre have one number a dimension, "
-            f"not {definition!r} and {centre.shape[1]} for size {tuple(size)}"
+            f"definition must be 'code' or 'text' and a center have one number a dimension, "
+            f"not {definition!r} and {center.shape[1]} for size {tuple(size)}"
         )
     ones = (1,) * len(size)
     axes = [
-        torch.arange(n, dtype=centre.dtype, device=centre.device) for n in size
+        torch.arange(n, dtype=center.dtype, device=center.device) for n in size
     ]
     grid = torch.stack(
         torch.meshgrid(*axes, indexing="ij")
     )  # (dimensions, *size)
-    offsets = grid - centre.view(
-        *centre.shape, *ones
+    offsets = grid - center.view(
+        *center.shape, *ones
     )  # (batch, dimensions, *size)
     distance = offsets.square().sum(1)  # (batch, *size)
     width = 2 * sigma.square() + 1e-12
@@ -60,7 +60,7 @@ def rbf(
 
 
 def reach(side: int | float) -> float:
-    """How far a centre may lie from the middle: 14 pixels of 32, 108 of 224 (supplement, 3)."""
+    """How far a center may lie from the middle: 14 pixels of 32, 108 of 224 (supplement, 3)."""
     return side / 2 - max(2, side / 56)
 
 
@@ -69,7 +69,7 @@ def first_sigma(side: int | float) -> float:
     return {32.0: 10.0, 224.0: 80.0}.get(float(side), side / 3)
 
 
-def centre_and_sigma(
+def center_and_sigma(
     u: Float[Tensor, "batch numbers"],
     size: Sequence[int | float],
     bound: str = "softplus",
@@ -100,8 +100,8 @@ def centre_and_sigma(
     sigma = torch.nn.functional.softplus(u[:, -1])
     if bound == "bounded":
         sigma = sigma / (1 + 2 * sigma / min(size))
-    centre = reaches * torch.tanh(u[:, :-1] / reaches) + middle
-    return centre, sigma
+    center = reaches * torch.tanh(u[:, :-1] / reaches) + middle
+    return center, sigma
 
 
 def sample(
@@ -156,9 +156,9 @@ def random_rbf(
     reaches = torch.tensor([reach(n) for n in size])
     middle = torch.tensor([n / 2 for n in size])
     uniform = torch.rand(len(x), len(size), generator=generator)
-    centre = (2 * uniform - 1) * reaches + middle
+    center = (2 * uniform - 1) * reaches + middle
     sigma = low + (high - low) * torch.rand(len(x), generator=generator)
-    mask = rbf(centre, sigma, size)
+    mask = rbf(center, sigma, size)
     return torch.bernoulli(mask, generator=generator).to(x)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparselib.models import UNet
 from sparselib.nn.gate import Scaled
 
-from .masks import centre_and_sigma, first_sigma, rbf
+from .masks import center_and_sigma, first_sigma, rbf
 
 
 class Selector(nn.Module):
@@ -33,7 +33,7 @@ class Selector(nn.Module):
     blocks, mixing, resize
         See `UNet`.
     bound : {"softplus", "bounded"}
-        See `centre_and_sigma`.
+        See `center_and_sigma`.
     definition : {"code", "text"}
         See `rbf`.
     unit : float
@@ -114,7 +114,7 @@ class Selector(nn.Module):
         x: Float[Tensor, "batch channels *size"],
         labels: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch numbers"]:
-        """Return u, the centre and extent before the nonlinearity; see `forward`."""
+        """Return u, the center and extent before the nonlinearity; see `forward`."""
         if tuple(x.shape[2:]) != self.size:
             raise ValueError(
                 f"this selector was made for images of size {self.size}, "
@@ -125,19 +125,19 @@ class Selector(nn.Module):
             scales, scores.argmax(1) if labels is None else labels
         )
 
-    def centre_and_sigma(
+    def center_and_sigma(
         self, u: Float[Tensor, "batch numbers"]
     ) -> tuple[Float[Tensor, "batch dimensions"], Float[Tensor, "batch"]]:
         """Bring the decoder's numbers into the image, in pixels."""
         sides = [side / self.unit for side in self.size]
-        centre, sigma = centre_and_sigma(u, sides, self.bound)
-        return self.unit * centre, self.unit * sigma
+        center, sigma = center_and_sigma(u, sides, self.bound)
+        return self.unit * center, self.unit * sigma
 
     def masks(
         self, u: Float[Tensor, "batch numbers"]
     ) -> Float[Tensor, "batch 1 *size"]:
         """Return the masks that the decoder's numbers stand for."""
-        return rbf(*self.centre_and_sigma(u), self.size, self.definition)
+        return rbf(*self.center_and_sigma(u), self.size, self.definition)
 
     def forward(
         self,

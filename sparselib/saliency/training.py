@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from sparselib import metrics
 from sparselib.datasets import Samples, Split
-from sparselib.training import Batch, History, fit, in_evaluation, predict
+from sparselib.training import (
+    Batch,
+    FitOptions,
+    History,
+    fit,
+    in_evaluation,
+    predict,
+)
 
 from .masks import random_rbf, sample
 from .objectives import divergence, mask_size, smoothness
@@ -38,7 +45,7 @@ def train_predictor(
     *,
     masks: Masks = random_rbf,
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> History:
     """Train a predictor to predict from masked images what the classifier does from whole ones.
 
@@ -78,8 +85,10 @@ def train_predictor(
         logits = model(batch.x * masks(batch.x, generator))
         return divergence(logits, predicted[batch.indices])
 
-    options = {"monitor": monitor, "seed": seed, **options}
-    return fit(predictor, data, optimizer, epochs, loss=loss, **options)
+    given: FitOptions = {"monitor": monitor, **options}
+    return fit(
+        predictor, data, optimizer, epochs, loss=loss, seed=seed, **given
+    )
 
 
 def train_selector(
@@ -96,7 +105,7 @@ def train_selector(
     noise: str = "logistic",
     temperature: float = 1.0,
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> History:
     r"""Train a selector: a small mask from which the predictor predicts the same (Eq. 11).
 
@@ -158,8 +167,10 @@ def train_selector(
             "accuracy": metrics.accuracy(logits, samples.y.to(logits.device))
         }
 
-    options = {"measure": fidelity, "monitor": monitor, "seed": seed, **options}
-    history = fit(selector, data, optimizer, epochs, loss=loss, **options)
+    given: FitOptions = {"measure": fidelity, "monitor": monitor, **options}
+    history = fit(
+        selector, data, optimizer, epochs, loss=loss, seed=seed, **given
+    )
     _warn_of_collapse(selector, data.valid.x)
     return history
 
@@ -180,7 +191,7 @@ def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
         u = torch.cat(
             [selector.numbers(part) for part in _parts(selector, x[:500], 100)]
         )
-    _, sigma = selector.centre_and_sigma(u)
+    _, sigma = selector.center_and_sigma(u)
     area = float(selector.masks(u).mean())
     if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():
         warnings.warn(

@@ -19,19 +19,38 @@ from tqdm import tqdm
 from . import engine
 from .grid import Sweep, read
 from .history import check_clean
-from .notebook import Outcome, Run, failure
-from .table import done, publish, strangers, table_rows
+from .notebook import Outcome, Perform, Run, failure, with_papermill
+from .table import Table, strangers, table_rows
+from .workers import (
+    Certificates,
+    SchedulerError,
+    Workers,
+    is_parallel,
+)
 
 SECONDS_BETWEEN_TABLES = 10
+SHARE_FOR_TABLES = 0.02  # of the time: a table is written as a whole
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a sweep file; return the exit status."""
+def main(
+    arguments: list[str] | None = None, perform: Perform = with_papermill
+) -> int:
+    """Run a sweep file; return the exit status.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Those of the command line.
+    perform : callable
+        What executes a run's notebook; a simulation gives another.
+    """
     options = _parser().parse_args(arguments)
     try:
+        certificates = _certificates(options)
         sweep = read(options.file, options.runs, fetch=not options.dry_run)
         chosen = _choose(sweep, options.only)
-        finished = done(sweep)
+        table = Table(sweep)
+        finished = table.done()
         _check_table(sweep, options.replace)
         if not (options.dry_run or options.allow_dirty):
             check_clean(sweep.runs[0].notebook)
@@ -47,41 +66,52 @@ def main(arguments: list[str] | None = None) -> int:
         for run in missing:
             print(run.key, sweep.describe(run))
         return 0
-    return _carry_out(sweep, chosen, missing, options)
+    workers = Workers(
+        options.scheduler,
+        options.workers,
+        options.threads,
+        sweep.resources,
+        perform,
+        certificates,
+        options.plain_tcp,
+    )
+    return _carry_out(table, chosen, missing, workers)
 
 
 def _carry_out(
-    sweep: Sweep,
+    table: Table,
     chosen: list[Run],
     missing: list[Run],
-    options: argparse.Namespace,
+    workers: Workers,
 ) -> int:
-    workers = engine.Workers(
-        options.scheduler, options.workers, options.threads, sweep.resources
-    )
+    if missing and workers.is_exposed():
+        print(
+            "cryptography is not installed: other users of this machine could reach the workers "
+            "(pip install sparselib[sweep])"
+        )
     try:
-        lost = _run(sweep, missing, workers)
-    except engine.SchedulerError as error:
+        lost = _run(table, missing, workers)
+    except SchedulerError as error:
         print(f"{error}; nothing was started", file=sys.stderr)
         return 2
     except engine.SchedulerLostError as error:
         return _stop(
-            sweep, 1, f"{error}; what is done is kept, the same command goes on"
+            table, 1, f"{error}; what is done is kept, the same command goes on"
         )
     except KeyboardInterrupt:
         return _stop(
-            sweep,
+            table,
             130,
             "stopped; what is done is kept, the same command goes on",
         )
-    if not _publish(sweep):
+    if not _publish(table):
         return 1
-    return _conclude(sweep, chosen, lost)
+    return _conclude(table, chosen, lost)
 
 
-def _stop(sweep: Sweep, status: int, sentence: str) -> int:
+def _stop(table: Table, status: int, sentence: str) -> int:
     """Publish what is done, and print why runs are missing."""
-    _publish(sweep)
+    _publish(table)
     print(sentence, file=sys.stderr)
     return status
 
@@ -109,12 +139,12 @@ def _check_table(sweep: Sweep, replace: bool) -> None:
         )
 
 
-def _run(
-    sweep: Sweep, missing: list[Run], workers: engine.Workers
-) -> list[Outcome]:
+def _run(table: Table, missing: list[Run], workers: Workers) -> list[Outcome]:
+    sweep = table.sweep
     runs = {run.key: run for run in missing}
     lost = []
     written = time.monotonic()
+    pause = float(SECONDS_BETWEEN_TABLES)
     with tqdm(
         total=len(runs), desc=sweep.file.stem, unit="run", disable=not runs
     ) as bar:
@@ -126,15 +156,19 @@ def _run(
             bar.write(f"{told}  {outcome.error}".rstrip(), file=sys.stdout)
             bar.update()
             lost += [outcome] if outcome.status == "lost" else []
-            if time.monotonic() > written + SECONDS_BETWEEN_TABLES:
-                _publish(sweep, ended=False)
+            begun = time.monotonic()
+            if begun > written + pause:
+                _publish(table, ended=False)
                 written = time.monotonic()
+                spent = written - begun
+                pause = max(SECONDS_BETWEEN_TABLES, spent / SHARE_FOR_TABLES)
     return lost
 
 
-def _publish(sweep: Sweep, ended: bool = True) -> bool:
+def _publish(table: Table, ended: bool = True) -> bool:
+    sweep = table.sweep
     try:
-        table = publish(sweep)
+        written = table.publish()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         print(
@@ -143,17 +177,18 @@ def _publish(sweep: Sweep, ended: bool = True) -> bool:
             file=sys.stderr,
         )
         return False
-    if ended and table and table != sweep.results:
+    if ended and written and written != sweep.results:
         print(
             f"{sweep.results.name} keeps its rows of another version until the whole grid is done; "
-            f"the new ones are in {table}"
+            f"the new ones are in {written}"
         )
     return True
 
 
-def _conclude(sweep: Sweep, chosen: list[Run], lost: list[Outcome]) -> int:
+def _conclude(table: Table, chosen: list[Run], lost: list[Outcome]) -> int:
+    sweep = table.sweep
     runs = {run.key: run for run in chosen}
-    finished = done(sweep)
+    finished = table.done()
     failed = [
         run
         for run in chosen
@@ -213,10 +248,21 @@ def _announce(
     print(
         f"{sweep.file.name}: {len(chosen)} of {len(sweep.runs)} runs chosen: {told}"
     )
-    if missing and not engine.is_parallel():
+    if missing and not is_parallel():
         print(
             "dask is not installed: one run after the other (pip install sparselib[sweep])"
         )
+
+
+def _certificates(options: argparse.Namespace) -> Certificates | None:
+    """Return the files for TLS that options name, if they name any."""
+    if not (options.tls_ca_file or options.tls_cert or options.tls_key):
+        return None
+    if not (options.tls_ca_file and options.tls_cert and options.scheduler):
+        raise ValueError(
+            "--tls-ca-file and --tls-cert belong together, and to a --scheduler tls://host:port"
+        )
+    return Certificates(options.tls_ca_file, options.tls_cert, options.tls_key)
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -241,6 +287,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="the sweep, YAML")
     parser.add_argument(
         "--scheduler", default="", help="address of a running dask scheduler"
+    )
+    parser.add_argument(
+        "--tls-ca-file",
+        type=Path,
+        help="certificate of the authority of a scheduler with TLS",
+    )
+    parser.add_argument("--tls-cert", type=Path, help="one's own certificate")
+    parser.add_argument("--tls-key", type=Path, help="its key")
+    parser.add_argument(
+        "--plain-tcp",
+        action="store_true",
+        help="speak to a scheduler elsewhere without TLS",
     )
     parser.add_argument(
         "--workers",

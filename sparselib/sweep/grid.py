@@ -3,17 +3,21 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sparselib.datasets import files
 
-from .notebook import Run, parameters, run_key
+from .notebook import Notebook, Run, parameters, run_key
 from .parameters import Parameter, check_scale, checked, similar
+from .parameters import Values as Point
 
-Point = dict[str, Any]
+# what a sweep file holds, by its keys
+Spec = Mapping[str, Any]
+Kind = TypeVar("Kind")
 
 KEYS = (
     "notebook",
@@ -114,9 +118,10 @@ def read(
     return Sweep(file, table, runs, _varied(points), _resources(spec))
 
 
-def expand(block: Any) -> list[Point]:
+def expand(block: object) -> list[Point]:
     """Expand one block of the grid into its points."""
     _check_keys(block, BLOCK, "a block of the grid")
+    assert isinstance(block, dict)
     product = _part(block, "product", dict)
     columns = _part(block, "zip", dict)
     for name, values in (product | columns).items():
@@ -143,7 +148,7 @@ def expand(block: Any) -> list[Point]:
     return [fixed | a | b | c for a in combined for b in beside for c in points]
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(file: Path) -> Spec:
     """Read the YAML of a sweep and check its keys and the texts that it must have."""
     import yaml
 
@@ -166,14 +171,16 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 @cache
-def _loader() -> Any:
+def _loader() -> type:
     """Return YAML's safe loader, which takes the last of two equal keys, as one that refuses."""
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """Refuses a key that stands twice."""
+        """Refuses a key that stands twice, and numbers that are not what they look like."""
 
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+    def mapping(
+        loader: yaml.SafeLoader, node: yaml.MappingNode
+    ) -> dict[object, object]:
         loader.flatten_mapping(node)
         keys = [
             loader.construct_object(key, deep=True) for key, _ in node.value
@@ -194,13 +201,28 @@ def _loader() -> Any:
         ]
         return dict(zip(keys, values))
 
+    def number(loader: Any, node: Any) -> int | float:
+        if re.fullmatch(
+            r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)", node.value
+        ):
+            place = node.start_mark.line + 1
+            raise yaml.YAMLError(
+                f"YAML reads {node.value} at line {place} as octal, or as hours and minutes; "
+                f"write the decimal number, or quote it as a text"
+            )
+        if node.tag.endswith(":int"):
+            return int(loader.construct_yaml_int(node))
+        return float(loader.construct_yaml_float(node))
+
     Strict.add_constructor(
         yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping
     )
+    for kind in ("int", "float"):
+        Strict.add_constructor(f"tag:yaml.org,2002:{kind}", number)
     return Strict
 
 
-def _page(path: Path) -> dict[str, Any]:
+def _page(path: Path) -> Notebook:
     """Read a notebook in Python."""
     if not path.is_file():
         raise ValueError(f"the notebook {path} is not there")
@@ -212,17 +234,24 @@ def _page(path: Path) -> dict[str, Any]:
             .get("language", "python")
         )
         cells = [
-            (cell["cell_type"], cell["source"], cell["metadata"])
+            (cell["cell_type"], "".join(cell["source"]), list(tags))
             for cell in page["cells"]
+            for tags in [cell["metadata"].get("tags", [])]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         raise ValueError(f"{path} is no notebook of nbformat 4") from None
     if languages != "python" or not cells:
         raise ValueError(f"{path} is no notebook in Python, but in {languages}")
     return dict(page)
 
 
-def _timeout(spec: Mapping[str, Any]) -> int:
+def _timeout(spec: Spec) -> int:
     value = spec.get("timeout", TIMEOUT)
     if type(value) is not int or not 0 < value < 1e9:
         raise ValueError(
@@ -231,7 +260,7 @@ def _timeout(spec: Mapping[str, Any]) -> int:
     return value
 
 
-def _resources(spec: Mapping[str, Any]) -> dict[str, float]:
+def _resources(spec: Spec) -> dict[str, float]:
     claims = _part(spec, "resources", dict)
     for name, value in claims.items():
         if type(value) not in (int, float) or not 0 < value < 1e9:
@@ -242,7 +271,7 @@ def _resources(spec: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _data(
-    spec: Mapping[str, Any], points: list[Point], fetch: bool
+    spec: Spec, points: list[Point], fetch: bool
 ) -> dict[str, dict[str, str]]:
     """Return the checksums of the files behind each value of `dataset`."""
     used = {point.get("dataset") for point in points}
@@ -272,7 +301,7 @@ def _complete(point: Point, known: Mapping[str, Parameter], name: str) -> Point:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
+def _check_keys(spec: object, known: Iterable[str], name: str) -> None:
     if not isinstance(spec, dict):
         raise ValueError(f"{name} must hold keys and values, not {spec!r}")
     for key in spec:
@@ -282,7 +311,7 @@ def _check_keys(spec: Any, known: Iterable[str], name: str) -> None:
             )
 
 
-def _part(spec: Mapping[str, Any], key: str, kind: type) -> Any:
+def _part(spec: Spec, key: str, kind: type[Kind]) -> Kind:
     value = spec.get(key, kind())
     if not isinstance(value, kind):
         wanted = "a list" if kind is list else "keys and values"
@@ -322,5 +351,5 @@ def _varied(points: list[Point]) -> list[str]:
     ]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -4,18 +4,22 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparselib import atomic
 
 from .history import DIRTY, commit, differs
-from .parameters import PLACES, Parameter, declared
-from .rows import SOURCE, columns, write
+from .parameters import PLACES, Parameter, Values, declared
+from .rows import SOURCE, Row, columns, write
+
+# of nbformat 4, as JSON
+Notebook = Mapping[str, Any]
 
 
 class Run(NamedTuple):
@@ -23,7 +27,7 @@ class Run(NamedTuple):
 
     key: str
     notebook: Path
-    parameters: dict[str, Any]
+    parameters: Values
     folder: Path
     timeout: int | None = None
 
@@ -43,6 +47,11 @@ class Run(NamedTuple):
         return self.folder / f"{self.key}.json"
 
 
+# executes the page of a run: leaves the executed page and its row at the two paths, and returns
+# the seconds that it took
+Perform = Callable[[Run, Path, Path], float]
+
+
 class BadRowError(Exception):
     """A page wrote no row of results, or not that of its run."""
 
@@ -56,7 +65,7 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
+def parameters(notebook: Notebook) -> dict[str, Parameter]:
     """Read names, types and defaults from the one cell tagged `parameters`.
 
     Raises
@@ -73,8 +82,8 @@ def parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 def run_key(
-    notebook: Mapping[str, Any],
-    values: Mapping[str, Any],
+    notebook: Notebook,
+    values: Mapping[str, object],
     data: Mapping[str, str],
 ) -> str:
     """Name a run by all that decides its result, as the start of a SHA-256.
@@ -98,20 +107,9 @@ def run_key(
 def complete(path: Path) -> bool:
     """Whether papermill wrote its end mark, and no exception: a file alone proves nothing."""
     try:
-        state = path.stat()
-        return _complete(path, state.st_mtime_ns, state.st_size)
-    except FileNotFoundError:
-        return False
-
-
-@cache
-def _complete(path: Path, *_: int) -> bool:
-    """Read the mark, once for each state of a file: notebooks with figures are long."""
-    try:
-        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"][
-            "papermill"
-        ]
-    except (KeyError, TypeError, ValueError):
+        page = json.loads(path.read_text(encoding="utf-8"))
+        mark = page["metadata"]["papermill"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return False
     return (
         mark.get("end_time") is not None and mark.get("exception") is not True
@@ -127,7 +125,39 @@ def failure(path: Path) -> str:
     )
 
 
-def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
+def with_papermill(run: Run, page: Path, row: Path) -> float:
+    """Execute a run's notebook in a kernel of its own; see `Perform`."""
+    import papermill
+    from traitlets.config import Config
+
+    # names and types were checked when the sweep file was read, better than papermill can
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
+    # that is ours alone, with a name short enough for a socket
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
+        executed = papermill.execute_notebook(
+            run.notebook,
+            page,
+            run.parameters | {"results": str(row)},
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=run.notebook.parent,
+            start_timeout=120,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+            execution_timeout=run.timeout,
+            config=Config({"KernelManager": sockets}),
+        )
+    return float(executed.metadata.papermill["duration"])
+
+
+def execute(
+    run: Run,
+    source: str = SOURCE,
+    wait: bool = True,
+    perform: Perform = with_papermill,
+) -> Outcome:
     """Carry out a run unless it is complete; what the notebook raises comes back as data.
 
     Whatever else goes wrong, such as a kernel that dies, is raised, so that it can be tried again.
@@ -140,6 +170,8 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
         Checksum of the library that shall do it.
     wait : bool
         If another sweep is at this very run: wait for it, or come back at once, ``"busy"``.
+    perform : callable
+        Executes the notebook. It is the only part of a run that a simulation replaces.
     """
     from filelock import FileLock, Timeout
 
@@ -156,42 +188,54 @@ def execute(run: Run, source: str = SOURCE, wait: bool = True) -> Outcome:
             return (
                 Outcome(run.key, "done")
                 if complete(run.executed)
-                else _execute(run)
+                else _execute(run, perform)
             )
     except Timeout:
         return Outcome(run.key, "busy")
 
 
-def _execute(run: Run) -> Outcome:
+def _execute(run: Run, perform: Perform) -> Outcome:
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
-    attempt = f"{run.key}.{socket.gethostname()}.{os.getpid()}.part"
-    part = run.folder / f"{attempt}.ipynb"
-    row = run.folder / f"{attempt}.json"
-    try:
-        seconds = _papermill(run, part, row)
-        whole = _row(run, row)
-        write(whole | {"run_seconds": seconds, "run": run.key}, run.row)
-        atomic.move(part, run.executed)
+    with _attempt(run) as folder:
+        page = folder / "page.ipynb"
+        row = folder / "row.json"
+        try:
+            seconds = perform(run, page, row)
+            whole = _row(run, row)
+        except CellTimeoutError:
+            told = f"a cell took more than {run.timeout} s, the sweep's timeout"
+            return _fail(run, page, told)
+        except BadRowError as error:
+            return _fail(run, page, str(error))
+        except PapermillExecutionError as error:
+            return _fail(run, page, f"{error.ename}: {error.evalue}")
+        write(whole | {"run_seconds": seconds, "run": run.key}, row)
+        atomic.move(row, run.row)
+        atomic.move(page, run.executed)
         run.failed.unlink(missing_ok=True)
         return Outcome(run.key, "done", seconds)
-    except CellTimeoutError:
-        return _fail(
-            run,
-            part,
-            f"a cell took more than {run.timeout} s, the sweep's timeout",
-        )
-    except BadRowError as error:
-        return _fail(run, part, str(error))
-    except PapermillExecutionError as error:
-        return _fail(run, part, f"{error.ename}: {error.evalue}")
+
+
+@contextmanager
+def _attempt(run: Run) -> Iterator[Path]:
+    """Make a folder for what an attempt at a run writes, and remove it with those of killed ones.
+
+    Finished files are moved out of it. Files are written nowhere else, since what is written
+    atomically looks at all its neighbors, of which a folder of runs has tens of thousands.
+    """
+    attempts = run.folder / f"{run.key}.part"
+    folder = attempts / f"{socket.gethostname()}.{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
     finally:
-        part.unlink(missing_ok=True)
-        row.unlink(missing_ok=True)
+        # whoever is here holds the lock of the run, so nobody else is at it
+        shutil.rmtree(attempts, ignore_errors=True)
 
 
-def _row(run: Run, path: Path) -> dict[str, Any]:
+def _row(run: Run, path: Path) -> Row:
     """Return the row: the parameters that were put in, and what the page measured."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -223,49 +267,24 @@ def _row(run: Run, path: Path) -> dict[str, Any]:
     return whole
 
 
-def _papermill(run: Run, part: Path, row: Path) -> float:
-    import papermill
-    from traitlets.config import Config
-
-    # names and types were checked when the sweep file was read, better than papermill can
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    # over TCP any user of the machine could read and drive the kernel; its sockets lie in a folder
-    # that is ours alone, with a name short enough for a socket
-    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
-        sockets = {"transport": "ipc", "ip": f"{folder}/socket"}
-        executed = papermill.execute_notebook(
-            run.notebook,
-            part,
-            run.parameters | {"results": str(row)},
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=run.notebook.parent,
-            start_timeout=120,
-            extra_arguments=["--IPKernelApp.log_level=40"],
-            execution_timeout=run.timeout,
-            config=Config({"KernelManager": sockets}),
-        )
-    return float(executed.metadata.papermill["duration"])
-
-
-def _fail(run: Run, part: Path, error: str) -> Outcome:
+def _fail(run: Run, page: Path, error: str) -> Outcome:
     """Keep the partial page, with the reason of the failure."""
-    page = json.loads(part.read_text(encoding="utf-8"))
-    page["metadata"]["failure"] = error
-    atomic.write_text(run.failed, json.dumps(page, indent=1) + "\n")
+    partial = json.loads(page.read_text(encoding="utf-8"))
+    partial["metadata"]["failure"] = error
+    atomic.write_text(page, json.dumps(partial, indent=1) + "\n")
+    atomic.move(page, run.failed)
     return Outcome(run.key, "failed", error=error)
 
 
-def _parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parameters_cell(notebook: Notebook) -> Notebook:
     return next(
         cell for cell in notebook["cells"] if "parameters" in _tags(cell)
     )
 
 
-def _tags(cell: Mapping[str, Any]) -> list[str]:
+def _tags(cell: Notebook) -> list[str]:
     return list(cell["metadata"].get("tags", []))
 
 
-def _source(cell: Mapping[str, Any]) -> str:
+def _source(cell: Notebook) -> str:
     return "".join(cell["source"])

@@ -22,6 +22,8 @@ PositiveFloat = Annotated[float, "> 0"]
 NonNegativeFloat = Annotated[float, ">= 0"]
 Share = Annotated[float, "from 0 to 1"]
 Device = Annotated[str, r"cpu|cuda(:\d+)?"]
+# of parameters, by their names
+Values = dict[str, Any]
 
 PLACES = ("results", "folder")  # where files go: no fact about a run
 INJECTED = "# Parameters"  # the first line of the cell that papermill adds
@@ -34,7 +36,7 @@ _TYPES: dict[str, type] = {
     "list": list,
     "dict": dict,
 }
-_RANGES: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+_RANGES: dict[str, tuple[type, str, Callable[..., bool]]] = {
     "PositiveInt": (int, "an int above 0", lambda x: x > 0),
     "NonNegativeInt": (int, "an int from 0 on", lambda x: x >= 0),
     "PositiveFloat": (float, "a float above 0", lambda x: x > 0),
@@ -49,7 +51,7 @@ class Parameter(NamedTuple):
     """A line of the parameters cell: its annotation and its default."""
 
     annotation: ast.expr
-    default: Any
+    default: object
 
     @property
     def wanted(self) -> str:
@@ -83,10 +85,10 @@ def declared(source: str) -> dict[str, Parameter]:
 
 
 def checked(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     known: Mapping[str, Parameter],
     where: str = "the page",
-) -> dict[str, Any]:
+) -> Values:
     """Return values for all parameters: those given, checked, and the defaults of the others.
 
     Raises
@@ -105,7 +107,7 @@ def checked(
     return {name: fitting(name, full[name], known[name]) for name in full}
 
 
-def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
+def check(unused: Mapping[str, bool] | None = None) -> Values:
     """Check the parameters of the page that is running, and return their values by name.
 
     The first call of a page behind its parameters. Declarations are read from the parameters cell,
@@ -128,13 +130,13 @@ def check(unused: Mapping[str, bool] | None = None) -> dict[str, Any]:
     """
     from IPython.core.getipython import get_ipython
 
-    shell: Any = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
+    shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
     if shell is None:
         raise RuntimeError(
             "parameters are read from the cells of a notebook: run the page by papermill, by "
             "python -m sparselib.sweep, or in JupyterLab"
         )
-    known, injected = _read(_cells(shell))
+    known, injected = _read(_cells(list(shell.user_ns["In"])))
     values = {name: shell.user_ns[name] for name in [*known, *injected]}
     full = checked(values, known)
     check_scale(full.get("scale", ""))
@@ -157,7 +159,7 @@ def check_scale(scale: str) -> None:
         )
 
 
-def fitting(name: str, value: Any, parameter: Parameter) -> Any:
+def fitting(name: str, value: object, parameter: Parameter) -> object:
     """Return a value as its annotation has it: a whole number given for a float becomes one."""
     found = _fit(parameter.annotation, value)
     if found is _UNFIT:
@@ -167,7 +169,7 @@ def fitting(name: str, value: Any, parameter: Parameter) -> Any:
     return found
 
 
-def similar(key: Any, known: Iterable[str]) -> str:
+def similar(key: object, known: Iterable[str]) -> str:
     """Suggest the known name that was meant, or list all."""
     names = list(known)
     close = difflib.get_close_matches(str(key), names, n=1)
@@ -178,12 +180,11 @@ def similar(key: Any, known: Iterable[str]) -> str:
     )
 
 
-def _cells(shell: Any) -> list[str]:
+def _cells(history: list[str]) -> list[str]:
     """Return the sources of the cells that ran: a front-end's history, which papermill keeps.
 
     One without a history, such as nbval, puts nothing in; there they are what tracebacks read.
     """
-    history = list(shell.user_ns["In"])
     kept = [entry[2] for entry in linecache.cache.values() if len(entry) == 4]
     return (
         history
@@ -246,7 +247,7 @@ def _declaration(line: ast.stmt) -> tuple[str, Parameter]:
     return name, Parameter(annotation, default)
 
 
-def _fit(node: ast.expr, value: Any) -> Any:
+def _fit(node: ast.expr, value: object) -> object:
     """Return the value as an annotation has it, or a mark if it is none of its values."""
     if isinstance(node, ast.BinOp):
         found = _fit(node.left, value)
@@ -266,7 +267,7 @@ def _fit(node: ast.expr, value: Any) -> Any:
     return value if within(value) else _UNFIT
 
 
-def _fit_subscript(node: ast.Subscript, value: Any) -> Any:
+def _fit_subscript(node: ast.Subscript, value: object) -> object:
     outer = ast.unparse(node.value)
     if outer == "list":
         items = (
@@ -287,16 +288,16 @@ def _fit_subscript(node: ast.Subscript, value: Any) -> Any:
             if type(choice) is type(value) and choice == value
         ]
         return value if same else _UNFIT
-    return _matching(choices[0], value)
+    return _matching(str(choices[0]), value)
 
 
-def _matching(pattern: str, value: Any) -> Any:
+def _matching(pattern: str, value: object) -> object:
     return (
         value if type(value) is str and re.fullmatch(pattern, value) else _UNFIT
     )
 
 
-def _constants(node: ast.Subscript) -> list[Any]:
+def _constants(node: ast.Subscript) -> list[object]:
     inner = (
         node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     )
@@ -315,6 +316,7 @@ def _words(node: ast.expr) -> str:
         if outer == "Literal" and constants:
             return ", ".join(map(str, constants))
         if outer == "Annotated" and len(constants) == 1:
+            _check_pattern(constants[0])
             return f"a text like {constants[0]}"
     name = ast.unparse(node)
     if name in _PATTERNS:
@@ -326,6 +328,16 @@ def _words(node: ast.expr) -> str:
     raise ValueError(
         f"the parameters cell has the annotation {name}, which nothing here reads"
     )
+
+
+def _check_pattern(pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"the parameters cell has the pattern {pattern!r}, which is no regular expression "
+            f"({error})"
+        ) from None
 
 
 def _kinds(node: ast.expr) -> set[type]:
@@ -342,7 +354,7 @@ def _kinds(node: ast.expr) -> set[type]:
     return {_RANGES[name][0] if name in _RANGES else _TYPES[name]}
 
 
-def _reason(value: Any, parameter: Parameter) -> str:
+def _reason(value: object, parameter: Parameter) -> str:
     kinds = _kinds(parameter.annotation)
     if type(value) in kinds or (type(value) is int and float in kinds):
         return f"is not allowed; it takes {parameter.wanted}" + _spelling(value)
@@ -350,7 +362,7 @@ def _reason(value: Any, parameter: Parameter) -> str:
     return f"is of type {type(value).__name__}, not {wanted}" + _spelling(value)
 
 
-def _spelling(value: Any) -> str:
+def _spelling(value: object) -> str:
     """Show how YAML has to be given a number that it took for text."""
     for text in value if isinstance(value, list) else [value]:
         match = re.fullmatch(r"([+-]?\d*)(\.\d*)?[eE]([+-]?)(\d+)", str(text))

@@ -1,12 +1,15 @@
 """Rows of results: what a run measured, with where, when and by which sources."""
 
+import csv
 import hashlib
+import io
 import json
+import math
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,13 +18,26 @@ from sparselib import atomic
 from sparselib._version import __version__
 
 from .history import commit
-from .parameters import PLACES, check_scale
+from .parameters import PLACES, Values, check_scale
 
 Row = dict[str, Any]
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Data that can be named again, as a `Split` can."""
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+
+    @property
+    def checksum(self) -> str:
+        """Of what is in it."""
+
+
 def record(
-    parameters: Mapping[str, Any], measures: Row, data: Any = None
+    parameters: Values, measures: Row, data: Source | None = None
 ) -> None:
     """Write this run's row of results to the file that the parameter `results` names, if any.
 
@@ -44,7 +60,7 @@ def record(
         write(whole, parameters["results"])
 
 
-def row(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> Row:
+def row(parameters: Values, measures: Row, data: Source | None = None) -> Row:
     """Return one row of results: parameters, measures and provenance; see `record`."""
     check_scale(parameters["scale"])
     told = columns(parameters)
@@ -59,7 +75,7 @@ def row(parameters: Mapping[str, Any], measures: Row, data: Any = None) -> Row:
     )
 
 
-def columns(parameters: Mapping[str, Any]) -> Row:
+def columns(parameters: Mapping[str, object]) -> Row:
     """Return the columns of a row that are parameters; lists and choices of lists are JSON.
 
     Places of files are none of them, and the name of the device is written instead of `device`.
@@ -89,41 +105,39 @@ def write(row: Row, path: str | Path) -> None:
     atomic.write_text(Path(path), json.dumps(row, indent=1) + "\n")
 
 
-def gather(
-    paths: Iterable[str | Path], table: str | Path, keep: Collection[str] = ()
-) -> int:
+def gather(paths: Iterable[str | Path], table: str | Path) -> int:
     """Collect rows (JSON files) into one sorted CSV, whole or not at all; return their number.
-
-    Curves become numbers of six digits with spaces between. A row whose `run` is given twice is
-    written once. Rows that the table holds already of the runs in `keep` stay.
 
     Raises
     ------
     FileNotFoundError
         If `paths` is empty.
     """
-    import pandas as pd
-
     rows = [
         json.loads(Path(path).read_text(encoding="utf-8")) for path in paths
     ]
     if not rows:
         raise FileNotFoundError(f"there is no row of results for {table}")
-    frame = pd.DataFrame(
-        [{name: _flat(value) for name, value in row.items()} for row in rows]
-    )
-    if keep:
-        there = pd.read_csv(table)
-        frame = pd.concat([frame, there[there["run"].isin(keep)]])
-    frame = frame.sort_values(
-        list(frame.columns), kind="stable", key=_comparable
-    )
-    if "run" in frame:
-        frame = frame.drop_duplicates("run")
-    atomic.write_text(
-        Path(table), frame.to_csv(index=False, lineterminator="\n")
-    )
-    return len(frame)
+    write_table([cells(row) for row in rows], Path(table))
+    return len(rows)
+
+
+def cells(row: Row) -> dict[str, str]:
+    """Return a row as a table has it: as texts, a curve as numbers of six digits with spaces."""
+    return {name: _cell(value) for name, value in row.items()}
+
+
+def write_table(rows: Sequence[Mapping[str, str]], table: Path) -> None:
+    """Write rows of cells as one CSV, whole or not at all, sorted by all columns in their order."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    ranks = [_ranks([row.get(name, "") for row in rows]) for name in names]
+    order = sorted(range(len(rows)), key=list(zip(*ranks)).__getitem__)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(names)
+    for number in order:
+        lines.writerow([rows[number].get(name, "") for name in names])
+    atomic.write_text(table, text.getvalue())
 
 
 def curve(cell: str) -> np.ndarray:
@@ -131,14 +145,20 @@ def curve(cell: str) -> np.ndarray:
     return np.array([float(number) for number in cell.split()])
 
 
-def _flat(value: Any) -> Any:
+def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(f"{number:.6g}" for number in value)
-    return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
 
 
-def _comparable(column: Any) -> Any:
-    return column if column.dtype.kind in "ifub" else column.astype(str)
+def _ranks(column: list[str]) -> list[tuple[bool, float | str]]:
+    """Return what the cells of a column are sorted by: numbers as numbers, empty cells last."""
+    try:
+        return [(not cell, float(cell or 0)) for cell in column]
+    except ValueError:
+        return [(not cell, cell) for cell in column]
 
 
 def _name(device: torch.device) -> str:

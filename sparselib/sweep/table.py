@@ -3,11 +3,10 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 from .grid import Sweep
 from .notebook import Run, complete
-from .rows import columns, gather
+from .rows import cells, columns, write_table
 
 # columns of a row that are neither parameters nor measures
 ABOUT = {
@@ -23,51 +22,71 @@ ABOUT = {
 ABOUT |= {"run_seconds", "run"}
 
 
-def is_done(run: Run) -> bool:
-    """Whether a run is complete and its row there, whole."""
-    try:
-        return isinstance(
-            json.loads(run.row.read_text(encoding="utf-8")), dict
-        ) and complete(run.executed)
-    except (FileNotFoundError, ValueError):
-        return False
+class Table:
+    """The table of a sweep as it grows.
 
-
-def done(sweep: Sweep) -> set[str]:
-    """Name the runs that are done; one whose row the table holds is, wherever that was."""
-    here = {run.key for run in sweep.runs if is_done(run)}
-    return here | ({run.key for run in sweep.runs} & recorded(sweep))
-
-
-def publish(sweep: Sweep) -> Path | None:
-    """Write the rows that are there; return the file, or None if there is no new one.
-
-    Rows of another version of library, notebook or data stay until every run of the grid has been
-    done anew; till then the new ones go into a file beside the executed notebooks.
+    Each row is read once. Publishing still writes the whole file, since only then is it there whole
+    or not at all; so it is for the caller to publish rarely.
     """
-    rows = {run.key: run.row for run in sweep.runs if is_done(run)}
-    if not rows:
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self._rows: dict[str, dict[str, str]] = {}
+
+    def done(self) -> set[str]:
+        """Name the runs that are done; one whose row the table holds is, wherever that was."""
+        self._read()
+        return self._rows.keys() | recorded(self.sweep).keys()
+
+    def publish(self) -> Path | None:
+        """Write the rows that are there; return the file, or None if there is no new one.
+
+        Rows of another version of library, notebook or data stay until every run of the grid has
+        been done anew; till then the new ones go into a file beside the executed notebooks.
+        """
+        self._read()
+        if not self._rows:
+            return None
+        known = {run.key for run in self.sweep.runs}
+        there = {row.get("run", "") for row in table_rows(self.sweep.results)}
+        kept = recorded(self.sweep)
+        if there <= known or known <= self._rows.keys() | kept.keys():
+            table = self.sweep.results
+            rows = kept | self._rows
+        else:
+            table = _aside(self.sweep)
+            rows = self._rows
+        write_table(list(rows.values()), table)
+        return table
+
+    def _read(self) -> None:
+        """Read the rows of the runs that were done since, here or by another sweep."""
+        for run in self.sweep.runs:
+            if run.key not in self._rows:
+                row = _finished(run)
+                if row is not None:
+                    self._rows[run.key] = row
+
+
+def _finished(run: Run) -> dict[str, str] | None:
+    """Return a run's row if the run is complete and its row there, whole."""
+    try:
+        row = json.loads(run.row.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    known = {run.key for run in sweep.runs}
-    there = {row.get("run", "") for row in table_rows(sweep.results)}
-    kept = known & recorded(sweep)
-    if there <= known or known <= rows.keys() | kept:
-        table = sweep.results
-        keep = kept
-    else:
-        table = _aside(sweep)
-        keep = set()
-    gather(rows.values(), table, keep)
-    return table
+    if not isinstance(row, dict) or not complete(run.executed):
+        return None
+    return cells(row)
 
 
-def recorded(sweep: Sweep) -> set[str]:
-    """Runs whose results the table holds; a row that has lost them counts for nothing."""
+def recorded(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Rows of the sweep's runs in its table; one that has lost its results counts for nothing."""
+    keys = {run.key for run in sweep.runs}
     names = set(sweep.runs[0].parameters) | ABOUT
     return {
-        row["run"]
+        row["run"]: row
         for row in table_rows(sweep.results)
-        if row.get("run")
+        if row.get("run") in keys
         and any(row[name] for name in row if name not in names)
     }
 
@@ -126,10 +145,12 @@ def table_rows(table: Path) -> list[dict[str, str]]:
 _ADVICE = "restore it from the history, or move it away: rows in the folder of runs are kept"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Write a value as a table may have it: 1 and 1.0 are the same."""
     try:
-        return str(value) if isinstance(value, bool) else repr(float(value))
+        return (
+            str(value) if isinstance(value, bool) else repr(float(str(value)))
+        )
     except (ValueError, TypeError):
         return str(value)
 

@@ -6,14 +6,16 @@ import functools
 import os
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparselib.ops.backends import (
     Indices,
@@ -23,6 +25,9 @@ from sparselib.ops.backends import (
     stretches,
 )
 
+FEW = 16  # samples
+LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8  # of a register, by samples
+ALONE = 1 << 18  # products that one thread does before another has begun
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 
 
@@ -41,13 +46,15 @@ def spmm(
     """
     rows = crow.numel() - 1
     batch = x.shape[0]
-    x = features_first(x)
     values = (
         values.contiguous()
         if permutation is None
         else values.index_select(0, permutation)
     )
     bias = bias if bias is None else bias.contiguous()
+    if 0 < batch <= FEW and rows:
+        return few(values, crow, col, x, bias, relu)
+    x = features_first(x)
     y = cpu_buffers.empty(rows, batch)
     if not (rows and batch):
         return y.t()
@@ -72,6 +79,101 @@ def spmm(
     )
     _launch(kernels().spmm, block)
     return y.t()
+
+
+def few(
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    relu: bool = False,
+) -> Tensor:
+    """`spmm` of contiguous values for so few samples that a call's own time counts."""
+    rows = crow.shape[0] - 1
+    batch, columns = x.shape
+    samples = LANES_OF[batch]
+    if samples != batch:
+        x = functional.pad(x, (0, 0, 0, samples - batch))
+    threads = torch.get_num_threads()
+    if threads > 1 and samples * col.shape[0] < ALONE:
+        threads = 1
+    copy = None
+    if samples > 1 and x.stride() != (1, samples):
+        x = x.contiguous() if threads == 1 else features_first(x).t()
+        copy = torch.empty(columns, samples) if threads == 1 else None
+    elif samples == 1:
+        x = x.contiguous()
+    y = torch.empty_strided((samples, rows), (1, samples))
+    also = kernels().RELU if relu else 0
+    numbers = array(
+        "q",
+        (
+            0,
+            0,
+            rows,
+            columns,
+            samples,
+            crow.data_ptr(),
+            col.data_ptr(),
+            values.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            also if bias is None else also | kernels().BIAS,
+            x.data_ptr(),
+            0 if copy is None else copy.data_ptr(),
+            y.data_ptr(),
+            rows if threads == 1 else max(1, _ceil(rows, 4 * threads)),
+        ),
+    )
+    _start(kernels().few, numbers.buffer_info()[0], threads)
+    return y if samples == batch else y[:batch].t().contiguous().t()
+
+
+def few_through(
+    layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], x: Tensor
+) -> Tensor:
+    """Carry few samples through layers (crow, col, contiguous values, bias) with ReLU between."""
+    batch, width = x.shape
+    samples = LANES_OF[batch]
+    if samples != batch:
+        x = functional.pad(x, (0, 0, 0, samples - batch))
+    x = x.contiguous()
+    bias_too = kernels().BIAS
+    relu_too = kernels().RELU
+    table: list[int] = []
+    widest = width
+    rows = width
+    for crow, col, values, bias in layers:
+        rows = crow.shape[0] - 1
+        widest = max(widest, rows)
+        table += (
+            rows,
+            crow.data_ptr(),
+            col.data_ptr(),
+            values.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            relu_too if bias is None else relu_too | bias_too,
+        )
+    table[-1] &= ~relu_too
+    buffers = torch.empty(2 * widest * samples)
+    y = torch.empty_strided((samples, rows), (1, samples))
+    numbers = array(
+        "q",
+        (
+            0,
+            0,
+            width,
+            samples,
+            len(layers),
+            x.data_ptr(),
+            y.data_ptr(),
+            buffers.data_ptr(),
+            widest,
+            *table,
+        ),
+    )
+    _start(kernels().few_through, numbers.buffer_info()[0], 1)
+    return y if samples == batch else y[:batch].t().contiguous().t()
 
 
 def sddmm(
@@ -391,22 +493,34 @@ def features_first(x: Tensor) -> Tensor:
     return y
 
 
+@runtime_checkable
+class _Made(Protocol):
+    """A kernel as numba has compiled it."""
+
+    @property
+    def address(self) -> int:
+        """Where its code is."""
+
+
 def _launch(
-    kernel: Callable[[], Any], block: Iterable[int | Tensor | None]
+    kernel: Callable[[], _Made], block: Iterable[int | Tensor | None]
 ) -> None:
     """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
     numbers = _numbers(block)
-    array = _array(len(numbers) + 2)(
-        0, 0, *numbers
-    )  # the counters that all threads share
-    function = _compiled(kernel)
-    threads = torch.get_num_threads()
+    # the counters that all threads share come first
+    shared = array("q", [0, 0, *numbers])
+    _start(kernel, shared.buffer_info()[0], torch.get_num_threads())
+
+
+def _start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
+    """Run a kernel on some threads, which share the array at this address."""
+    compiled = _compiled(kernel)
     if threads == 1:
-        function.ctypes(array)
+        compiled.call(address)
     elif (parallel := _openmp()) is not None:
-        parallel(function.address, array, threads, 0)
+        parallel(compiled.address, address, threads, 0)
     else:
-        list(_pool().map(lambda _: function.ctypes(array), range(threads)))
+        list(_pool().map(lambda _: compiled.call(address), range(threads)))
 
 
 def _numbers(block: Iterable[int | Tensor | None]) -> list[int]:
@@ -434,11 +548,6 @@ def _nowhere(tensor: Tensor) -> int:
 
 
 @functools.cache
-def _array(length: int) -> type[ctypes.Array[ctypes.c_int64]]:
-    return ctypes.c_int64 * length
-
-
-@functools.cache
 def kernels() -> ModuleType:
     """Load the kernels and their compiler.
 
@@ -453,11 +562,31 @@ def kernels() -> ModuleType:
 
 
 @functools.cache
-def _compiled(kernel: Callable[[], Any]) -> Any:
+def _compiled(kernel: Callable[[], _Made]) -> "_Compiled":
     with _announced(
         "sparselib compiles its CPU kernels, once for this machine ..."
     ):
-        return kernel()
+        return _Compiled(kernel())
+
+
+class _Compiled:
+    """A kernel as C calls it.
+
+    Parameters
+    ----------
+    made : CFunc
+        What numba compiled.
+
+    Attributes
+    ----------
+    address : int
+        Where its code is.
+    """
+
+    def __init__(self, made: _Made) -> None:
+        self._made = made  # which owns the code
+        self.address: int = made.address
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
 
 
 @functools.cache
@@ -478,7 +607,7 @@ def _announced(sentence: str) -> Iterator[None]:
 
 
 @functools.cache
-def _openmp() -> Any:
+def _openmp() -> Callable[..., None] | None:
     """GOMP_parallel of the OpenMP that torch has loaded already, or None; never loads another."""
     root = os.path.dirname(torch.__file__)
     beside = [*glob(f"{root}/lib/lib*omp*"), *glob(f"{root}.libs/lib*omp*")]

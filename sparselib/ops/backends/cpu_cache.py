@@ -12,12 +12,13 @@ import hashlib
 import os
 import pickle
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.serialize import dumps
+
+from sparselib._types import Function
 
 DIGEST = hashlib.sha256().digest_size
 
@@ -52,7 +53,7 @@ class Files:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    def load(self, key: object) -> Any:
+    def load(self, key: object) -> object:
         """Return what was saved under the key, or None if it is not there as it was saved."""
         try:
             whole = self._path(key).read_bytes()
@@ -79,20 +80,20 @@ class Files:
 class KernelCache(FunctionCache):
     """numba's cache of one function, on `Files`."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Function) -> None:
         super().__init__(function)
         stamp = (self._cache_file._version, self._cache_file._source_stamp)
         self._cache_file = Files(
             Path(self._cache_path), self._impl.filename_base, stamp
         )
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: object, data: object) -> None:
         """Keep what was compiled, unless the disk refuses."""
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
 
 
-def keep(compiled: Any, function: Callable[..., Any]) -> None:
+def keep(compiled: Any, function: Function) -> None:
     """Give numba's compiled function a cache, unless there is no folder for it."""
     try:
         compiled._cache = KernelCache(function)

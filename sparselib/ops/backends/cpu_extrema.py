@@ -4,18 +4,17 @@ numba's cache sees changes of this file only, so whatever is compiled here stand
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numba import njit
 from torch import Tensor, from_numpy
 
+from sparselib._types import Function
 from sparselib.ops.backends.cpu_cache import keep
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Function) -> Function:
     """Compile; a checker of types wrapped around the function is taken off."""
     function = inspect.unwrap(function)
     dispatcher = njit(nogil=True)(function)

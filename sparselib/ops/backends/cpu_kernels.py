@@ -13,7 +13,7 @@ this file and of no other, so whatever a kernel is made of stands here.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -21,10 +21,13 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.core.datamodel import PrimitiveModel, register_default
+from numba.core.datamodel.manager import DataModelManager
+from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
+from sparselib._types import Function
 from sparselib.ops.backends.cpu_cache import keep
 
 if getattr(config, "DISABLE_JIT", False):
@@ -62,7 +65,7 @@ class Vector(types.Type):
 class VectorModel(PrimitiveModel):
     """Defines for numba what a `Vector` is in LLVM."""
 
-    def __init__(self, manager: Any, kind: Vector) -> None:
+    def __init__(self, manager: DataModelManager, kind: Vector) -> None:
         super().__init__(manager, kind, kind.llvm)
 
 
@@ -248,7 +251,7 @@ def ticket(_, a, i):  # type: ignore[no-untyped-def]
     )
 
 
-def _pointer(kind: Any) -> Any:
+def _pointer(kind: types.CPointer) -> Function:
     @intrinsic
     def cast(_, address):  # type: ignore[no-untyped-def]
         def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
@@ -264,17 +267,17 @@ ints = _pointer(INTS)
 longs = _pointer(LONGS)
 
 
-def inline(function: Callable[..., Any]) -> Any:
+def inline(function: Function) -> Dispatcher:
     """Compile a function that kernels call; a checker of types wrapped around it is taken off."""
     return njit(error_model="numpy")(inspect.unwrap(function))
 
 
-def kernel(function: Callable[..., None]) -> Callable[[], Any]:
+def kernel(function: Callable[..., None]) -> Callable[[], CFunc]:
     """Make a C function of one int64 array, compiled on first use and kept on disk."""
     function = inspect.unwrap(function)
 
     @functools.cache
-    def compiled() -> Any:
+    def compiled() -> CFunc:
         made = CFunc(
             function, ((LONGS,), types.void), {}, {"error_model": "numpy"}
         )
@@ -382,8 +385,37 @@ class Network(NamedTuple):
     table: Argument  # int64 [layers, len(Row)], a `Row` for each layer
 
 
+class Few(NamedTuple):
+    """Arguments of `few`."""
+
+    rows: Argument  # of the result
+    columns: Argument  # of the matrix
+    samples: Argument  # N, 1, 2, 4, 8 or 16
+    crow: Argument  # int32 [rows + 1]
+    col: Argument  # int32 [nnz]
+    values: Argument  # float32 [nnz]
+    bias: Argument  # float32 [rows], or 0
+    also: Argument  # sum of BIAS and RELU
+    x: Argument  # float32 [columns, N], or if there is a copy [N, columns]
+    copy: Argument  # float32 [columns, N] to bring x into that order, or 0
+    y: Argument  # float32 [rows, N]
+    step: Argument  # rows of a piece
+
+
+class FewThrough(NamedTuple):
+    """Arguments of `few_through`; a `Row` for each layer follows them in the same array."""
+
+    width: Argument  # features of x
+    samples: Argument  # N: 1, 2, 4, 8 or 16
+    layers: Argument  # number of layers
+    x: Argument  # float32 [N, width]
+    y: Argument  # float32 [rows of the last layer, N]
+    buffers: Argument  # float32 [2, widest, N]
+    widest: Argument  # most features of x or of any layer
+
+
 class Row(NamedTuple):
-    """What `network` reads of one layer."""
+    """What `network` and `few_through` read of one layer."""
 
     rows: Argument  # features that it writes
     crow: Argument  # int32 [rows + 1]
@@ -393,7 +425,9 @@ class Row(NamedTuple):
     also: Argument  # sum of BIAS and RELU
 
 
-Block = TypeVar("Block", Spmm, Sddmm, Gradients, Transposed, Network)
+Block = TypeVar(
+    "Block", Spmm, Sddmm, Gradients, Transposed, Network, Few, FewThrough
+)
 
 
 def places(block: type[Block]) -> Block:
@@ -407,11 +441,14 @@ SDDMM = places(Sddmm)
 GRADIENTS = places(Gradients)
 TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
+FEW_SAMPLES = places(Few)
+FEW_THROUGH = places(FewThrough)
 ROW = Row(*range(len(Row._fields)))
 ROW_SIZE = len(Row._fields)
+FEW_THROUGH_SIZE = COUNTERS + len(FewThrough._fields)
 
 
-def _rows_of_product(n: int) -> Any:
+def _rows_of_product(n: int) -> Dispatcher:
     # in few registers a sum would wait for itself; WIDE has none left for a second one
     two = n < WIDE
 
@@ -562,7 +599,7 @@ def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: igno
         o += 1
 
 
-def _rows_of_gradient(n: int) -> Any:
+def _rows_of_gradient(n: int) -> Dispatcher:
     @inline
     def rows(o, end, count, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
         """Add `count` columns, n at a time, to the sums of rows o < end."""
@@ -751,6 +788,151 @@ def transposed(a):  # type: ignore[no-untyped-def]
         if r >= rows:
             break
         flip(x, r * columns, columns, y, r, rows, min(64, rows - r), columns)
+
+
+def _few_rows(n: int) -> Dispatcher:
+    @inline
+    def rows(o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-untyped-def]
+        """y[o, : n] = sum_j w[j] x[col[j], : n] for rows o < end: four sums, so that none waits."""
+        while o < end:
+            first = splat(bias[o] if also & BIAS else ZERO, n)  # [n]
+            j = crow[o]
+            last = crow[o + 1]
+            if j + 4 <= last:
+                second = splat(ZERO, n)  # [n]
+                third = splat(ZERO, n)  # [n]
+                fourth = splat(ZERO, n)  # [n]
+                while j + 4 <= last:
+                    first = fma(w[j], load(x, col[j] * n, n), first)
+                    second = fma(w[j + 1], load(x, col[j + 1] * n, n), second)
+                    third = fma(w[j + 2], load(x, col[j + 2] * n, n), third)
+                    fourth = fma(w[j + 3], load(x, col[j + 3] * n, n), fourth)
+                    j += 4
+                first = fma(ONE, second, first)
+                third = fma(ONE, fourth, third)
+                first = fma(ONE, third, first)
+            while j < last:
+                first = fma(w[j], load(x, col[j] * n, n), first)
+                j += 1
+            if also & RELU:
+                first = relu(first)
+            store(y, o * n, first)
+            o += 1
+
+    return rows
+
+
+def _few_flip(n: int) -> Dispatcher:
+    @inline
+    def flip_few(x, columns, copy):  # type: ignore[no-untyped-def]
+        """copy[c, : n] = x[: n, c]."""
+        whole = columns - columns % n
+        for c in range(0, whole, n):
+            transpose(x, c, columns, copy, c * n, n, n)
+        for c in range(whole, columns):
+            for r in range(n):
+                copy[c * n + r] = x[r * columns + c]
+
+    return flip_few
+
+
+one_few = _few_rows(1)
+two_few = _few_rows(2)
+four_few = _few_rows(4)
+eight_few = _few_rows(8)
+sixteen_few = _few_rows(16)
+two_flip = _few_flip(2)
+four_flip = _few_flip(4)
+eight_flip = _few_flip(8)
+sixteen_flip = _few_flip(16)
+
+
+@inline
+def few_flip(N, x, columns, copy):  # type: ignore[no-untyped-def]
+    """copy[c, : N] = x[: N, c]."""
+    if N == 1:
+        for c in range(columns):
+            copy[c] = x[c]
+    elif N == 2:
+        two_flip(x, columns, copy)
+    elif N == 4:
+        four_flip(x, columns, copy)
+    elif N == 8:
+        eight_flip(x, columns, copy)
+    elif N == 16:
+        sixteen_flip(x, columns, copy)
+
+
+@inline
+def few_rows(N, o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-untyped-def]
+    """Do rows o to end for N samples."""
+    if N == 1:
+        one_few(o, end, crow, col, w, bias, also, x, y)
+    elif N == 2:
+        two_few(o, end, crow, col, w, bias, also, x, y)
+    elif N == 4:
+        four_few(o, end, crow, col, w, bias, also, x, y)
+    elif N == 8:
+        eight_few(o, end, crow, col, w, bias, also, x, y)
+    elif N == 16:
+        sixteen_few(o, end, crow, col, w, bias, also, x, y)
+
+
+@kernel
+def few(a):  # type: ignore[no-untyped-def]
+    """Y (rows, N) = relu(W X + bias) for N = 1, 2, 4, 8 or 16 samples; see `Few`.
+
+    With room for a copy, X is brought into order first, which only one thread may do.
+    """
+    M = a[FEW_SAMPLES.rows]
+    columns = a[FEW_SAMPLES.columns]
+    N = a[FEW_SAMPLES.samples]
+    crow = ints(a[FEW_SAMPLES.crow])
+    col = ints(a[FEW_SAMPLES.col])
+    w = floats(a[FEW_SAMPLES.values])
+    bias = floats(a[FEW_SAMPLES.bias])
+    also = a[FEW_SAMPLES.also]
+    x = floats(a[FEW_SAMPLES.x])
+    y = floats(a[FEW_SAMPLES.y])
+    step = a[FEW_SAMPLES.step]
+    if a[FEW_SAMPLES.copy]:
+        copy = floats(a[FEW_SAMPLES.copy])
+        few_flip(N, x, columns, copy)
+        x = copy
+    while True:
+        o = ticket(a, 0) * step
+        if o >= M:
+            break
+        few_rows(N, o, min(M, o + step), crow, col, w, bias, also, x, y)
+
+
+@kernel
+def few_through(a):  # type: ignore[no-untyped-def]
+    """Y (rows, N) from x (N, width) through all layers, by one thread; see `FewThrough`."""
+    width = a[FEW_THROUGH.width]
+    N = a[FEW_THROUGH.samples]
+    layers = a[FEW_THROUGH.layers]
+    buffers = a[FEW_THROUGH.buffers]
+    size = 4 * a[FEW_THROUGH.widest] * N
+    few_flip(N, floats(a[FEW_THROUGH.x]), width, floats(buffers))
+    for number in range(layers):
+        t = FEW_THROUGH_SIZE + number * ROW_SIZE
+        source = floats(buffers + number % 2 * size)
+        target = floats(buffers + (number + 1) % 2 * size)
+        if number == layers - 1:
+            target = floats(a[FEW_THROUGH.y])
+        few_rows(
+            N,
+            0,
+            a[t + ROW.rows],
+            ints(a[t + ROW.crow]),
+            ints(a[t + ROW.col]),
+            floats(a[t + ROW.values]),
+            floats(a[t + ROW.bias]),
+            a[t + ROW.also],
+            source,
+            target,
+        )
 
 
 @kernel

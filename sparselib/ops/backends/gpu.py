@@ -13,16 +13,17 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+from triton.runtime import KernelInterface
 
+from sparselib._types import Function
 from sparselib.ops.backends import Indices, Sizes, Weights, stretches
 from sparselib.ops.backends.reference_extrema import extrema as extrema
 
@@ -44,7 +45,7 @@ NUMBERS = "M", "groups", "widest", "nnz", "samples", "stride", "length"
 WIDEST = 1024  # features of a network whose tile stays in the cache from layer to layer
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Function) -> KernelInterface[Function]:
     """Compile for the GPU; a checker of types wrapped around the function is taken off."""
     # sizes differ from batch to batch and from layer to layer; one program serves them all
     return triton.jit(inspect.unwrap(function), do_not_specialize=NUMBERS)

@@ -130,7 +130,7 @@ def kernels(values: Tensor, indices: Indices, sizes: Sizes) -> Tensor:
 
 def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
     """Return row and column of each nonzero."""
-    return rows_of(indices[0], len(indices[1])), indices[1]
+    return rows_of(indices[0], len(indices[1])), indices[1].to(torch.int64)
 
 
 def _matrix(

@@ -25,7 +25,7 @@ def test_speedups_are_the_stored_rows() -> None:
 
 def test_topologies_are_those_of_their_page() -> None:
     page = nbformat.read(ROOT / "book/csr/evolution.ipynb", as_version=4)
-    printed = [cell for cell in page.cells if cell.cell_type == "code"][-1].outputs[0].text
+    printed = next(cell for cell in page.cells[::-1] if cell.cell_type == "code").outputs[0].text
     shown = rows("evolution")
     first, last = re.search(r"dark pixels +=\s+(\d+) at first, (\d+) at the end", printed).groups()
     assert (shown["dark"][0], shown["dark"][-1]) == (int(first), int(last))

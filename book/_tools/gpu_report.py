@@ -7,8 +7,8 @@ something, and a step that fails takes nothing from the others. What is not inst
 a row, and what does not need it goes on: nothing but Python, torch, Triton and numpy is necessary,
 neither network nor installation.
 
-``--rehearse`` goes through every step on the CPU, with tiny shapes, by Triton's interpreter where it
-can interpret and by the definition elsewhere. Its times mean nothing, and its rows say so.
+``--rehearse`` goes through every step on the CPU, with tiny shapes, by Triton's interpreter where
+it can interpret and by the definition elsewhere. Its times mean nothing, and its rows say so.
 """
 
 import argparse

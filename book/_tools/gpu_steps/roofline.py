@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparselib as sl
-from gpu_steps.record import Record, precision
+from gpu_steps.record import Call, Record, precision
 from sparselib.ops import dispatch
 
 SHAPES = [(4096, 4096, 2048), (512, 512, 10_000)]  # rows, columns, samples
@@ -76,19 +76,8 @@ def products(
     dense(record, case, x, dy)
     for sparsity in (0.9,) if record.rehearse else SPARSITIES:
         layer = sl.CSRLinear(columns, rows, sparsity=sparsity).to(record.device)
-        values = layer.values.detach()
-        crow, col = layer.csr.indices()
-        turned = layer.csr.transposed_indices()
-        module = dispatch.module(x)
-        calls = {
-            "output": lambda: module.spmm(values, crow, col, x),
-            "input's gradient": lambda: module.spmm(
-                values, turned[0], turned[1], dy, None, turned[2]
-            ),
-            "weights' gradient": lambda: module.sddmm(crow, col, dy, x),
-        }
-        gathered = 4 * values.numel() * samples
-        for variant, call in calls.items():
+        gathered = 4 * layer.values.numel() * samples
+        for variant, call in three_products(layer, x, dy).items():
             with record.tried(case, variant, sparsity=sparsity):
                 time = record.time(case, variant, call, sparsity=sparsity)
                 rate = gathered / time / 1e6
@@ -99,6 +88,19 @@ def products(
         with record.tried(case, "forward and backward", sparsity=sparsity):
             call = lambda: forward_and_backward(layer, x, dy)  # noqa: B023, E731
             record.time(case, "forward and backward", call, sparsity=sparsity)
+
+
+def three_products(layer: sl.CSRLinear, x: Tensor, dy: Tensor) -> dict[str, Call]:
+    """Return the calls of the backend's kernels, without autograd."""
+    module = dispatch.module(x)
+    values = layer.values.detach()
+    crow, col = layer.csr.indices()
+    turned, rows, permutation = layer.csr.transposed_indices()
+    return {
+        "output": lambda: module.spmm(values, crow, col, x),
+        "input's gradient": lambda: module.spmm(values, turned, rows, dy, None, permutation),
+        "weights' gradient": lambda: module.sddmm(crow, col, dy, x),
+    }
 
 
 def forward_and_backward(layer: torch.nn.Module, x: Tensor, dy: Tensor) -> None:

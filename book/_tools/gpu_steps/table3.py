@@ -114,7 +114,9 @@ def rivals(record: Record, case: str, model: nn.Module, x: Tensor, sparsity: flo
     with record.tried(case, "torch CSR", sparsity=sparsity):
         weights = [torch_csr(layer) for layer in model.layers]
         close(features_first(weights, features).t(), model(x))
-        both(record, case, "torch CSR", lambda: features_first(weights, features), sparsity=sparsity)
+        both(
+            record, case, "torch CSR", lambda: features_first(weights, features), sparsity=sparsity
+        )
     for kind, name in ((torch.float32, "tf32"), (torch.bfloat16, "bf16")):
         variant = f"blocks of {SIDE}, {name}"
         if not can_run_triton(record):

@@ -91,10 +91,12 @@ def carried_out(command: list[str], seconds: float, rehearse: bool) -> tuple[str
     )
     try:
         _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # an interrupt too ends what was started
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return "killed", f"took longer than its {seconds:.0f} s"
+        if isinstance(error, subprocess.TimeoutExpired):
+            return "killed", f"took longer than its {seconds:g} s"
+        raise
     if process.returncode == 0:
         return "done", ""
     lines = errors.strip().splitlines() or [f"ended with status {process.returncode}"]

@@ -5,8 +5,6 @@ import importlib
 import time
 from pathlib import Path
 
-from gpu_steps.record import Record
-
 
 def main() -> None:
     """Run the module with the step's name."""
@@ -21,6 +19,8 @@ def main() -> None:
         raise RuntimeError(f"step {given.step} is broken on purpose")
     if given.hang:
         time.sleep(10_000)
+    from gpu_steps.record import Record
+
     record = Record(given.out, given.step, given.rehearse)
     importlib.import_module(f"gpu_steps.{given.step}").run(record)
 

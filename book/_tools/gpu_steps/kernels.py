@@ -7,14 +7,15 @@ from torch import Tensor
 
 
 @triton.jit
-def gather_kernel(index, x, y, N, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def gather_kernel(index, x, y, N, COUNT: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr):
     """Sum `COUNT` rows of x [rows, N] that the index names, `BLOCK` columns per program."""
     group = tl.program_id(0)
     o_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for k in range(0, COUNT):
-        c = tl.load(index + group * COUNT + k).to(tl.int64)
-        total += tl.load(x + c * N + o_n)
+    for k in range(0, COUNT, UNROLL):
+        for i in tl.static_range(UNROLL):  # so many reads are under way at once
+            c = tl.load(index + group * COUNT + k + i).to(tl.int64)
+            total += tl.load(x + c * N + o_n)
     tl.store(y + group.to(tl.int64) * N + o_n, total)
 
 
@@ -22,7 +23,8 @@ def gather(index: Tensor, x: Tensor, y: Tensor, block: int = 256) -> Tensor:
     """Read the rows ``index`` [groups, count] of x [rows, N] and sum those of each group into y."""
     groups, count = index.shape
     grid = groups, x.shape[1] // block
-    gather_kernel[grid](index, x, y, x.shape[1], COUNT=count, BLOCK=block, num_warps=2)
+    size = {"COUNT": count, "UNROLL": 4, "BLOCK": block}
+    gather_kernel[grid](index, x, y, x.shape[1], **size, num_warps=2)
     return y
 
 

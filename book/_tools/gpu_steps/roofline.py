@@ -15,9 +15,13 @@ from sparselib.ops import dispatch
 
 SHAPES = [(4096, 4096, 2048), (512, 512, 10_000)]  # rows, columns, samples
 SPARSITIES = (0.9, 0.97, 0.99)
-# rows of 256 numbers in the working set, columns of the array
-SETS = {"L1": (32, 256), "L2": (4096, 1024), "HBM": (262_144, 4096)}
-TINY_SETS = {"L1": (8, 256), "L2": (16, 256), "HBM": (32, 512)}
+# rows and columns of what is read, groups of rows that are summed, and rows in a group
+SETS = {
+    "L1": (32, 256, 8448, 1024),
+    "L2": (4096, 1024, 2112, 64),
+    "HBM": (262_144, 4096, 2112, 64),
+}
+TINY_SETS = {"L1": (8, 256, 2, 4), "L2": (16, 256, 2, 4), "HBM": (32, 512, 2, 4)}
 
 
 def run(record: Record) -> None:
@@ -40,8 +44,8 @@ def probe(record: Record) -> dict[str, float]:
     from gpu_steps.kernels import gather
 
     rates = {}
-    groups, count = (2, 4) if record.rehearse else (2112, 64)
-    for level, (rows, columns) in (TINY_SETS if record.rehearse else SETS).items():
+    sets = TINY_SETS if record.rehearse else SETS
+    for level, (rows, columns, groups, count) in sets.items():
         with record.tried("bandwidth", f"gather from {level}"):
             x = torch.ones(rows, columns, device=record.device)
             index = torch.randint(rows, (groups, count), device=record.device, dtype=torch.int32)

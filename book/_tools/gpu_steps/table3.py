@@ -32,11 +32,15 @@ TINY_TRAINING = [("training 256", [12, 12, 10], 20)]
 
 
 def run(record: Record) -> None:
-    """Measure inference, then training."""
+    """Measure our inference and training with their dense twins, then those of others."""
     sparsities = (0.9,) if record.rehearse else SPARSITIES
     inference(record, *(TINY_INFERENCE if record.rehearse else INFERENCE), sparsities)
-    for case in TINY_TRAINING if record.rehearse else TRAINING:
+    cases = TINY_TRAINING if record.rehearse else TRAINING
+    for case in cases:
         training(record, *case, sparsities)
+    inference_of_others(record, *(TINY_INFERENCE if record.rehearse else INFERENCE), sparsities)
+    for case in cases:
+        training_of_others(record, *case, sparsities)
 
 
 def network(record: Record, sizes: Sequence[int], sparsity: float | None = None) -> nn.Module:
@@ -50,11 +54,10 @@ def both(record: Record, case: str, variant: str, call: Call, **more) -> float |
     """Measure a forward pass as Python calls it and recorded; return the latter's milliseconds."""
     found = None
     with record.tried(case, variant, **more), torch.no_grad():
-        call()
+        record.time(case, variant + ", eager", call, **more)
         recorded = captured(call)
         found = record.time(case, variant + ", graph", recorded, **more)
         record.time_flushed(case, variant + ", graph", recorded, **more)
-        record.time(case, variant + ", eager", call, **more)
     return found
 
 
@@ -91,8 +94,18 @@ def inference(
         }.items():
             found = both(record, case, variant, call, sparsity=sparsity)
             speedup(record, case, variant, dense, found, sparsity)
-        rivals(record, case, model, x, sparsity)
+
+
+def inference_of_others(
+    record: Record, case: str, sizes: Sequence[int], batch: int, sparsities: Sequence[float]
+) -> None:
+    """Measure the rivals' forward passes; they come last, for what they do to CUDA is theirs."""
+    x = torch.randn(batch, sizes[0], device=record.device)
+    for sparsity in sparsities:
+        block_sparse(record, case, network(record, sizes, sparsity).eval(), x, sparsity)
     semi_structured(record, case, sizes, x)
+    for sparsity in sparsities:
+        cusparse(record, case, network(record, sizes, sparsity).eval(), x, sparsity)
 
 
 def bound(model: nn.Module, x: Tensor) -> Call:
@@ -108,15 +121,20 @@ def one_by_one(model: nn.Module, x: Tensor) -> Tensor:
     return last(x)
 
 
-def rivals(record: Record, case: str, model: nn.Module, x: Tensor, sparsity: float) -> None:
-    """Measure torch's CSR (cuSPARSE) and a block-sparse network of the same sparsity."""
+def cusparse(record: Record, case: str, model: nn.Module, x: Tensor, sparsity: float) -> None:
+    """Measure the same weights in torch's CSR format, whose products are cuSPARSE's."""
     features = x.t().contiguous()
     with record.tried(case, "torch CSR", sparsity=sparsity):
         weights = [torch_csr(layer) for layer in model.layers]
-        close(features_first(weights, features).t(), model(x))
-        both(
-            record, case, "torch CSR", lambda: features_first(weights, features), sparsity=sparsity
-        )
+        with torch.no_grad():
+            close(features_first(weights, features).t(), model(x))
+        call = lambda: features_first(weights, features)  # noqa: E731
+        both(record, case, "torch CSR", call, sparsity=sparsity)
+
+
+def block_sparse(record: Record, case: str, model: nn.Module, x: Tensor, sparsity: float) -> None:
+    """Measure a network of the same shapes and sparsity whose weights are absent by blocks."""
+    features = x.t().contiguous()
     for kind, name in ((torch.float32, "tf32"), (torch.bfloat16, "bf16")):
         variant = f"blocks of {SIDE}, {name}"
         if not can_run_triton(record):
@@ -212,7 +230,16 @@ def training(
         model = network(record, sizes, sparsity)
         found = steps(record, case, "sparse", model, x, y, sparsity)
         speedup(record, case, "sparse", dense, found, sparsity)
-        torch_training(record, case, model, x, y, sparsity)
+
+
+def training_of_others(
+    record: Record, case: str, sizes: Sequence[int], batch: int, sparsities: Sequence[float]
+) -> None:
+    """Measure training by torch's own CSR format."""
+    x = torch.randn(batch, sizes[0], device=record.device)
+    y = torch.randint(sizes[-1], (batch,), device=record.device)
+    for sparsity in sparsities:
+        torch_training(record, case, network(record, sizes, sparsity), x, y, sparsity)
 
 
 def steps(

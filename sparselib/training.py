@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from sparselib import metrics
 from sparselib._types import Hook
@@ -269,6 +268,8 @@ def fit(
     FloatingPointError
         If the loss stops being finite; the sentence names the epoch.
     """
+    from tqdm import tqdm
+
     monitor = data.valid if monitor is None else monitor
     _check_loss(loss)
     _check_samples(data.train, monitor, batch_size)

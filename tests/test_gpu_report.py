@@ -1,0 +1,121 @@
+"""The report on a GPU, rehearsed on the CPU: rows of every step, whatever becomes of the others."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import gpu_report
+import pytest
+
+STEPS = list(gpu_report.STEPS)
+UNMEASURED = {
+    "needs a CUDA device",
+    "Triton cannot interpret here",
+    "the library has no such layer yet",
+    "not installed; without it",
+}
+
+
+def report(out, *options):
+    command = [sys.executable, gpu_report.__file__, str(out), "--rehearse", *map(str, options)]
+    quiet = {k: v for k, v in os.environ.items() if k != "SPARSELIB_BACKEND"}
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet)
+    with (out / "rows.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return done, rows
+
+
+def ends(rows):
+    """How each step ended, and why: rows without a case."""
+    return {row["step"]: (row["quantity"], row["note"]) for row in rows if not row["case"]}
+
+
+@pytest.mark.slow
+def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
+    done, rows = report(tmp_path, "--limit", 240)
+    assert ends(rows) == dict.fromkeys(STEPS, ("done", "")), done.stderr[-3000:]
+    assert done.returncode == 0
+    unexpected = [
+        row for row in rows
+        if row["quantity"] == "absent" and row["note"].partition(":")[0] not in UNMEASURED
+    ]  # fmt: skip
+    assert unexpected == []
+    assert {row["rehearsal"] for row in rows} == {"True"}
+    assert {row["torch"] for row in rows} == {rows[-1]["torch"]} != {""}
+    assert all(row["commit"] and row["device"].startswith("CPU") for row in rows)
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(rows)
+    measured = [row for row in rows if row["quantity"] == "time"]
+    assert {row["step"] for row in measured} >= {"table3", "roofline", "convolution", "evolution"}
+    assert all(float(row["value"]) > 0 for row in measured)
+
+
+def test_a_broken_and_a_hanging_step_leave_the_rows_of_others(tmp_path):
+    steps = ["--steps", "roofline", "accuracy", "language"]
+    options = ["--break", "roofline", "--hang", "accuracy", "--limit", 45]
+    done, rows = report(tmp_path, *steps, *options)
+    assert done.returncode == 1
+    assert ends(rows) == {
+        "machine": ("done", ""),
+        "roofline": ("failed", "RuntimeError: step roofline is broken on purpose"),
+        "accuracy": ("killed", "took longer than its 45 s"),
+        "language": ("done", ""),
+    }
+    assert {row["step"] for row in rows if row["case"]} == {"machine", "language"}
+
+
+def test_every_step_may_break_the_first_too(tmp_path):
+    done, rows = report(tmp_path, "--break", *STEPS)
+    assert done.returncode == 1
+    assert list(ends(rows)) == STEPS
+    assert {how for how, _ in ends(rows).values()} == {"failed"}
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"step": "table3", "value": 1.5}\n{"step": "table3", "val', encoding="utf-8")
+    gpu_report.publish(tmp_path, {"step": "table3", "quantity": "killed"})
+    with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["value"], row["quantity"]) for row in rows] == [("1.5", ""), ("", "killed")]
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["quantity"] == "killed"
+
+
+def test_rows_of_another_run_are_not_written_over(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "rows.csv").write_text("", encoding="utf-8")
+    done, _ = report(tmp_path)
+    assert done.returncode == 2
+    assert "holds the rows of another run" in done.stderr
+    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == "{}\n"
+
+
+def test_limits_fit_the_whole():
+    without_rest = {name: limit for name, limit in gpu_report.STEPS.items() if name != "tiles"}
+    # a machine that is known in a few seconds leaves the others their own
+    assert sum(without_rest.values()) - without_rest["machine"] <= gpu_report.WHOLE
+
+
+@pytest.mark.skipif(not gpu_report.can_interpret(), reason="Triton cannot interpret here")
+def test_the_probe_and_the_block_sparse_baseline_compute_what_they_claim():
+    from apart import run_plain
+
+    run_plain(f"""
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import sys, torch
+sys.path.insert(0, {str(gpu_report.TOOLS)!r})
+from gpu_steps.kernels import Blocks, gather
+x = torch.randn(9, 256)
+index = torch.randint(9, (3, 8), dtype=torch.int32)
+sums = gather(index, x, torch.empty(3, 256))
+torch.testing.assert_close(sums, x[index.long()].sum(1))
+weights = Blocks(32, 64, 0.5, 16, torch.float32, torch.device("cpu"))
+y = torch.randn(64, 37)
+exact = (weights.dense().double() @ y[: weights.dense().shape[1]].double()).float()
+torch.testing.assert_close(
+    weights(y, relu=True), (exact + weights.bias[:, None]).relu(), rtol=1e-4, atol=1e-4
+)
+""")

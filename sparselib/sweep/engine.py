@@ -60,9 +60,10 @@ def _attempt(
         return
     from distributed import as_completed
 
+    _check(client)
     waiting = iter(runs)
     futures: dict[Any, Run] = {}
-    finished = as_completed()
+    finished = as_completed(loop=client.loop)
 
     def submit() -> None:
         """Fill up what dask knows of; the futures of other runs would take memory for nothing."""

@@ -27,8 +27,8 @@ environment:
 	@test -e "$(READY)" && test "$(READY)" -nt pyproject.toml \
 	  && test "$(READY)" -nt constraints.txt || { \
 	  { test -x $(PY) || $(PYTHON) -m venv "$(VENV)"; } \
-	  && { $(PY) -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]" \
-	    || $(PY) -m pip install -q --no-index -c constraints.txt "sparselib[$(EXTRAS)]"; } \
+	  && { $(PY) -m pip install -q --no-compile -c constraints.txt -e ".[$(EXTRAS)]" \
+	    || $(PY) -m pip install -q --no-compile --no-index -c constraints.txt "sparselib[$(EXTRAS)]"; } \
 	  && $(PY) -m pip check && touch "$(READY)"; }
 
 book: environment  ## execute every page on the embedded data and build the book, strictly

@@ -221,3 +221,8 @@ def test_who_reads_a_weight_is_told_what_there_is():
     assert not hasattr(layer, "weight")
     with pytest.raises(AttributeError, match=r"has no dense `weight`.*skip="):
         print(layer.weight)
+
+
+def test_a_topology_without_fresh_weights_is_refused():
+    with pytest.raises(ValueError, match=r"topology would draw .* fresh=True"):
+        sl.sparsify(nn.Linear(4, 4), 0.5, topology=sl.topology.erdos_renyi)

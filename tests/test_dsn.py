@@ -203,3 +203,10 @@ def test_impossible_numbers_are_refused():
         sl.DST(model, torch.optim.Adam(model.parameters()), epochs=10, every=0)
     with pytest.raises(ValueError, match="at least one layer, not 0"):
         sl.DSN(layers=0)
+
+
+def test_the_dense_twin_refuses_what_it_would_ignore():
+    sl.DSN(3, 2, 6, sparsity=0.0, padding=sl.nn.replicate_right, dilation=2)
+    for options in ({"padding": sl.nn.centered_zeros}, {"topology": sl.topology.first_taps}):
+        with pytest.raises(ValueError, match="a dense DSN"):
+            sl.DSN(3, 2, 6, sparsity=0.0, **options)

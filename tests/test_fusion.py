@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import sparselib as sl
 from sparselib.ops.backends import cpu
@@ -224,3 +225,17 @@ def test_what_a_call_of_few_samples_cannot_read_takes_the_other_way():
         layer.values.data = layer.values.data[:-1]
         with pytest.raises(ValueError, match="connections need as many values"):
             layer(x)
+
+
+@pytest.mark.parametrize(
+    "shape", [(12,), (1, 1, 12), (2, 3, 12), (4, 4, 12), (3, 6, 12), (0, 2, 12)]
+)
+def test_a_token_at_a_time_of_any_shape(shape):
+    torch.manual_seed(0)
+    layer = sl.CSRLinear(12, 9, sparsity=0.5)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        y = layer(x)
+        torch.testing.assert_close(y, layer.to_dense()(x))
+        assert y.shape == (*shape[:-1], 9)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pdf
 import publishing
 import pytest
 from test_book import build, make_book, write_page
@@ -88,3 +89,29 @@ def test_addresses_of_published_pages() -> None:
     assert publishing.pages_address(REPOSITORY) == "https://someone.github.io/sparse/"
     assert publishing.pages_address("https://gitlab.com/a/b") == "https://a.gitlab.io/b/"
     assert publishing.pages_address("") == ""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("published")
+def test_the_book_is_printed_with_an_outline(
+    books: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = books[""]
+    monkeypatch.chdir(html.parent.parent)
+    document = pdf.joined(html, Path.cwd())
+    assert 'href="#book-page"' in document
+    assert re.findall(r'href="[^"#]*page\.html', document) == []
+    assert re.findall(r'src="(?!file:|data:|https:)[^"]', document) == []
+    pdf.main(html, tmp_path / "book.pdf")
+    printed = (tmp_path / "book.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert b"/Outlines" in printed
+    assert len(re.findall(rb"/Type /Page\b", printed)) >= 2
+    assert not (html / "print.html").exists()
+
+
+@pytest.mark.browser
+def test_a_book_that_is_not_built_is_not_printed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no built book; run make book"):
+        pdf.main(tmp_path / "gone", tmp_path / "book.pdf")

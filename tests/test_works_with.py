@@ -22,7 +22,12 @@ def sections() -> dict[str, list[str]]:
 SECTIONS = sections()
 SETUP = "\n".join(SECTIONS.pop("Works with"))
 SECTIONS = {title: blocks for title, blocks in SECTIONS.items() if blocks}
-NEEDS = {"Lightning": "lightning", "Accelerate": "accelerate"}
+NEEDS = {
+    "Lightning": "lightning",
+    "Accelerate": "accelerate",
+    "Transformers": "transformers",
+    "ONNX": "onnxscript",
+}
 IN_TWO_PROCESSES = "DistributedDataParallel"
 COMPILED = "torch.compile"  # a compiler does not see through the checkers of types in these tests
 APART = {IN_TWO_PROCESSES, COMPILED}

@@ -1,5 +1,6 @@
 """The dynamic sparse network for time series (Xiao and others, 2022)."""
 
+from collections.abc import Mapping
 from typing import Unpack
 
 import torch
@@ -46,7 +47,12 @@ class DSN(nn.Module):
     pooled : int
         Stretches of time that are scored.
     **options
-        Passed on to `SparseConv1d`.
+        Passed on to `SparseConv1d`; where the sparsity is 0, `dilation` alone has a meaning.
+
+    Raises
+    ------
+    ValueError
+        If there are no layers, or an option that the dense twin does not know.
 
     Attributes
     ----------
@@ -73,6 +79,8 @@ class DSN(nn.Module):
         super().__init__()
         if layers < 1:
             raise ValueError(f"a DSN needs at least one layer, not {layers}")
+        if not sparsity:
+            _check_dense(options)
         width = groups * channels
         options["reach"] = topology.kernel_regions(
             width, kernel_size, groups if bounded else 1
@@ -148,6 +156,18 @@ class DSN(nn.Module):
             if number + 1 < len(self.blocks):
                 found.append(Channels((conv, norm), f"blocks.{number + 1}.0"))
         return found
+
+
+def _check_dense(options: Mapping[str, object]) -> None:
+    """Refuse what the dense twin would not do."""
+    padding = options.get("padding", replicate_right)
+    unknown = sorted(options.keys() - {"dilation", "padding"})
+    if unknown or padding is not replicate_right:
+        what = ", ".join(unknown) or f"the padding {padding!r}"
+        raise ValueError(
+            f"a dense DSN (sparsity=0.0) has convolutions of torch, which replicate the last point "
+            f"on the right; it does not know {what}"
+        )
 
 
 def _dense(

@@ -132,7 +132,8 @@ class SparseConv1d(SparseLayer):
         sizes = (in_channels, out_channels, self.kernel_size)
         check_spelling(type(self), sizes, sparsity, bias)
         _check_sizes(self)
-        device = torch.get_default_device() if device is None else device
+        # in torch 2.6 `get_default_device` does not see `with torch.device(...)`
+        device = torch.empty(0).device if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
             full = torch.full((out_channels,), self.kernel_size)
             region = _checked(

@@ -137,6 +137,12 @@ class Conversion:
         convolutions: bool = False,
         **options: Unpack[LayerOptions],
     ) -> None:
+        drawn = sorted({"topology", "init", "reach"} & options.keys())
+        if drawn and not fresh:
+            raise ValueError(
+                f"{' and '.join(drawn)} would draw connections and weights anew, where the largest "
+                f"weights are kept; fresh=True draws"
+            )
         self.model = model
         self._fresh = fresh
         self._options = options

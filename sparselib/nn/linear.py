@@ -74,7 +74,8 @@ class CSRLinear(SparseLayer):
         self.out_features = out_features
         self.product = product
         shape = (out_features, in_features)
-        device = torch.get_default_device() if device is None else device
+        # in torch 2.6 `get_default_device` does not see `with torch.device(...)`
+        device = torch.empty(0).device if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
             positions = topology(out_features, in_features, sparsity, generator)
             csr = CSR.from_positions(

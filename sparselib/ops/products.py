@@ -79,9 +79,11 @@ def spmm(
     if (
         is_plain(x, values, bias)
         and are_few(x)
-        and fit_exactly(csr, values, bias, x.shape[1])
+        and fit_exactly(csr, values, bias, x.shape[-1])
     ):
-        return cpu.few(values, *indices_of(csr), x, bias)
+        flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        y = cpu.few(values, *indices_of(csr), flat, bias)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
     if not is_eager(x, values, bias):
         if transformed() or is_exported_to_onnx():
@@ -94,7 +96,7 @@ def spmm(
 
 def are_few(x: Tensor) -> bool:
     """Whether x is a batch of so few samples that a call's own time counts."""
-    return x.ndim == 2 and 0 < x.shape[0] <= cpu.FEW
+    return x.ndim > 0 and 0 < x.numel() <= cpu.FEW * x.shape[-1]
 
 
 def fit_exactly(

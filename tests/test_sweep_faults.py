@@ -7,6 +7,10 @@ import subprocess
 import pytest
 from sweeping import Place, alive, cluster, kill, parent, result, until
 
+from sparselib.sweep import engine
+from sparselib.sweep.grid import read
+from sparselib.sweep.workers import Workers, connected
+
 pytest.importorskip("distributed", reason="dask is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -157,6 +161,18 @@ def test_the_scheduler_dies(tmp_path):
     code, told, _ = place.run("--workers", 0)
     assert code == 0, told
     assert place.rows() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("status", ["connecting", "closed"])
+def test_nothing_is_sent_to_a_scheduler_that_is_gone(tmp_path, status):
+    runs = read(Place(tmp_path, GRID).file, tmp_path / "runs").runs
+    with cluster(tmp_path, tmp_path / "log", workers=0) as scheduler:
+        workers = Workers(scheduler.address)
+        with connected(workers, len(runs)) as client:
+            kill(scheduler.pid)
+            until(lambda: client.status == status)
+            with pytest.raises(engine.SchedulerLostError, match="the scheduler is gone"):
+                list(engine._attempt(client, runs, workers, wait=False))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "htp://here:8786", "nonsense"])

@@ -83,7 +83,6 @@ def unknown(commits: set[str]) -> set[str]:
 TO_BE_MADE_AGAIN = {
     "csr-speed-zen4.csv",  # a processor of that kind is needed
     "csr-width.csv",
-    "san-comparison.csv",
     "san-future.csv",
     "san-table2.csv",
 }

@@ -1,6 +1,7 @@
 """Many runs: dask.distributed, or one after the other without it."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,6 +12,8 @@ from .rows import SOURCE
 from .workers import Workers, connected
 
 SUBMITTED = 2000  # runs at most that dask knows of at once
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_FOR_RESULT = 5
 RETRIES = (
     2  # of what goes wrong around a notebook; what goes wrong in it is a result
 )
@@ -57,9 +60,10 @@ def _attempt(
         return
     from distributed import as_completed
 
+    _check(client)
     waiting = iter(runs)
     futures: dict[Any, Run] = {}
-    finished = as_completed()
+    finished = as_completed(loop=client.loop)
 
     def submit() -> None:
         """Fill up what dask knows of; the futures of other runs would take memory for nothing."""
@@ -70,14 +74,34 @@ def _attempt(
             finished.update(found)
 
     submit()
-    for future in finished:
+    while futures:
+        future = _next(client, finished)
         run = futures.pop(future)
-        if future.cancelled() or client.status not in ("running", "connecting"):
-            raise SchedulerLostError("the scheduler is gone")
-        outcome = _fetched(future, run)
+        outcome = _fetched(client, future, run)
         if len(futures) <= SUBMITTED // 2:
             submit()
         yield outcome
+
+
+def _next(client: Any, finished: Any) -> Any:
+    """Wait for the next finished future.
+
+    A client that loses its scheduler cancels all its futures and tries to connect anew. That may
+    fail in ways that leave later futures pending for good, so its status is looked at as well.
+    """
+    while not finished.has_ready():
+        _check(client)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    future = next(finished)
+    if future.cancelled():
+        raise SchedulerLostError("the scheduler is gone")
+    _check(client)
+    return future
+
+
+def _check(client: Any) -> None:
+    if client.status != "running":
+        raise SchedulerLostError("the scheduler is gone")
 
 
 def _submitted(
@@ -86,8 +110,8 @@ def _submitted(
     # keys of one group: then dask sends a worker one run at a time, in order
     group = f"run-{os.getpid()}-{wait}"
     count = len(runs)
-    return list(
-        client.map(
+    try:
+        futures = client.map(
             notebook.execute,
             runs,
             [SOURCE] * count,
@@ -98,18 +122,27 @@ def _submitted(
             retries=RETRIES,
             resources=workers.resources or None,
         )
-    )
+    except Exception:  # of several kinds, once the client is closed
+        _check(client)
+        raise
+    return list(futures)
 
 
-def _fetched(future: Any, run: Run) -> Outcome:
-    """Return what became of a finished run; its result is still with the scheduler's workers."""
-    try:
-        error = future.exception()
-        return future.result() if error is None else _lost(run, error)
-    except (
-        Exception
-    ) as failure:  # the connection broke: what a run raises was returned above
-        raise SchedulerLostError("the scheduler is gone") from failure
+def _fetched(client: Any, future: Any, run: Run) -> Outcome:
+    """Return what became of a finished run; its result is still with the scheduler's workers.
+
+    If its worker has died since, dask has another one do it once more.
+    """
+    while True:
+        try:
+            error = future.exception(timeout=SECONDS_FOR_RESULT)
+            if error is not None:
+                return _lost(run, error)
+            return future.result(timeout=SECONDS_FOR_RESULT)
+        except TimeoutError:
+            _check(client)
+        except Exception as failure:  # the connection broke: what a run raises was returned above
+            raise SchedulerLostError("the scheduler is gone") from failure
 
 
 def _serially(run: Run, wait: bool, perform: Perform) -> Outcome:

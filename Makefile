@@ -4,6 +4,7 @@ VENV ?= .venv
 PAGES ?=
 SWEEP ?=
 OPTIONS ?=
+OUT ?= _build/gpu
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PY = "$(BIN)/python"
 EXTRAS := book,test,sweep
@@ -16,7 +17,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbv
 
 .DEFAULT_GOAL := help
 .PHONY: help environment book test quick lint unit pages lab sweep bench refresh check pdf \
-  compat constraints mutants clean
+  gpu compat constraints mutants clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 13
@@ -59,6 +60,9 @@ sweep: environment  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml 
 
 bench: environment  ## measure the speed claims here, on a quiet machine; fails if one does not hold
 	$(PY) book/_tools/bench.py
+
+gpu:  ## measure on a GPU, without installing (OUT=folder; OPTIONS=--rehearse to go through it on a CPU)
+	$(PYTHON) book/_tools/gpu_report.py $(OUT) $(OPTIONS)
 
 refresh: environment  ## execute pages in place, the one way to change outputs (PAGES=book/csr/format.ipynb)
 	$(PY) book/_tools/refresh.py $(PAGES)

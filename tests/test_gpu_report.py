@@ -119,3 +119,37 @@ torch.testing.assert_close(
     weights(y, relu=True), (exact + weights.bias[:, None]).relu(), rtol=1e-4, atol=1e-4
 )
 """)
+
+
+def shown(capsys, root, folder):
+    """Run the page's cell on the rows of a folder; return what it prints and shows."""
+    import pandas as pd
+
+    page = json.loads((root / "book/csr/speed.ipynb").read_text(encoding="utf-8"))
+    (cell,) = (cell for cell in page["cells"] if cell["id"] == "ongpu001")
+    tables = []
+    exec("".join(cell["source"]), {"pd": pd, "folder": folder, "display": tables.append})
+    return capsys.readouterr().out, tables
+
+
+def test_the_page_shows_rows_of_a_gpu_and_no_rehearsal(tmp_path, root, capsys):
+    results = tmp_path / "data/results"
+    results.mkdir(parents=True)
+    assert shown(capsys, root, tmp_path) == ("on a GPU: not yet measured\n", [])
+    row = {"step": "table3", "case": "inference 512", "variant": "sparse", "sparsity": 0.9}
+    row |= {"quantity": "speedup", "value": 1.75, "date": "2030-01-01", "device": "a GPU"}
+    version = {"step": "machine", "quantity": "version", "value": "0.68.1", "rehearsal": False}
+    gpu_report.publish(results, version)  # so not all values are numbers
+    for is_rehearsal in (True, False):
+        gpu_report.publish(results, row | {"rehearsal": is_rehearsal})
+        (results / "rows.csv").replace(results / "csr-gpu.csv")
+        printed, tables = shown(capsys, root, tmp_path)
+        assert ("not yet measured" in printed) == is_rehearsal
+    assert "a GPU" in printed
+    assert tables[0].loc[("inference 512", "speedup", "sparse"), "90%"] == 1.75
+
+
+def test_readme_claims_no_speed_on_a_gpu_before_one_was_measured(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    is_measured = (root / "data/results/csr-gpu.csv").exists()
+    assert ("On a GPU nothing is measured yet" in text) != is_measured

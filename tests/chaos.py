@@ -93,12 +93,13 @@ class Ordeal:
         except psutil.NoSuchProcess:
             return
         self.killed[kind] += 1
-        if kind == "scheduler":
+        if kind in ("driver", "scheduler"):
             self._await_driver()
+        if kind == "scheduler":
             self._start_cluster()
 
     def _await_driver(self) -> None:
-        self.driver.wait(timeout=600)
+        self.driver.wait(timeout=120)
 
     def mend(self) -> None:
         """Give the same command again if it has ended, though runs are missing."""
@@ -143,6 +144,8 @@ def trial(folder: Path, whole: pd.DataFrame, kills: int, seed: int) -> Ordeal:
     with ordeal.opened:
         while ordeal.killed.total() < kills and not ordeal.is_over():
             ordeal.wait()
+            if ordeal.is_over():
+                break
             ordeal.kill()
             ordeal.mend()
         found = ordeal.finish()

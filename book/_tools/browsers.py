@@ -186,12 +186,15 @@ async def running(*flags: str) -> AsyncIterator[Browser]:
             yield browser
         finally:
             with contextlib.suppress(Exception):
-                await browser.send("Browser.close")
-            await listening
-            transport.close()
-            os.close(command_write)
+                await browser.send("Browser.close", timeout=5)
             try:
-                process.wait(20)
+                await asyncio.to_thread(process.wait, 20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # a child of the browser may hold the pipe open for minutes
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+            transport.close()
+            os.close(command_write)

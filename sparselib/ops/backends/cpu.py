@@ -91,10 +91,9 @@ def few(
 ) -> Tensor:
     """`spmm` of contiguous values for so few samples that a call's own time counts."""
     rows = crow.shape[0] - 1
-    batch, columns = x.shape
-    samples = LANES_OF[batch]
-    if samples != batch:
-        x = functional.pad(x, (0, 0, 0, samples - batch))
+    samples, columns = x.shape
+    if LANES_OF[samples] != samples:
+        return _cut(few(values, crow, col, _in_lanes(x), bias, relu), samples)
     threads = torch.get_num_threads()
     if threads > 1 and samples * col.shape[0] < ALONE:
         threads = 1
@@ -105,75 +104,74 @@ def few(
     elif samples == 1:
         x = x.contiguous()
     y = torch.empty_strided((samples, rows), (1, samples))
-    also = kernels().RELU if relu else 0
-    numbers = array(
-        "q",
-        (
-            0,
-            0,
-            rows,
-            columns,
-            samples,
-            crow.data_ptr(),
-            col.data_ptr(),
-            values.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            also if bias is None else also | kernels().BIAS,
-            x.data_ptr(),
-            0 if copy is None else copy.data_ptr(),
-            y.data_ptr(),
-            rows if threads == 1 else max(1, _ceil(rows, 4 * threads)),
-        ),
+    table = kernels()
+    block = table.Few(
+        rows,
+        columns,
+        samples,
+        crow.data_ptr(),
+        col.data_ptr(),
+        values.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        _also(bias, relu),
+        x.data_ptr(),
+        0 if copy is None else copy.data_ptr(),
+        y.data_ptr(),
+        rows if threads == 1 else max(1, _ceil(rows, 4 * threads)),
     )
-    _start(kernels().few, numbers.buffer_info()[0], threads)
-    return y if samples == batch else y[:batch].t().contiguous().t()
+    shared = array("q", (0, 0, *block))
+    _start(table.few, shared.buffer_info()[0], threads)
+    return y
 
 
 def few_through(
     layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], x: Tensor
 ) -> Tensor:
     """Carry few samples through layers (crow, col, contiguous values, bias) with ReLU between."""
-    batch, width = x.shape
-    samples = LANES_OF[batch]
-    if samples != batch:
-        x = functional.pad(x, (0, 0, 0, samples - batch))
+    samples, width = x.shape
+    if LANES_OF[samples] != samples:
+        return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
-    bias_too = kernels().BIAS
-    relu_too = kernels().RELU
+    row = kernels().Row
     table: list[int] = []
     widest = width
     rows = width
-    for crow, col, values, bias in layers:
+    for number, (crow, col, values, bias) in enumerate(layers, 1):
         rows = crow.shape[0] - 1
         widest = max(widest, rows)
-        table += (
+        table += row(
             rows,
             crow.data_ptr(),
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            relu_too if bias is None else relu_too | bias_too,
+            _also(bias, number < len(layers)),
         )
-    table[-1] &= ~relu_too
     buffers = torch.empty(2 * widest * samples)
     y = torch.empty_strided((samples, rows), (1, samples))
-    numbers = array(
-        "q",
-        (
-            0,
-            0,
-            width,
-            samples,
-            len(layers),
-            x.data_ptr(),
-            y.data_ptr(),
-            buffers.data_ptr(),
-            widest,
-            *table,
-        ),
+    block = kernels().FewThrough(
+        width,
+        samples,
+        len(layers),
+        x.data_ptr(),
+        y.data_ptr(),
+        buffers.data_ptr(),
+        widest,
     )
-    _start(kernels().few_through, numbers.buffer_info()[0], 1)
-    return y if samples == batch else y[:batch].t().contiguous().t()
+    shared = array("q", (0, 0, *block, *table))
+    _start(kernels().few_through, shared.buffer_info()[0], 1)
+    return y
+
+
+def _in_lanes(x: Tensor) -> Tensor:
+    """Return a batch of 1, 2, 4, 8 or 16 samples that begins with these; the others are zero."""
+    samples = x.shape[0]
+    return functional.pad(x, (0, 0, 0, LANES_OF[samples] - samples))
+
+
+def _cut(y: Tensor, samples: int) -> Tensor:
+    """Return the first samples, stored feature-major."""
+    return y[:samples].t().contiguous().t()
 
 
 def sddmm(

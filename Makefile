@@ -11,8 +11,8 @@ EXTRAS := book,test,sweep
 READY := $(VENV)/.sparselib-ready
 # The pages' networks are small: one thread is as fast, and does not wait for other work.
 export OMP_NUM_THREADS ?= 1
-# a process per core; what shares a costly fixture, or a page, stays in one of them
-PARALLEL := -n logical --maxprocesses 8
+# what shares a costly fixture, or a page, stays in one process
+PARALLEL := -n auto --maxprocesses 8
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help

@@ -81,6 +81,8 @@ def _become(words: list[str], environment: dict[str, str], folder: str, files: l
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if "dask" in sys.modules:
+        sys.modules["dask"].config.refresh()  # which has read another environment
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [path for path in paths if path]
     try:

@@ -142,6 +142,7 @@ def test_a_browser_that_dies_is_told() -> None:
         asyncio.run(kill())
 
 
+@pytest.mark.slow
 def test_links_and_search_work_from_disk(html: Path) -> None:
     assert links.broken(html) == []
     assert (html / "searchindex.js").stat().st_size > 100

@@ -52,6 +52,7 @@ def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
     assert all(float(row["value"]) > 0 for row in measured)
 
 
+@pytest.mark.slow
 def test_a_broken_and_a_hanging_step_leave_the_rows_of_others(tmp_path):
     steps = ["--steps", "roofline", "accuracy", "language"]
     options = ["--break", "roofline", "--hang", "accuracy", "--limit", 45]

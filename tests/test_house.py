@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -360,3 +361,10 @@ def test_columns_of_stored_rows_are_spelled_so() -> None:
     tables = sorted((ROOT / "data/results").glob("*.csv"))
     heads = [path.open(encoding="utf-8").readline() for path in tables]
     assert [head for head in heads if british(head)] == []
+
+
+@pytest.mark.xdist_group("house")
+def test_a_group_of_tests_stays_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Whoever distributes tests reads their group from the id, which not every pytest lets him."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@house")

@@ -45,6 +45,11 @@ class Program:
         self._process.join()
         self._folder.cleanup()
 
+    def complaints(self) -> str:
+        """Return what was printed as errors up to now."""
+        file = self._files[1]
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
     @property
     def returncode(self) -> int | None:
         """Exit status, negative for a signal, or None before the end."""

@@ -20,7 +20,8 @@ from sparselib._types import Function
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
-BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
+BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
+TAKEN = -1.0  # below every size of a gradient
 
 Batch = tuple[Tensor, Tensor]
 Rule = TypeVar("Rule", bound=Function)
@@ -322,17 +323,32 @@ def _largest_gradients(
 ) -> Grown:
     _check_finite(context)
     columns = layer.shape[1]
+    taken = _within(context._replace(rows=rows), columns)
     positions = torch.empty(0, dtype=torch.int64, device=layer.values.device)
     values = layer.values.detach()[:0]
+    # what is not larger than the smallest of `count` found before has no chance
+    least = values.new_tensor(TAKEN)
+    first = 0
     for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
-        cells = _free_cells(layer, context._replace(rows=block))
-        gradients = gradient(layer, context, block).flatten()[cells]
+        gradients = gradient(layer, context, block).flatten()
+        ends = taken.new_tensor([first, first + gradients.numel()])
+        low, high = torch.searchsorted(taken, ends).tolist()
+        sizes = gradients.abs()
+        sizes[taken[low:high] - first] = TAKEN
+        if layer.cells < layer.csr.cells:
+            sizes[~layer.region.mask(block).flatten()] = TAKEN
+        cells = (~(sizes <= least)).nonzero().flatten()  # with those of NaN
+        if cells.numel() > count:
+            cells = cells[largest(sizes[cells], count)]
         candidates = block[cells // columns] * columns + cells % columns
         positions = torch.cat([positions, candidates])
-        values = torch.cat([values, gradients])
+        values = torch.cat([values, gradients[cells]])
         best = largest(values.abs(), min(count, values.numel()))
         positions = positions[best]
         values = values[best]
+        if 0 < count == values.numel():
+            least = values.abs().min()
+        first += gradients.numel()
     return positions, (-context.lr * values).to(layer.values.dtype)
 
 

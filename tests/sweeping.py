@@ -143,11 +143,14 @@ class Cluster(NamedTuple):
     log: Path
 
 
-def launch(kind, folder, log, *more, protocol="tcp", options=()):
-    """Start a scheduler, or a worker of the one whose address is in the folder."""
+def launch(kind, folder, log, *more, protocol="tcp", options=(), method="forkserver"):
+    """Start a scheduler, or a worker of the one whose address is in the folder.
+
+    Nannies start processes by a method of multiprocessing, which forks sooner than it spawns.
+    """
     environment = environ(log) | {
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-        "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver",  # starts sooner
+        "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": method,
     }
     words = ["-m", f"distributed.cli.dask_{kind}", "--no-dashboard", "--host", "127.0.0.1"]
     words += ["--scheduler-file", folder / "scheduler.json", "--protocol", protocol]

@@ -18,12 +18,12 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics"),
-        *("timing", "export", "atomic", "plot", "tables", "_types", "_version"),
+        *("export", "atomic", "plot", "tables", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
-    4: ["models", "cost", "evolution", "optimization"],
+    4: ["models", "cost", "evolution", "optimization", "timing"],
     5: ["saliency", "pruning"],
 }
 # named by a page of its own

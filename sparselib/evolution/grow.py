@@ -8,9 +8,10 @@ A rule may need the gradient, and then an evolution gathers batches for it. One 
 decorated with `without_gradient`, and costs a training loop nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,10 @@ from sparselib.ranking import draw, largest, nth_free, weighted_draw
 BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
 TAKEN = -1.0  # below every size of a gradient
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
 Batch = tuple[Tensor, Tensor]
+State = dict[str, Any]
 Rule = TypeVar("Rule", bound=Function)
 
 
@@ -49,7 +53,7 @@ def needs_gradient(rule: Function) -> bool:
 
 
 class Context(NamedTuple):
-    """What a grow rule may know.
+    """What a grow rule may know, and a drop rule that reads the context.
 
     Attributes
     ----------
@@ -71,6 +75,12 @@ class Context(NamedTuple):
         More inputs and costs, where signals of several lengths cannot be one batch.
     average : callable
         ``tensor -> tensor``, the mean over all processes that train this model together.
+    gradient : Tensor, shape (nnz,), or None
+        Gradient of the connections' values as the optimizer uses it, if there is one.
+    memory : mapping of str to Tensor
+        What the optimizer remembers of each connection, such as ``"exp_avg"``.
+    state : dict, or None
+        What a drop rule keeps of the layer from step to step; a grow rule gets None.
     """
 
     occupied: Tensor
@@ -81,6 +91,9 @@ class Context(NamedTuple):
     generator: torch.Generator | None = None
     further: tuple[Batch, ...] = ()
     average: Callable[[Tensor], Tensor] = as_it_is
+    gradient: Tensor | None = None
+    memory: Mapping[str, Tensor] = NOTHING
+    state: State | None = None
 
 
 Grown = tuple[Tensor, Tensor]

@@ -32,9 +32,14 @@ def ends(rows):
     return {row["step"]: (row["quantity"], row["note"]) for row in rows if not row["case"]}
 
 
+# a rehearsal spends most of its time in loading the same; where copies of a process can be had,
+# its steps are copies of one, and the other tests see processes as they are started for a GPU
+COPIES = ["--fork"] * (sys.platform == "linux")
+
+
 @pytest.mark.slow
 def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
-    done, rows = report(tmp_path, "--limit", 240)
+    done, rows = report(tmp_path, "--limit", 240, *COPIES)
     assert ends(rows) == dict.fromkeys(STEPS, ("done", "")), done.stderr[-3000:]
     assert done.returncode == 0
     unexpected = [
@@ -53,17 +58,31 @@ def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
 
 
 def test_a_broken_and_a_hanging_step_leave_the_rows_of_others(tmp_path):
-    steps = ["--steps", "roofline", "accuracy", "language"]
-    options = ["--break", "roofline", "--hang", "accuracy", "--limit", 45]
+    steps = ["--steps", "roofline", "accuracy", "tiles"]
+    options = ["--break", "roofline", "--hang", "accuracy", "--limit", 120, "accuracy=2"]
     done, rows = report(tmp_path, *steps, *options)
     assert done.returncode == 1
     assert ends(rows) == {
         "machine": ("done", ""),
         "roofline": ("failed", "RuntimeError: step roofline is broken on purpose"),
-        "accuracy": ("killed", "took longer than its 45 s"),
-        "language": ("done", ""),
+        "accuracy": ("killed", "took longer than its 2 s"),
+        "tiles": ("done", ""),
     }
-    assert {row["step"] for row in rows if row["case"]} == {"machine", "language"}
+    assert {row["step"] for row in rows if row["case"]} == {"machine", "tiles"}
+
+
+@pytest.mark.skipif(not COPIES, reason="copies of a process are for Linux")
+def test_copies_of_a_process_end_as_processes_do(tmp_path):
+    steps = ["--steps", "roofline", "accuracy"]
+    options = ["--break", "machine", "roofline", "--hang", "accuracy", "--limit", 120, "accuracy=2"]
+    done, rows = report(tmp_path, *steps, *options, *COPIES)
+    assert done.returncode == 1
+    assert ends(rows) == {
+        "machine": ("failed", "RuntimeError: step machine is broken on purpose"),
+        "roofline": ("failed", "RuntimeError: step roofline is broken on purpose"),
+        "accuracy": ("killed", "took longer than its 2 s"),
+    }
+    assert done.stderr.count("Traceback") == 2
 
 
 def test_every_step_may_break_the_first_too(tmp_path):

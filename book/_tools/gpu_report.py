@@ -183,6 +183,7 @@ def publish(out: Path, row: dict[str, object]) -> None:
 def main() -> int:
     """Carry out the steps; status 1 if one of them did not end well, 2 if there is no device."""
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and with it the step under way
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if (out / "rows.jsonl").exists():

@@ -122,23 +122,24 @@ def load() -> None:
 def forked(arguments: list[str], seconds: float) -> tuple[int | None, str]:
     """Run a step of a rehearsal in a copy of this process, after `load`; as `started`."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        copy = multiprocessing.get_context("fork").Process(
-            target=_step, args=(arguments, errors.fileno()), daemon=True
-        )
+        context = multiprocessing.get_context("fork")
+        copy = context.Process(target=_step, args=(arguments, errors.fileno()))
         copy.start()
-        copy.join(seconds)
-        if copy.is_alive():
-            os.killpg(copy.pid, signal.SIGKILL)
-            copy.join()
-            return None, ""
+        try:
+            copy.join(seconds)
+        finally:
+            is_late = copy.is_alive()
+            if is_late:
+                copy.kill()
+                copy.join()
         errors.seek(0)
-        return copy.exitcode, errors.read()
+        return (None, "") if is_late else (copy.exitcode, errors.read())
 
 
 def _step(arguments: list[str], errors: int) -> None:
     from gpu_steps.__main__ import main
 
-    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(errors, 2)
     main(arguments)
 

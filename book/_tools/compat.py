@@ -21,7 +21,7 @@ ENVIRONMENTS = {
     # the interpreter of Triton 3.6 fails with numpy 2.4
     "image": ["torch==2.11.0", "triton==3.6.0; platform_system == 'Linux'", "numpy==2.3.*"],
 }
-TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "psutil", "hypothesis", "beartype"]
+TESTS = ["pytest<9.2", "pytest-timeout", "pytest-xdist", "psutil", "hypothesis", "beartype"]
 SHOWN = ["torch", "triton", "numpy", "numba", "pandas"]
 BOOK = ["test_book.py", "test_browser.py", "test_house.py", "test_install.py", "test_sweep*.py"]
 

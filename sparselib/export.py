@@ -13,6 +13,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 LARGEST = {"uint8_t": 2**8, "uint16_t": 2**16, "uint32_t": 2**32}
+KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if "
+    "inline int long main register restrict return short signed sizeof static struct switch "
+    "typedef union unsigned void volatile while".split()
+)
 BYTES = {"float": 4, "uint8_t": 1, "uint16_t": 2, "uint32_t": 4}
 
 
@@ -60,8 +65,13 @@ def c(model: nn.Module, example: Tensor, name: str = "network") -> Source:
         If an operation of the model has no form in C here, a weight is not finite, the example is
         not one sample of float32, or the name is no name in C.
     """
-    if not (name.isidentifier() and name.isascii()):
+    is_name = isinstance(name, str) and name.isidentifier() and name.isascii()
+    if not is_name or name in KEYWORDS:
         raise ValueError(f"a function in C cannot be called {name!r}")
+    if not isinstance(example, Tensor):
+        raise ValueError(
+            f"the example is a tensor, one sample, not a {type(example).__name__}"
+        )
     if example.dtype != torch.float32 or example.ndim < 2 or len(example) != 1:
         raise ValueError(
             f"the example is one sample of float32, (1, ...), not {tuple(example.shape)} of "

@@ -136,8 +136,9 @@ def test_what_c_cannot_compute_is_refused_by_name():
         sl.export.c(model, torch.zeros(2, 4))
     with pytest.raises(ValueError, match="one sample of float32"):
         sl.export.c(model, torch.zeros(1, 4, dtype=torch.float64))
-    with pytest.raises(ValueError, match="cannot be called '3d'"):
-        sl.export.c(model, torch.zeros(1, 4), name="3d")
+    for name in "3d", "int", "été":
+        with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+            sl.export.c(model, torch.zeros(1, 4), name=name)
     with torch.no_grad():
         model[0].values[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):

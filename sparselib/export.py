@@ -14,9 +14,29 @@ from torch.utils import _pytree as pytree
 
 LARGEST = {"uint8_t": 2**8, "uint16_t": 2**16, "uint32_t": 2**32}
 KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long main register restrict return short signed sizeof static struct switch "
-    "typedef union unsigned void volatile while".split()
+    [
+        *("auto", "break", "case", "char", "const", "continue", "default"),
+        *("do", "double", "else", "enum", "extern", "float", "for"),
+        *("goto", "if", "inline", "int", "long", "main", "register"),
+        *(
+            "restrict",
+            "return",
+            "short",
+            "signed",
+            "sizeof",
+            "static",
+            "struct",
+        ),
+        *(
+            "switch",
+            "typedef",
+            "union",
+            "unsigned",
+            "void",
+            "volatile",
+            "while",
+        ),
+    ]
 )
 BYTES = {"float": 4, "uint8_t": 1, "uint16_t": 2, "uint32_t": 4}
 

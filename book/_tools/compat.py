@@ -73,14 +73,19 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.names) - set(ENVIRONMENTS):
         parser.error(f"no environment {', '.join(unknown)}; there are {', '.join(ENVIRONMENTS)}")
-    results = {}
+    results: dict[str, str] = {}
     for name in given.names or ENVIRONMENTS:
-        install(name)
+        try:
+            install(name)
+        except subprocess.CalledProcessError:  # uv has printed why
+            results[name] = "could not be installed"
+            continue
         print(f"{name}: {versions(name)}", flush=True)
-        results[name] = passes(name, given.tests)
-    for name, passed in results.items():
-        print(f"{name}: {'passed' if passed else 'failed'}, with {versions(name)}")
-    return 0 if all(results.values()) else 1
+        how = "passed" if passes(name, given.tests) else "failed"
+        results[name] = f"{how}, with {versions(name)}"
+    for name, result in results.items():
+        print(f"{name}: {result}")
+    return 0 if all(result.startswith("passed") for result in results.values()) else 1
 
 
 if __name__ == "__main__":

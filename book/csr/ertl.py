@@ -99,7 +99,13 @@ def speedups(mode: str, sizes: str, table: str = "csr-speed") -> list[float]:
 
 
 def at_equal_seconds(budget: float) -> tuple[float, float]:
-    """Return the validation accuracy on MNIST after as many seconds: dense and 90 % sparse."""
+    """Return the validation accuracy on MNIST after as many seconds: dense and 90 % sparse.
+
+    Raises
+    ------
+    ValueError
+        If a network has no epoch that ends then.
+    """
     timed = sweep.stored("csr-seconds")
     timed = timed[timed.sizes == MNIST_NETWORK]
     epoch = timed.groupby("sparsity").train_seconds.median() / timed.epochs.iloc[0]
@@ -108,7 +114,13 @@ def at_equal_seconds(budget: float) -> tuple[float, float]:
     for sparsity in (0.0, 0.9):
         same = runs[(runs.dataset == "mnist") & (runs.sparsity == str(sparsity))]
         curve = np.mean([sweep.curve(cell) for cell in same.valid_curve], axis=0)
-        found.append(100 * float(curve[int(budget / epoch[sparsity]) - 1]))
+        epochs = int(budget / epoch[sparsity])
+        if not 1 <= epochs <= len(curve):
+            raise ValueError(
+                f"at {sparsity:.0%} sparsity {budget} s are {epochs} epochs; the runs have "
+                f"1 to {len(curve)}"
+            )
+        found.append(100 * float(curve[epochs - 1]))
     return found[0], found[1]
 
 

@@ -36,6 +36,21 @@ PRINTED = {
     ),
 }
 QUANTITIES = ("scales", "upsampling", "feature filter")
+# what decides which channels stay, and the weight of the saliency, if any
+STRUCTURES = (
+    ("saliency term", "gates", 0.5),
+    ("no saliency term", "gates", 0.0),
+    ("magnitude", "magnitude", 0.5),
+    ("uniform", "uniform", 0.5),
+    ("random", "random", 0.5),
+)
+# and the share of operations that stays
+ON_CIFAR10 = (
+    (0.5, "half, saliency term", "gates", 0.5),
+    (0.5, "half, no saliency term", "gates", 0.0),
+    (0.5, "half, random", "random", 0.5),
+    (0.4, "60 %, saliency term", "gates", 0.5),
+)
 ENCODERS = {
     "ResNet-56": models.resnet56,
     "MobileNetV2, CIFAR-10": models.MobileNetV2,
@@ -117,18 +132,21 @@ def digits() -> pd.DataFrame:
     return half[half.seed.isin(count.index[count == count.max()])]
 
 
-def on_digits(structure: str = "gates", gamma_1: float | None = None) -> pd.Series:
+def photographs() -> pd.DataFrame:
+    """Return the runs on CIFAR-10."""
+    return sweep.stored("pruning-cifar10")
+
+
+def on_digits(structure: str = "gates", gamma_1: float = 0.5) -> pd.Series:
     """Return the accuracies of pruned networks on digits in percent, after fine-tuning."""
     rows = digits()
-    rows = rows[rows.structure == structure]
-    if gamma_1 is not None:
-        rows = rows[rows.gamma_1 == gamma_1]
+    rows = rows[(rows.structure == structure) & (rows.gamma_1 == gamma_1)]
     return 100 * rows.tuned_accuracy
 
 
 def on_photographs(flops: float, structure: str = "gates", gamma_1: float = 0.5) -> pd.Series:
     """Return the accuracies of pruned networks on CIFAR-10 in percent, after fine-tuning."""
-    rows = sweep.stored("pruning-cifar10")
+    rows = photographs()
     rows = rows[(rows.flops == flops) & (rows.structure == structure)]
     return 100 * rows[rows.gamma_1 == gamma_1].tuned_accuracy
 
@@ -140,16 +158,10 @@ def whole(rows: pd.DataFrame) -> pd.Series:
 
 def lost(flops: float) -> float:
     """Return how many points a network on CIFAR-10 loses by pruning to a share of operations."""
-    before = whole(sweep.stored("pruning-cifar10")).mean()
+    before = whole(photographs()).mean()
     return float(before - on_photographs(flops).mean())
 
 
 def default(function: Callable[..., object], name: str) -> object:
     """Return the default value of an argument."""
     return inspect.signature(function).parameters[name].default
-
-
-def both(first: object, second: object) -> str:
-    """Write two numbers, or the means of two runs, as percentages."""
-    means = [pd.Series(numbers).mean() for numbers in (first, second)]
-    return f"{means[0]:.1f} and {means[1]:.1f} %"

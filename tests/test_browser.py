@@ -173,7 +173,7 @@ PRESS = """(async () => {
 @pytest.mark.parametrize(
     ("page", "key", "before", "after"),
     [
-        ("csr/speed.html", "Home", "Sparse is 24.5 times faster.", "50 % sparsity"),
+        ("csr/speed.html", "Home", "Speedup 24.5×.", "50 % sparsity"),
         ("csr/evolution.html", "End", "0 of 2,258 connections", "; 512 start at pixels"),
     ],
 )

@@ -88,6 +88,8 @@ BAD = {
     "<table style='width: 1600px'><tr><td>1</td></tr></table></div>",
     "cut off: <td": "<table><tr><td>The paper nam...</td></tr></table>",
     "without a reason": "<table><tr><td>5</td><td data-label='why'> </td></tr></table>",
+    "at 390: stretched to 40 x 80": f"<img src='{PIXEL}' alt='A line that rises' "
+    "style='width: 40px; height: 80px'>",
     "does not load: gone.png": "<img src='gone.png' alt='A line that rises'>",
     "no telling alt text": f"<img src='{PIXEL}' alt='figure.png'>",
     "not typeset": "<span class='math'>\\(y\\)</span>",

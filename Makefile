@@ -11,8 +11,8 @@ EXTRAS := book,test,sweep
 READY := $(VENV)/.sparselib-ready
 # The pages' networks are small: one thread is as fast, and does not wait for other work.
 export OMP_NUM_THREADS ?= 1
-# a process per core; what shares a costly fixture, or a page, stays in one of them
-PARALLEL := -n logical --maxprocesses 8
+# tests/conftest.py says how many processes that is; what shares a costly fixture stays in one
+PARALLEL := -n auto --dist loadgroup
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help
@@ -38,7 +38,7 @@ book: environment  ## execute every page on the embedded data and build the book
 test: lint unit pages  ## everything that has to be green: lint, unit tests, the pages' numbers
 
 quick: lint  ## lint, and the unit tests that are not slow
-	$(PY) -m pytest tests -q -m "not slow" $(PARALLEL) --dist loadgroup
+	$(PY) -m pytest tests -q -m "not slow" $(PARALLEL)
 
 lint: environment  ## ruff and mypy
 	"$(BIN)/ruff" check .
@@ -46,10 +46,10 @@ lint: environment  ## ruff and mypy
 	$(PY) -m mypy
 
 unit: environment  ## unit tests, house rules, guards of the book
-	$(PY) -m pytest tests -q $(PARALLEL) --dist loadgroup --durations 20
+	$(PY) -m pytest tests -q $(PARALLEL) --durations 20
 
 pages: environment  ## run every page and compare what it prints with what is stored
-	$(PY) -m pytest book -q $(PARALLEL) --dist loadfile $(NBVAL) --keep-executions
+	$(PY) -m pytest book -q -n logical --maxprocesses 8 --dist loadfile $(NBVAL) --keep-executions
 
 lab: environment  ## open the pages in JupyterLab
 	$(PY) -m jupyter lab book
@@ -69,7 +69,7 @@ refresh: environment  ## execute pages in place, the one way to change outputs (
 
 check: environment  ## links, anchors and a headless browser over the built book
 	$(PY) book/_tools/links.py _build/html
-	BUILT_BOOK=_build/html $(PY) -m pytest -q tests/test_browser.py tests/test_lab.py
+	BUILT_BOOK=_build/html $(PY) -m pytest -q -n 2 -m built tests/test_browser.py tests/test_lab.py
 
 pdf: book  ## print the whole book into _build/sparselib.pdf, with a headless browser
 	$(PY) book/_tools/pdf.py _build/html _build/sparselib.pdf

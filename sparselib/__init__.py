@@ -29,6 +29,7 @@ from sparselib.nn import (
     SparseConv1d,
     average,
     densify,
+    fuse,
     masked_product,
     sparsify,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "fuse",
     "graphs",
     "grow",
     "init",

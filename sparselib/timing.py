@@ -1,4 +1,4 @@
-"""Timing: medians of many rounds, and ratios between calls of the same round."""
+"""Timing: medians of many rounds, ratios between calls of the same round, and reasons."""
 
 import os
 import time
@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
+
+from sparselib.nn.fusion import apart
+from sparselib.nn.sparse_layer import sparse_layers
+from sparselib.ops.dispatch import Way, noting
 
 Call = Callable[[], object]
 
@@ -138,3 +143,94 @@ def _time_events(call: Call, repeats: int) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000 / repeats
+
+
+class Passage(NamedTuple):
+    """How one layer was computed.
+
+    Attributes
+    ----------
+    layer : str
+        Its name in the model.
+    kernel : str
+        What computed it, such as ``"cpu: network"``, or nothing if nothing did.
+    together : int
+        How many layers the kernel computed at once.
+    reasons : tuple of str
+        Why there was no faster one; empty if there is none.
+    """
+
+    layer: str
+    kernel: str
+    together: int
+    reasons: tuple[str, ...]
+
+
+class Explanation(tuple[Passage, ...]):
+    """The passages through the sparse layers of a model; prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        head = ("layer", "kernel", "layers at once", "why not faster")
+        rows = [
+            (name, kernel or "none", str(together), "; ".join(reasons))
+            for name, kernel, together, reasons in self
+        ]
+        columns = zip(head, *rows)
+        widths = [max(map(len, column)) for column in columns]
+        return "\n".join(
+            "  ".join(map(str.ljust, row, widths)).rstrip()
+            for row in (head, *rows)
+        )
+
+
+def explain(model: nn.Module, *inputs: object) -> Explanation:
+    """Run a model once and return which kernel computed each sparse layer, and why no faster one.
+
+    The model runs as it is: in training or evaluation, with or without a gradient, under autocast
+    if the call stands in such a block. Print the result for a table.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model with sparse layers.
+    *inputs
+        What its `forward` reads.
+
+    Returns
+    -------
+    Explanation
+        One `Passage` for each sparse layer.
+
+    Raises
+    ------
+    ValueError
+        If the model has no sparse layer.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no sparse layer to explain, such as CSRLinear"
+        )
+    with noting() as ways:
+        model(*inputs)
+    passages = []
+    for name, layer in layers.items():
+        found = [
+            way for way in ways if any(csr is layer.csr for csr in way.patterns)
+        ]
+        passages.append(_passage(model, name, found))
+    return Explanation(passages)
+
+
+def _passage(model: nn.Module, name: str, ways: list[Way]) -> Passage:
+    if not ways:
+        reason = "no sparse product read its connections in this pass"
+        return Passage(name, "", 0, (reason,))
+    way = ways[-1]
+    together = len(way.patterns)
+    reasons = way.obstacles
+    if together == 1 and not reasons:
+        reasons = apart(model, name)
+    return Passage(name, way.kernel, together, reasons)

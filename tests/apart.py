@@ -45,6 +45,11 @@ class Program:
         self._process.join()
         self._folder.cleanup()
 
+    def complaints(self) -> str:
+        """Return what was printed as errors up to now."""
+        file = self._files[1]
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
     @property
     def returncode(self) -> int | None:
         """Exit status, negative for a signal, or None before the end."""
@@ -81,6 +86,8 @@ def _become(words: list[str], environment: dict[str, str], folder: str, files: l
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if "dask" in sys.modules:
+        sys.modules["dask"].config.refresh()  # which has read another environment
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [path for path in paths if path]
     try:

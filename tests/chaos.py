@@ -42,7 +42,9 @@ class Ordeal:
         self.generation += 1
         folder = self.place.folder / f"cluster{self.generation}"
         folder.mkdir()
-        self.scheduler = self.opened.enter_context(cluster(folder, self.place.log))
+        # processes that were spawned tell workers from the servers of a fork
+        running = cluster(folder, self.place.log, method="spawn")
+        self.scheduler = self.opened.enter_context(running)
         time.sleep(self.random.uniform(0, 2))
 
     def _start_driver(self) -> None:

@@ -1,13 +1,15 @@
-"""Compile every kernel for sm_90, without a GPU, and print what the machine code is made of.
+"""Compile every kernel, without a GPU, and print what the machine code is made of.
 
-Run in a process of its own by `test_ops_gpu_compile`, with Triton's interpreter off. One line of
-JSON per kernel: registers, and how often each kind of instruction occurs.
+Run in a process of its own by `test_ops_gpu_compile`, with Triton's interpreter off and the compute
+capabilities as arguments, such as 90 for Hopper. One line of JSON per kernel and capability:
+registers, and how often each kind of instruction occurs.
 """
 
 import json
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,13 +26,15 @@ INSTRUCTIONS = {
     "wide_loads": r"\bLDG\.E\.(?:\w+\.)*128",
     "loads_beside": r"\bLDG\b.*\+0x",
     "fma": r"\bFFMA\b",
-    "multiplications": r"\bFMUL\b",
+    "fma_pairs": r"\bFFMA2\b",  # of Blackwell, which takes two numbers at a time
+    "multiplications": r"\bFMUL2?\b",
     "atomics": r"\b(?:ATOM[GS]?|RED)\.",
     "barriers": r"\bBAR\.SYNC",
     "cached_for_good": r"\bLDG\S*\.CONSTANT",
 }
 # each lane of a warp reads the number beside its neighbor's, and the warp has a row of its own
 A_ROW_EACH = "sizePerThread = [1, 1, 1], threadsPerWarp = [1, 1, 32], warpsPerCTA = [1, {}, 1]"
+BINARIES = {80: "SM80", 90: "SM90a", 100: "SM100a"}  # as the disassembler names them
 INTS, FLOATS = "*i32", "*fp32"
 
 
@@ -45,7 +49,7 @@ def aligned(signature):
     return paths
 
 
-def compile_for_hopper(kernel, kinds, constants, warps):
+def compile_for(capability, kernel, kinds, constants, warps):
     signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
     # what is not excluded is specialized where it happens to be divisible by 16
     special = [
@@ -56,7 +60,7 @@ def compile_for_hopper(kernel, kinds, constants, warps):
     paths = [*aligned(signature.values()), *special]
     attributes = {path: [["tt.divisibility", 16]] for path in paths}
     source = ASTSource(kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", 90, 32)
+    target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options=gpu.options(warps))
 
 
@@ -77,13 +81,14 @@ def machine_code(image):
     return text
 
 
-def disassembled(images):
+def disassembled(capability, images):
     """Return the lines of assembly of each kernel; the disassembler takes long to start."""
     codes = [machine_code(image) for image in images]
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(b"".join(codes))
         file.flush()
-        lines = iter(re.findall(r"/\*[0-9a-f]{4,}\*/.*", run("nvdisasm", "-b", "SM90a", file.name)))
+        assembly = run("nvdisasm", "-b", BINARIES[capability], file.name)
+    lines = iter(re.findall(r"/\*[0-9a-f]{4,}\*/.*", assembly))
     listings = [[next(lines) for _ in range(len(code) // 16)] for code in codes]
     assert next(lines, None) is None
     return ["\n".join(listing) for listing in listings]
@@ -106,6 +111,7 @@ def run(tool, *arguments):
 
 def facts(compiled, listing):
     counts = {name: len(re.findall(form, listing)) for name, form in INSTRUCTIONS.items()}
+    counts["fma"] += 2 * counts.pop("fma_pairs")
     counts["a_row_each"] = A_ROW_EACH.format(compiled.metadata.num_warps) in compiled.asm["ttgir"]
     return resources(compiled.asm["cubin"]) | counts
 
@@ -133,7 +139,7 @@ def network(x, layers=4, unit=8):
     one = (INTS, INTS, FLOATS, FLOATS, INTS, "i32")
     kinds = {"layers": (one,) * layers, "x": x, "y": x, "scratch": x}
     constants = {"UNIT": unit, "RELUS": (True,) * (layers - 1) + (False,)}
-    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": 2}
+    constants |= {"ROWS": rows, "BLOCK": block, "UNROLL": gpu.unroll_network(unit)}
     return gpu.network_kernel, kinds | {"groups": "i32", "widest": "i32"}, constants, warps
 
 
@@ -186,7 +192,10 @@ def shipped():
 
 
 if __name__ == "__main__":
-    kernels = {name: compile_for_hopper(*plan) for name, plan in (*shipped(), *convolutions())}
-    listings = disassembled([kernel.asm["cubin"] for kernel in kernels.values()])
-    for (name, kernel), listing in zip(kernels.items(), listings):
-        print(json.dumps({"kernel": name} | facts(kernel, listing)))
+    plans = *shipped(), *convolutions()
+    for capability in map(int, sys.argv[1:]):
+        kernels = {name: compile_for(capability, *plan) for name, plan in plans}
+        listings = disassembled(capability, [made.asm["cubin"] for made in kernels.values()])
+        for (name, made), listing in zip(kernels.items(), listings):
+            found = {"capability": capability, "kernel": name}
+            print(json.dumps(found | facts(made, listing)), flush=True)

@@ -39,14 +39,20 @@ def missing(marker: str) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes per core: many tests wait for others that start, die or draw a page."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that share a fixture of their module to one process, and begin with the slow."""
     for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs
-        shared = [name for name, found in fixtures.items() if found[-1].scope == "module"]
+        found = item._fixtureinfo.name2fixturedefs.values()
+        shared = any(definitions[-1].scope == "module" for definitions in found)
         if shared and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

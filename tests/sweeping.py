@@ -143,24 +143,36 @@ class Cluster(NamedTuple):
     log: Path
 
 
+def launch(kind, folder, log, *more, protocol="tcp", options=(), method="forkserver"):
+    """Start a scheduler, or a worker of the one whose address is in the folder.
+
+    Nannies start processes by a method of multiprocessing, which forks sooner than it spawns.
+    """
+    environment = environ(log) | {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+        "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": method,
+    }
+    words = ["-m", f"distributed.cli.dask_{kind}", "--no-dashboard", "--host", "127.0.0.1"]
+    words += ["--scheduler-file", folder / "scheduler.json", "--protocol", protocol]
+    return Program(*words, *options, *more, env=environment, cwd=folder)
+
+
+def launch_worker(folder, log, *more, **how):
+    """Start a worker that does one run at a time."""
+    alone = ["--nthreads", "1", "--local-directory", folder, "--memory-limit", "0"]
+    return launch("worker", folder, log, *alone, *more, **how)
+
+
 @contextmanager
-def cluster(folder, log, workers=2, protocol="tcp", options=(), nannies=True):
+def cluster(folder, log, workers=2, nannies=True, **how):
     """Start a scheduler and workers, each a process of its own, on 127.0.0.1."""
     note = folder / "scheduler.json"
-    processes = []
-    environment = environ(log) | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
-
-    def launch(kind, *more):
-        words = ["-m", "distributed.cli.dask_" + kind, "--no-dashboard", "--host", "127.0.0.1"]
-        words += ["--scheduler-file", note, "--protocol", protocol, *options, *more]
-        processes.append(Program(*words, env=environment, cwd=folder))
-
-    launch("scheduler", "--port", "0")
+    processes = [launch("scheduler", folder, log, "--port", "0", **how)]
     try:
         until(lambda: note.is_file() and note.stat().st_size, 300)
-        alone = ["--nthreads", "1", "--local-directory", folder, "--memory-limit", "0"]
         for _ in range(workers):
-            launch("worker", *alone, "--nanny" if nannies else "--no-nanny")
+            nanny = "--nanny" if nannies else "--no-nanny"
+            processes.append(launch_worker(folder, log, nanny, **how))
         address = json.loads(note.read_text(encoding="utf-8"))["address"]
         yield Cluster(address, processes[0].pid, log)
     finally:

@@ -205,6 +205,7 @@ def test_skips_add_linear_maps_in_training_only():
     assert torch.equal(model(x), plain)
 
 
+@pytest.mark.slow
 def test_a_skip_rests_as_often_as_it_should_and_is_not_rescaled():
     model = network()
     liset = sl.LiSET(model, torch.optim.SGD(model.parameters(), 0.1), skip_dropout=0.3)

@@ -33,6 +33,7 @@ def overwriting(file: Path) -> tuple[int, int]:
     return process, reads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_kill_while_overwriting_leaves_the_old_or_the_new_file_whole(tmp_path: Path) -> None:
     """200 real SIGKILLs, each somewhere in a write; the next load removes the part file."""

@@ -39,6 +39,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "_build/html"
 
 
+@pytest.mark.built
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
@@ -60,6 +61,7 @@ def test_axe_is_part_of_the_reading(html: Path) -> None:
     assert script.stat().st_size > 100_000
 
 
+@pytest.mark.built
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
@@ -144,6 +146,8 @@ def test_a_browser_that_dies_is_told() -> None:
         asyncio.run(kill())
 
 
+@pytest.mark.built
+@pytest.mark.slow
 def test_links_and_search_work_from_disk(html: Path) -> None:
     assert links.broken(html) == []
     assert (html / "searchindex.js").stat().st_size > 100
@@ -168,6 +172,7 @@ PRESS = """(async () => {
 })()"""
 
 
+@pytest.mark.built
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")

@@ -1,11 +1,15 @@
 """Drop rules remove what they promise, for any distribution of weights."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparselib as sl
 from sparselib.evolution import drop
+from sparselib.evolution.grow import Context
 
 weights = st.lists(st.integers(-4, 4).map(float), max_size=50).map(torch.tensor)
 fractions = st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0])
@@ -85,3 +89,105 @@ def test_a_factor_that_would_never_adjust_is_refused():
 def test_a_weight_at_the_threshold_leaves_as_only_larger_ones_are_copied():
     values = torch.tensor([0.5, -0.5, 1.0, 2.0])
     assert drop.adaptive_threshold(values, 0.5, {"threshold": 0.5}).tolist() == [0, 1]
+
+
+def four(values, gradient):
+    """A layer of four connections, and what a rule may know of it."""
+    layer = sl.CSRLinear(2, 2, sparsity=0.0)
+    layer.values.data.copy_(torch.tensor(values))
+    gradient = None if gradient is None else torch.tensor(gradient)
+    return layer, Context(layer.positions, torch.arange(2), gradient=gradient)
+
+
+def test_taylor_and_mest_weigh_the_gradient_as_published():
+    layer, context = four([1.0, -2.0, 0.1, 3.0], [4.0, 0.5, 9.0, -0.1])
+    # (g w)^2: 16, 1, .81, .09
+    assert drop.taylor(layer, 0.5, context).tolist() == [2, 3]
+    # |w| + |g|: 5, 2.5, 9.1, 3.1
+    rule = partial(drop.magnitude_and_gradient, weight=1.0)
+    assert rule(layer, 0.5, context).tolist() == [1, 3]
+    small = partial(drop.magnitude_and_gradient, weight=0.0)
+    assert torch.equal(small(layer, 0.5, context), drop.magnitude(layer.values, 0.5))
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        drop.magnitude_and_gradient(layer, 0.5, context, weight=-1.0)
+    with pytest.raises(ValueError, match="before zero_grad"):
+        drop.taylor(*four([1.0, 2.0, 3.0, 4.0], None)[:1], 0.5, context._replace(gradient=None))
+
+
+def trained(drop_rule, grow_rule=sl.grow.random, steps=3, **options):
+    torch.manual_seed(0)
+    model = sl.MLP(12, 16, 5, layer=sl.CSRLinear, sparsity=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    evolution = sl.Evolution(model, optimizer, drop_rule, grow_rule, 0.25, **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 12)).square().sum().backward()
+        optimizer.step()
+        evolution.step()
+    return model, evolution
+
+
+def test_a_rule_with_context_knows_layer_gradient_memory_and_its_own_state():
+    seen = []
+
+    @drop.with_context
+    def rule(layer, fraction, context):
+        assert torch.equal(context.gradient, layer.values.grad)
+        assert {"exp_avg", "exp_avg_sq"} <= set(context.memory)
+        assert context.memory["exp_avg"].shape == layer.values.shape
+        assert context.inputs is None
+        context.state["steps"] = context.state.get("steps", 0) + 1
+        seen.append((layer.shape, context.state["steps"], fraction))
+        return drop.magnitude(layer.values, fraction)
+
+    model, evolution = trained(rule)
+    last, first = model.layers[1].shape, model.layers[0].shape
+    assert seen == [(shape, n, 0.25) for n in (1, 2, 3) for shape in (last, first)]
+    assert {name: state["steps"] for name, state in evolution.state.items()} == {
+        "layers.0": 3,
+        "layers.1": 3,
+    }
+    assert evolution._watches == {}
+
+
+def test_a_rule_with_batches_is_given_them_though_growth_needs_none():
+    sizes = []
+
+    @drop.with_batches
+    def dormant(layer, fraction, context):
+        """Neurons whose inputs are silent go first, as where neurons are revived."""
+        columns = layer.positions % layer.shape[1]
+        sizes.append(context.inputs.shape)
+        activity = context.inputs.abs().sum(0)[columns]
+        return sl.drop.magnitude(activity * layer.values.detach().abs(), fraction)
+
+    trained(dormant)
+    assert sizes == [(8, 16), (8, 12)] * 3
+
+
+def test_gradients_reach_a_drop_rule_beside_each_grow_rule():
+    for grow_rule in sl.grow.random, sl.grow.full_gradient:
+        model, evolution = trained(drop.taylor, grow_rule)
+        assert evolution.state_dict()["rules"]["drop"] == "taylor"
+        assert all(layer.values.numel() == layer.csr.nnz for layer in model.layers)
+    rule = partial(drop.magnitude_and_gradient, weight=0.01)
+    _, evolution = trained(rule)
+    assert evolution.state_dict()["rules"]["drop"] == "magnitude_and_gradient(weight=0.01)"
+
+
+def test_a_step_after_zero_grad_is_refused_and_changes_nothing():
+    model, evolution = trained(drop.taylor)
+    before = [layer.positions.clone() for layer in model.layers]
+    evolution.optimizer.zero_grad()
+    with pytest.raises(ValueError, match=r"layer 'layers\.1': this drop rule reads the gradient"):
+        evolution.step()
+    assert all(map(torch.equal, before, (layer.positions for layer in model.layers)))
+
+
+def test_groups_of_filters_take_rules_of_values_only():
+    model = sl.models.DSN(sparsity=0.8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="taylor reads the context of a whole layer"):
+        sl.DST(model, optimizer, 100, drop=drop.taylor)
+    with pytest.raises(ValueError, match="no device-resident form"):
+        trained(drop.taylor, device_resident=True)

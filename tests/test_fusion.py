@@ -1,6 +1,7 @@
 """Layers carried out at once give what they give one by one, and what has to be seen is seen."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -239,3 +240,127 @@ def test_a_token_at_a_time_of_any_shape(shape):
         y = layer(x)
         torch.testing.assert_close(y, layer.to_dense()(x))
         assert y.shape == (*shape[:-1], 9)
+
+
+PIECES = {
+    "sparse": lambda: sl.CSRLinear(8, 8, sparsity=0.5),
+    "dense": lambda: nn.Linear(8, 8),
+    "relu": nn.ReLU,
+    "in place": lambda: nn.ReLU(inplace=True),
+    "tanh": nn.Tanh,
+    "dropout": nn.Dropout,
+    "our dropout": sl.nn.Dropout,
+    "nothing": nn.Identity,
+}
+
+
+def outputs(model, x):
+    """What a model returns, and its gradients, with the same random numbers each time."""
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return [y.detach(), x.grad, *gradients]
+
+
+@given(
+    st.lists(st.sampled_from(sorted(PIECES)), max_size=7),
+    st.booleans(),
+    st.sampled_from([(3, 8), (2, 40, 8), (1, 8), (2, 2, 3, 8), (0, 8)]),
+)
+def test_a_fused_model_gives_what_its_modules_give(names, is_training, shape):
+    torch.manual_seed(0)
+    names = ["sparse", "relu", "sparse", *names]
+    for before, name in enumerate(names[1:]):
+        # torch refuses the gradient of what changes in place after another module kept it
+        if name == "in place" and names[before] not in ("sparse", "dense"):
+            names[before + 1] = "relu"
+    modules = [PIECES[name]() for name in names]
+    model = nn.Sequential(*modules).train(is_training)
+    x = torch.randn(shape)
+    expected = outputs(model, x)
+    keys = list(model.state_dict())
+    with torch.no_grad():
+        torch.manual_seed(1)
+        without = model(x)
+    assert sl.fuse(model) is model
+    assert type(model) is sl.nn.Sequential
+    assert list(model.state_dict()) == keys
+    for ours, theirs in zip(outputs(model, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        torch.testing.assert_close(model(x), without, rtol=1e-4, atol=1e-5)
+
+
+def sequential(*sizes):
+    torch.manual_seed(0)
+    layers = [sl.CSRLinear(*pair, sparsity=0.8) for pair in pairwise(sizes)]
+    between = [module for layer in layers for module in (layer, nn.ReLU(), nn.Dropout(0.3))]
+    return nn.Sequential(*between[:-2])
+
+
+def test_a_fused_sequential_takes_the_way_of_the_mlp(fused):
+    model = sl.fuse(sequential(20, 33, 40, 10)).eval()
+    with torch.no_grad():
+        model(torch.randn(4, 50, 20))
+    assert fused == ["network"]
+    model(torch.randn(4, 50, 20)).sum().backward()
+    assert fused == ["network", "training"]
+
+
+def test_hooks_see_their_module_though_the_model_is_fused(fused):
+    model = sl.fuse(sequential(20, 33, 40, 10)).eval()
+    x = torch.randn(200, 20)
+    seen = []
+    for module in model[3], model[1], model[2]:
+        handle = module.register_forward_hook(lambda *told: seen.append(told))
+        with torch.no_grad():
+            expected = nn.Sequential.forward(model, x)
+            torch.testing.assert_close(model(x), expected)
+        assert len(seen) == 2
+        assert seen[0][0] is seen[1][0] is module
+        handle.remove()
+        seen.clear()
+    with nn.modules.module.register_module_forward_hook(lambda *told: seen.append(told)):
+        model(x)
+    assert [told[0] for told in seen] == [*model, model]
+    assert "training" not in fused
+
+
+def test_only_sequentials_in_which_something_is_gained_are_fused():
+    class Own(nn.Sequential):
+        """A user's own, whose forward method may do anything."""
+
+    inner = sequential(8, 8, 8)
+    model = nn.ModuleDict({"block": nn.Sequential(nn.Sequential(inner), nn.Linear(8, 2))})
+    model["own"] = Own(*sequential(8, 8, 8))
+    model["dense"] = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    sl.fuse(model)
+    fused = [name for name, module in model.named_modules() if type(module) is sl.nn.Sequential]
+    assert fused == ["block.0.0"]
+    assert model["block"][0][0] is inner
+    assert type(copy.deepcopy(model)["block"][0][0]) is sl.nn.Sequential
+    assert sl.fuse(model) is model
+    for refused in model["dense"], nn.Linear(2, 2), model["own"]:
+        with pytest.raises(ValueError, match="nothing can be carried out"):
+            sl.fuse(refused)
+
+
+def test_a_fused_model_evolves_as_its_modules_do():
+    grown = []
+    for change in (lambda model: model, sl.fuse):
+        model = change(sequential(20, 33, 40, 10))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        evolution = sl.Evolution(model, optimizer, sl.drop.magnitude, sl.grow.full_gradient, 0.3)
+        model.eval()
+        for step in range(3):
+            torch.manual_seed(step)
+            model(torch.randn(3, 16, 20)).square().sum().backward()
+            optimizer.step()
+            evolution.step()
+            optimizer.zero_grad()
+        grown.append(torch.cat([layer.positions for layer in evolution.layers.values()]))
+    assert torch.equal(*grown)

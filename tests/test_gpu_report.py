@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import gpu_report
+import psutil
 import pytest
 
 STEPS = list(gpu_report.STEPS)
@@ -32,9 +34,14 @@ def ends(rows):
     return {row["step"]: (row["quantity"], row["note"]) for row in rows if not row["case"]}
 
 
+# a rehearsal spends most of its time in loading the same; where copies of a process can be had,
+# its steps are copies of one, and the other tests see processes as they are started for a GPU
+COPIES = ["--fork"] * (sys.platform == "linux")
+
+
 @pytest.mark.slow
 def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
-    done, rows = report(tmp_path, "--limit", 240)
+    done, rows = report(tmp_path, *COPIES)
     assert ends(rows) == dict.fromkeys(STEPS, ("done", "")), done.stderr[-3000:]
     assert done.returncode == 0
     unexpected = [
@@ -52,18 +59,49 @@ def test_a_rehearsal_leaves_rows_of_every_step(tmp_path):
     assert all(float(row["value"]) > 0 for row in measured)
 
 
+@pytest.mark.slow
 def test_a_broken_and_a_hanging_step_leave_the_rows_of_others(tmp_path):
-    steps = ["--steps", "roofline", "accuracy", "language"]
-    options = ["--break", "roofline", "--hang", "accuracy", "--limit", 45]
+    steps = ["--steps", "roofline", "accuracy", "tiles"]
+    options = ["--break", "roofline", "--hang", "accuracy", "--limit", "accuracy=2"]
     done, rows = report(tmp_path, *steps, *options)
     assert done.returncode == 1
     assert ends(rows) == {
         "machine": ("done", ""),
         "roofline": ("failed", "RuntimeError: step roofline is broken on purpose"),
-        "accuracy": ("killed", "took longer than its 45 s"),
-        "language": ("done", ""),
+        "accuracy": ("killed", "took longer than its 2 s"),
+        "tiles": ("done", ""),
     }
-    assert {row["step"] for row in rows if row["case"]} == {"machine", "language"}
+    assert {row["step"] for row in rows if row["case"]} == {"machine", "tiles"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be asked to end")
+def test_a_report_that_is_ended_ends_its_step(tmp_path):
+    command = [sys.executable, gpu_report.__file__, tmp_path, "--rehearse", "--steps", "accuracy"]
+    process = subprocess.Popen([*command, "--break", "machine", "--hang", "accuracy"])
+    file = tmp_path / "rows.jsonl"
+    while process.poll() is None and not file.exists():
+        time.sleep(0.05)  # until the first step has failed
+    step = None
+    while step is None and process.poll() is None:
+        step = next(iter(psutil.Process(process.pid).children()), None)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not step.is_running()
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 1
+
+
+@pytest.mark.skipif(not COPIES, reason="copies of a process are for Linux")
+def test_copies_of_a_process_end_as_processes_do(tmp_path):
+    steps = ["--steps", "roofline", "accuracy"]
+    options = ["--break", "machine", "roofline", "--hang", "accuracy", "--limit", "accuracy=2"]
+    done, rows = report(tmp_path, *steps, *options, *COPIES)
+    assert done.returncode == 1
+    assert ends(rows) == {
+        "machine": ("failed", "RuntimeError: step machine is broken on purpose"),
+        "roofline": ("failed", "RuntimeError: step roofline is broken on purpose"),
+        "accuracy": ("killed", "took longer than its 2 s"),
+    }
+    assert done.stderr.count("Traceback") == 2
 
 
 def test_every_step_may_break_the_first_too(tmp_path):
@@ -107,7 +145,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 import sys, torch
 sys.path.insert(0, {str(gpu_report.TOOLS)!r})
-from gpu_steps.kernels import Blocks, gather
+from gpu_steps.kernels import Blocks, Processor, gather
 x = torch.randn(9, 256)
 index = torch.randint(9, (3, 8), dtype=torch.int32)
 sums = gather(index, x, torch.empty(3, 256))
@@ -118,7 +156,51 @@ exact = (weights.dense().double() @ y[: weights.dense().shape[1]].double()).floa
 torch.testing.assert_close(
     weights(y, relu=True), (exact + weights.bias[:, None]).relu(), rtol=1e-4, atol=1e-4
 )
+hopper = Processor(65_536, 2048, 228 * 1024)
+assert hopper.occupancy(64, 16, 0) == 2 * 16 / 64  # of 64 warps; registers decide
+assert hopper.occupancy(80, 8, 0) == 3 * 8 / 64
+assert hopper.occupancy(32, 1, 0) == 32 / 64  # no more programs than that
+assert hopper.occupancy(32, 16, 0) == 1
+assert hopper.occupancy(32, 4, 100 * 1024) == 2 * 4 / 64  # shared memory decides
 """)
+
+
+def test_precision_is_put_back_where_it_was():
+    import torch
+    from gpu_steps.record import precision
+
+    def both():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def broken():
+        with precision("fp32"):
+            assert both() == ("highest", False)
+            raise KeyError
+
+    before = both()
+    with precision("tf32"):
+        assert both() == ("high", True)
+        with pytest.raises(KeyError):
+            broken()
+        assert both() == ("high", True)
+    assert both() == before
+
+
+def test_a_baseline_of_semi_structured_weights_is_what_sparse_tensor_cores_take():
+    import torch
+    from gpu_steps.table3 import close, dense_chain, two_in_four
+
+    weight = two_in_four(64, 32, torch.device("cpu"))
+    assert weight.shape == (32, 64)
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous()
+    assert ((weight != 0).view(32, 16, 4).sum(2) <= 2).all()
+    x = torch.randn(24, 64).bfloat16()
+    last = torch.randn(10, 32).bfloat16()
+    exact = (x.double() @ weight.double().t()).relu() @ last.double().t()
+    close(dense_chain([weight, last], x)().double(), exact, 2e-2)
+    with pytest.raises(AssertionError):
+        close(dense_chain([weight.roll(1, 0), last], x)().double(), exact, 2e-2)
 
 
 def shown(capsys, root, folder):

@@ -1,7 +1,10 @@
 """Grow rules choose free cells only, by the numbers of the dense gradient."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from apart import run_plain
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -74,6 +77,58 @@ def test_blocks_do_not_change_the_full_gradient(monkeypatch):
     whole = grow.full_gradient(layer, 20, context)
     monkeypatch.setattr(grow, "BLOCK_CELLS", 10)
     assert all(map(torch.equal, whole, grow.full_gradient(layer, 20, context)))
+
+
+def test_among_equal_gradients_the_first_cells_grow_whatever_the_blocks(monkeypatch):
+    layer, context = make(12, 9, 0.7, 0)
+    equal = context._replace(
+        inputs=torch.ones_like(context.inputs), costs=torch.ones_like(context.costs)
+    )
+    free = (~layer.csr.mask()).flatten().nonzero().flatten()
+    monkeypatch.setattr(grow, "BLOCK_CELLS", 10)
+    assert torch.equal(grow.full_gradient(layer, 20, equal)[0], free[:20])
+
+
+def test_a_gradient_that_overflows_is_refused_in_any_block(monkeypatch):
+    layer, context = make(12, 9, 0.7, 0)
+    large = torch.finfo(layer.values.dtype).max ** 0.6
+    inputs = torch.ones_like(context.inputs)
+    inputs[0, 7] = large
+    inputs[1, 7] = -large
+    costs = torch.zeros_like(context.costs)
+    costs[:2, 10] = large  # in the last rows: infinity minus infinity
+    assert layer.csr.mask()[10, 7] == False  # noqa: E712
+    monkeypatch.setattr(grow, "BLOCK_CELLS", 10)
+    with pytest.raises(ValueError, match="are NaN"):
+        grow.full_gradient(layer, 3, context._replace(inputs=inputs, costs=costs))
+
+
+LARGE = """
+import torch, sparselib as sl
+def memory(name):
+    lines = open("/proc/self/status", encoding="utf-8").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+torch.manual_seed(0)
+layer = sl.CSRLinear(100_000, 100_000, sparsity=0.9999)
+optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+evolution = sl.Evolution(
+    layer, optimizer, sl.drop.magnitude, sl.grow.gradient_of_costliest, 0.1
+)
+layer(torch.randn(16, 100_000)).square().sum().backward()
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+before = memory("VmRSS")
+replaced = evolution.step()
+print(sum(map(int, replaced.values())), memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory here")
+def test_a_large_layer_grows_in_a_part_of_its_own_memory():
+    """10 billion cells and a million weights: 316 rows of the gradient are 126 MB at once."""
+    replaced, megabytes = run_plain(LARGE)[-1].split()
+    assert int(replaced) == 100_000
+    assert float(megabytes) < 200
 
 
 @given(cases, st.data())

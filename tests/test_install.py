@@ -35,7 +35,7 @@ def build_wheel(root: Path, folder: Path) -> Path:
 
 def make_environment(folder: Path) -> Path:
     """Make an environment with the dependencies of this one, and no package of the project."""
-    run(sys.executable, "-m", "venv", folder, folder=folder.parent)
+    run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-I", "-c", code, folder=folder).strip())
@@ -51,8 +51,8 @@ def test_a_wheel_in_an_empty_environment_does_what_the_readme_says(
     wheel = build_wheel(root, tmp_path)
     python = make_environment(tmp_path / "an environment")
     # this environment's own sparselib is in sight by its metadata: pip must not be content with it
-    pip = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed"]
-    run(*pip, wheel, folder=tmp_path)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install"]
+    run(*pip, "--no-deps", "--no-index", "--ignore-installed", wheel, folder=tmp_path)
     readme = (root / "README.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", readme, re.S)
     program += "print(sl.__file__)\nfrom importlib.resources import files\n"

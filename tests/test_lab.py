@@ -98,8 +98,9 @@ async def run_all(server: str, page: str) -> dict:
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.built,
     pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.xdist_group("lab"),
     pytest.mark.skipif("BUILT_BOOK" not in os.environ, reason="make check opens JupyterLab"),
 ]
 

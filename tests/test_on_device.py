@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparselib as sl
-from sparselib.evolution import grow, resident
+from sparselib.evolution import on_device, resident
 
 RULES = ["GradientGrowth", "SET", "RigL"]
 
@@ -82,7 +82,7 @@ def test_the_same_connections_are_replaced(rule, case):
 def test_a_gradient_in_blocks_chooses_alike(rule, monkeypatch):
     case = {"sizes": [20, 30, 6], "sparsity": 0.8, "fraction": 0.3, "regrow": True, "seed": 1}
     whole = history(resident, rule, case)
-    monkeypatch.setattr(grow, "BLOCK_CELLS", 45)
+    monkeypatch.setattr(on_device, "BLOCK_CELLS", 45)
     blocks = history(resident, rule, case)
     assert blocks[0] == whole[0]
     torch.testing.assert_close(blocks[1], whole[1], rtol=1e-9, atol=1e-9)

@@ -62,6 +62,7 @@ def test_another_runtime_computes_the_same(make, tmp_path):
     compare(make, tmp_path, dynamo=True)
 
 
+@pytest.mark.slow
 def test_the_exporter_that_traces_writes_the_same(tmp_path):
     # in a process of its own: while torch.jit traces, sizes are tensors, which a checker of types
     # that watches this one refuses

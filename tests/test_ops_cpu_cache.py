@@ -39,6 +39,7 @@ def kernels(folder):
     return sorted(folder.rglob("*.kernel"))
 
 
+@pytest.mark.slow
 def test_processes_compile_a_kernel_once_and_a_spoilt_one_again(tmp_path):
     place = {"NUMBA_CACHE_DIR": str(tmp_path)}
     at_once = [start(TURN, **place) for _ in range(3)]

@@ -32,6 +32,7 @@ def exact(csr, values, x, bias):
     return sl.masked_product(csr, values.double(), x.double(), bias.double())
 
 
+@pytest.mark.slow
 def test_three_thousand_corruptions_end_in_a_sentence_or_in_the_right_numbers():
     """In a process of its own, so that a crash would be seen."""
     program = str(Path(__file__).with_name("corruptions.py"))

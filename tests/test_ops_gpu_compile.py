@@ -1,4 +1,4 @@
-"""What the GPU's kernels are compiled to for sm_90, seen without a GPU."""
+"""What the GPU's kernels are compiled to for Ampere, Hopper and Blackwell, seen without a GPU."""
 
 import json
 import os
@@ -9,21 +9,29 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", "3.6", reason="no Triton 3.6 is installed; it exists for Linux only")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled")]
+pytestmark = pytest.mark.slow
+CAPABILITIES = [
+    pytest.param(
+        capability, id=f"sm_{capability}", marks=pytest.mark.xdist_group(f"sm_{capability}")
+    )
+    for capability in (80, 90, 100)
+]
 
 
-@pytest.fixture(scope="module")
-def kernels():
+@pytest.fixture(scope="module", params=CAPABILITIES)
+def kernels(request):
     """Registers and instructions of every kernel, by name; compiled in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     answer = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compiled.py"))],
+        [sys.executable, str(Path(__file__).with_name("compiled.py")), str(request.param)],
         env=environment | {"SPARSELIB_BACKEND": "auto"},
         capture_output=True,
         text=True,
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
-    return {row.pop("kernel"): row for row in map(json.loads, answer.stdout.splitlines())}
+    rows = list(map(json.loads, answer.stdout.splitlines()))
+    assert {row.pop("capability") for row in rows} == {request.param}
+    return {row.pop("kernel"): row for row in rows}
 
 
 def of(kernels, family):
@@ -51,6 +59,7 @@ def test_no_kernel_spills_and_all_leave_room_for_others(kernels):
         ("spmm_odd", "64x32", 4),
         ("sddmm", "64", 16),
         ("network", "", 64),
+        ("network_odd", "", 32),
         ("convolve", "32x8", 16),  # two rows of eight stretches
         ("convolve_t", "32x8", 16),
         ("correlate", "", 16),  # eight nonzeros, two stretches

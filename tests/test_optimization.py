@@ -184,6 +184,7 @@ def best_step(density: float, density_step: bool) -> float:
     return min(losses, key=lambda lr: losses[lr])
 
 
+@pytest.mark.slow
 def test_the_best_step_is_that_of_the_dense_twin() -> None:
     """With the rule one search is enough; without it a sparser layer wants a longer step.
 

@@ -65,6 +65,7 @@ def test_what_is_cut_is_what_was_gated(name: str) -> None:
     assert not torch.allclose(small(x), model(x), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["basic", "signals", "mobilenet"])
 def test_a_cut_network_exports_and_says_the_same(name: str) -> None:
     make, shape = NETWORKS[name]
@@ -79,6 +80,7 @@ def test_a_cut_network_exports_and_says_the_same(name: str) -> None:
     assert weights < sum(value.numel() for value in model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["basic", "signals", "mobilenet"])
 def test_a_cut_network_says_the_same_in_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")

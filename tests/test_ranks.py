@@ -18,7 +18,8 @@ def together(processes, steps):
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_topologies_parameters_and_optimizer_state_are_equal_after_twenty_evolutions(processes):
     lines = together(processes, 20)
     assert len(lines) == 9

@@ -225,6 +225,7 @@ def test_predictor_reads_masked_images_and_the_classifier_does_not(trained: tupl
     assert learned == pytest.approx(history["accuracy"][-1], abs=0.1)
 
 
+@pytest.mark.slow
 def test_selector_finds_the_digit(trained: tuple) -> None:
     data, boxes, classifier, predictor, selector, _ = trained
     x = data.test.x
@@ -253,6 +254,7 @@ def test_a_predictor_by_bernoulli_masks_reads_images_of_which_half_is_hidden(
         )
 
 
+@pytest.mark.slow
 def test_an_independent_evaluator_prefers_the_selectors_masks(
     trained: tuple, evaluator: torch.nn.Module
 ) -> None:
@@ -275,6 +277,7 @@ def test_an_independent_evaluator_prefers_the_selectors_masks(
         saliency.evalx(evaluator, classifier, masks[:5], data.test)
 
 
+@pytest.mark.slow
 def test_masks_follow_the_image(trained: tuple) -> None:
     data, boxes, _, _, selector, _ = trained
     inner = ((boxes["test"][:, :2] >= 3) & (boxes["test"][:, 2:] <= 29)).all(1)

@@ -208,6 +208,7 @@ def test_a_dense_layer_of_another_kind_is_refused():
         sl.SparseConv1d.from_dense(torch.nn.Linear(2, 3), 0.5)
 
 
+@pytest.mark.slow
 def test_no_corruption_crashes_or_goes_unseen():
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     printed = run_plain(program + "import fuzzed; fuzzed.main(2500)")

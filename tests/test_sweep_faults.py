@@ -3,9 +3,10 @@
 import json
 import shutil
 import subprocess
+from contextlib import ExitStack
 
 import pytest
-from sweeping import Place, alive, cluster, kill, parent, result, until
+from sweeping import Place, alive, cluster, kill, launch_worker, parent, result, until
 
 from sparselib.sweep import engine
 from sparselib.sweep.grid import read
@@ -171,8 +172,35 @@ def test_nothing_is_sent_to_a_scheduler_that_is_gone(tmp_path, status):
         with connected(workers, len(runs)) as client:
             kill(scheduler.pid)
             until(lambda: client.status == status)
+            watch = engine._Watch(client, {}, print)
             with pytest.raises(engine.SchedulerLostError, match="the scheduler is gone"):
-                list(engine._attempt(client, runs, workers, wait=False))
+                list(engine._attempt(client, runs, workers, watch, wait=False))
+
+
+@pytest.mark.parametrize(
+    ("claims", "offered", "told"),
+    [
+        ({}, [], "0 workers and none"),
+        ({"GPU": 2}, ["GPU=1"], "1 workers and none that offers GPU 2"),
+    ],
+)
+def test_runs_that_no_worker_can_take_wait_and_say_so(tmp_path, claims, offered, told):
+    place = Place(tmp_path, [{"points": [{"x": 1}]}], resources=claims)
+    with ExitStack() as opened, cluster(tmp_path, place.log, workers=0) as scheduler:
+
+        def start_worker(resources):
+            started = launch_worker(tmp_path, place.log, "--no-nanny", "--resources", resources)
+            opened.callback(started.end)
+
+        for resources in offered:
+            start_worker(resources)
+        sweep = place.start("--scheduler", scheduler.address)
+        sentence = f"the scheduler has {told}: runs wait until one comes"
+        until(lambda: sentence in sweep.complaints())
+        start_worker("GPU=2")
+        code, _ = finished(sweep)
+    assert code == 0
+    assert place.rows() == [1]
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "htp://here:8786", "nonsense"])

@@ -3,7 +3,11 @@
 import time
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
+import sparselib as sl
 from sparselib import timing
 
 
@@ -49,3 +53,88 @@ def test_a_ratio_is_the_speedup():
     ratios = timing.ratios(calls, "slow", rounds=5)
     assert ratios["slow"].median == 1
     assert ratios["fast"].median > 1
+
+
+def model(*between):
+    torch.manual_seed(0)
+    modules = [sl.CSRLinear(20, 30, sparsity=0.5)]
+    for module in between:
+        modules += [module, sl.CSRLinear(30, 30, sparsity=0.5)]
+    return nn.Sequential(*modules)
+
+
+def told(explanation):
+    """What each layer was computed by, with how many others, and why not faster."""
+    return [
+        (passage.kernel, passage.together, "; ".join(passage.reasons)) for passage in explanation
+    ]
+
+
+JOINS = "sparselib.fuse joins it with its neighbors"
+GELU = "no kernel does the GELU between it and another, only nn.ReLU"
+ALONE = ("cpu: spmm", 1, GELU)
+
+
+def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
+    x = torch.randn(200, 20)
+    network = model(nn.ReLU(), nn.GELU())
+    assert told(timing.explain(network, x)) == [("cpu: spmm", 1, JOINS)] * 2 + [ALONE]
+    sl.fuse(network)
+    trained = ("cpu: spmm with ReLU, and gradients at once", 2, "")
+    assert told(timing.explain(network, x)) == [trained, trained, ALONE]
+    with torch.inference_mode():
+        assert told(timing.explain(network, x))[:2] == [("cpu: network", 2, "")] * 2
+        assert told(timing.explain(network, x[:1])) == [
+            ("cpu: few_through", 2, ""),
+            ("cpu: few_through", 2, ""),
+            ("cpu: few", 1, GELU),
+        ]
+    with torch.autocast("cpu"):
+        assert {why for _, _, why in told(timing.explain(network, x))} == {
+            "autocast is on, so that the product is an operator of its own"
+        }
+    with sl.ops.backend("reference"):
+        assert told(timing.explain(network, x))[0] == (
+            "reference: spmm",
+            1,
+            "the backend 'reference' was chosen",
+        )
+    doubles = told(timing.explain(network.double(), x.double()))
+    assert doubles[0] == ("reference: spmm", 1, "there are no kernels for torch.float64 on cpu")
+
+
+def test_what_stands_between_layers_is_named():
+    x = torch.randn(200, 20)
+    network = sl.fuse(model(nn.ReLU(), nn.Identity()))
+    why = {
+        "relu": "a hook wants to see what the ReLU does",
+        "layer": "a hook wants to see what the CSRLinear does",
+    }
+    for name, module in ("relu", network[1]), ("layer", network[0]):
+        handle = module.register_forward_hook(lambda *told: None)
+        assert told(timing.explain(network, x))[0] == ("cpu: spmm", 1, why[name])
+        handle.remove()
+    dropped = sl.fuse(nn.Sequential(network[0], nn.ReLU(), nn.Dropout(), network[2]))
+    assert told(timing.explain(dropped, x))[0][2] == (
+        "the Dropout between it and another works in training"
+    )
+    assert told(timing.explain(dropped.eval(), x))[0][1:] == (2, "")
+    assert told(timing.explain(nn.Sequential(network[0], network[2]), x))[0][2] == (
+        "there is no nn.ReLU between it and another"
+    )
+
+
+def test_an_explanation_is_a_table_of_every_sparse_layer():
+    network = model(nn.ReLU())
+    network.unused = sl.SparseConv1d(2, 3, 5, sparsity=0.5)
+    network.forward = lambda x: network[2](network[0](x))
+    printed = repr(timing.explain(network, torch.randn(200, 20))).splitlines()
+    assert printed[0].split() == ["layer", "kernel", "layers", "at", "once", "why", "not", "faster"]
+    assert printed[1].split()[0] == "0"
+    assert printed[3] == (
+        "unused  none       0               no sparse product read its connections in this pass"
+    )
+    signals = nn.Sequential(sl.SparseConv1d(2, 3, 5, sparsity=0.5))
+    assert told(timing.explain(signals, torch.randn(2, 2, 50))) == [("cpu: spmm of taps", 1, "")]
+    with pytest.raises(ValueError, match="Linear has no sparse layer to explain"):
+        timing.explain(nn.Linear(2, 2), torch.randn(1, 2))

@@ -65,11 +65,13 @@ def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
     assert torch.isfinite(model(torch.randn(2, 64))).all()
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_and_evolve(tmp_path) -> None:
     ends = "assert evolution.steps == 1 and model[0].sparsity > 0.85\n"
     run("\n".join([SETUP, *SECTIONS[COMPILED], ends]), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_network(tmp_path) -> None:
     ends = (
         "import os\n"

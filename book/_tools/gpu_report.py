@@ -8,16 +8,21 @@ a row, and what does not need it goes on: nothing but Python, torch, Triton and 
 neither network nor installation.
 
 ``--rehearse`` goes through every step on the CPU, with tiny shapes, by Triton's interpreter where
-it can interpret and by the definition elsewhere. Its times mean nothing, and its rows say so.
+it can interpret and by the definition elsewhere. Its times mean nothing, and its rows say so; so
+its steps have ten minutes each, and there is no limit to the whole.
 """
 
 import argparse
 import csv
+import importlib
 import json
+import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "book" / "_tools"
 ABSENT = TOOLS / "gpu_steps" / "absent"
 WHOLE = 480  # seconds
+REHEARSED = 600  # seconds of a step of a rehearsal, which may wait for other work on its processor
 # in this order, with their limits in seconds
 STEPS = {
-    "machine": 20,
+    "machine": 60,  # of which a machine that has read its files before needs five
     "correctness": 90,
     "table3": 120,
     "roofline": 60,
@@ -78,10 +84,10 @@ def environment(rehearse: bool) -> dict[str, str]:
     return chosen
 
 
-def carried_out(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
-    """Run a step in a group of processes of its own; return how it ended, and why."""
+def started(arguments: list[str], seconds: float, rehearse: bool) -> tuple[int | None, str]:
+    """Run a step in a group of processes of its own; return its status, None if killed, and why."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "gpu_steps", *arguments],
         cwd=ROOT,
         env=environment(rehearse),
         stderr=subprocess.PIPE,
@@ -95,11 +101,56 @@ def carried_out(command: list[str], seconds: float, rehearse: bool) -> tuple[str
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            return "killed", f"took longer than its {seconds:g} s"
+            return None, ""
         raise
-    if process.returncode == 0:
+    return process.returncode, errors
+
+
+def load() -> None:
+    """Load in this process what the steps of a rehearsal load, each in its own."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ |= environment(True)
+    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+    import torch
+
+    importlib.import_module("sparselib")
+    if can_interpret():
+        importlib.import_module("sparselib.ops.backends.gpu_conv")
+    torch.optim.SGD([torch.zeros(1)], 0.1)  # the first one loads the compiler
+
+
+def forked(arguments: list[str], seconds: float) -> tuple[int | None, str]:
+    """Run a step of a rehearsal in a copy of this process, after `load`; as `started`."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        context = multiprocessing.get_context("fork")
+        copy = context.Process(target=_step, args=(arguments, errors.fileno()))
+        copy.start()
+        try:
+            copy.join(seconds)
+        finally:
+            is_late = copy.is_alive()
+            if is_late:
+                copy.kill()
+                copy.join()
+        errors.seek(0)
+        return (None, "") if is_late else (copy.exitcode, errors.read())
+
+
+def _step(arguments: list[str], errors: int) -> None:
+    from gpu_steps.__main__ import main
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(errors, 2)
+    main(arguments)
+
+
+def outcome(status: int | None, errors: str, seconds: float) -> tuple[str, str]:
+    """Return how a step ended, and why."""
+    if status is None:
+        return "killed", f"took longer than its {seconds:g} s"
+    if status == 0:
         return "done", ""
-    lines = errors.strip().splitlines() or [f"ended with status {process.returncode}"]
+    lines = errors.strip().splitlines() or [f"ended with status {status}"]
     print("\n".join(lines[-20:]), file=sys.stderr)
     return "failed", lines[-1][:300]
 
@@ -136,24 +187,28 @@ def publish(out: Path, row: dict[str, object]) -> None:
 def main() -> int:
     """Carry out the steps; status 1 if one of them did not end well, 2 if there is no device."""
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and with it the step under way
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if (out / "rows.jsonl").exists():
         print(f"{out} holds the rows of another run; name another folder", file=sys.stderr)
         return 2
-    end = time.monotonic() + WHOLE
+    if given.fork:
+        load()
+    end = time.monotonic() + (math.inf if given.rehearse else WHOLE)
     outcomes = {}
     for name in ["machine", *(step for step in given.steps if step != "machine")]:
         began = time.monotonic()
-        limit = min(given.limit or STEPS[name], end - began)
+        usual = REHEARSED if given.rehearse else STEPS[name]
+        limit = min(given.limit.get(name, given.limit.get("", usual)), end - began)
         if limit < 1:
             how, why = "left out", f"the {WHOLE} s were over"
         else:
-            command = [sys.executable, "-m", "gpu_steps", name, str(out)]
-            command += ["--rehearse"] * given.rehearse
-            command += ["--break"] * (name in given.broken)
-            command += ["--hang"] * (name in given.hanging)
-            how, why = carried_out(command, limit, given.rehearse)
+            step = [name, str(out), *["--rehearse"] * given.rehearse]
+            step += ["--break"] * (name in given.broken)
+            step += ["--hang"] * (name in given.hanging)
+            found = forked(step, limit) if given.fork else started(step, limit, given.rehearse)
+            how, why = outcome(*found, limit)
         outcomes[name] = how
         seconds = round(time.monotonic() - began, 1)
         row = {"step": name, "quantity": how, "value": seconds, "unit": "s", "note": why}
@@ -175,11 +230,32 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder of the rows, made if it is not there")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
-    parser.add_argument("--limit", type=float, help="seconds of each step, in place of its own")
+    parser.add_argument(
+        *("--limit", "--limits"),
+        nargs="+",
+        type=limited,
+        default=[],
+        metavar="[STEP=]SECONDS",
+        help="seconds of each step, or of one of them, in place of its own",
+    )
     for_tests = {"nargs": "+", "choices": STEPS, "default": [], "help": argparse.SUPPRESS}
     parser.add_argument("--break", dest="broken", **for_tests)
     parser.add_argument("--hang", dest="hanging", **for_tests)
-    return parser.parse_args()
+    # Python, torch and the library are loaded once, which is most of a rehearsal
+    parser.add_argument("--fork", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.fork and not given.rehearse:
+        parser.error("a copy of a process cannot use CUDA; --fork is for --rehearse")
+    given.limit = dict(given.limit)
+    return given
+
+
+def limited(text: str) -> tuple[str, float]:
+    """Read ``STEP=SECONDS``; seconds alone are those of every step, whose name is empty here."""
+    name, _, seconds = text.rpartition("=")
+    if name and name not in STEPS:
+        raise argparse.ArgumentTypeError(f"no step {name!r}; there are {', '.join(STEPS)}")
+    return name, float(seconds)
 
 
 if __name__ == "__main__":

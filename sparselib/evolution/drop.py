@@ -3,19 +3,54 @@
 A drop rule is a function ``(values, fraction, state) -> indices`` of the connections to remove,
 ascending. `state` is a dictionary that belongs to the layer and outlives the step; most rules
 ignore it.
+
+A rule that has to know more is decorated with `with_context` and is a function ``(layer, fraction,
+context) -> indices``: it reads what a grow rule reads, and besides the gradient of the connections,
+what the optimizer remembers of them, and the layer's dictionary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselib._types import Function
+from sparselib.evolution.grow import Context, State
+from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import largest
 
-State = dict[str, Any]
-Drop = Callable[[Tensor, float, State], Tensor]
+ByValues = Callable[[Tensor, float, State], Tensor]
+ByContext = Callable[[SparseLayer, float, Context], Tensor]
+Drop = ByValues | ByContext
+Rule = TypeVar("Rule", bound=Function)
+
+
+def with_context(rule: Rule) -> Rule:
+    """Declare that a drop rule is called with the layer, the fraction and a `Context`.
+
+    A decorator. The context holds no batches then, unless the grow rule needs them; for a rule
+    that reads them there is `with_batches`.
+    """
+    vars(rule)["reads_context"] = True
+    vars(rule)["needs_gradient"] = False
+    return rule
+
+
+def with_batches(rule: Rule) -> Rule:
+    """Declare what `with_context` declares, and that the rule reads the context's batches."""
+    vars(rule)["reads_context"] = True
+    vars(rule)["needs_gradient"] = True
+    return rule
+
+
+def reads_context(rule: Function) -> bool:
+    """Whether a rule is called with a context; a ``functools.partial`` asks what it completes."""
+    while isinstance(rule, partial):
+        rule = rule.func
+    return bool(getattr(rule, "reads_context", False))
 
 
 def magnitude(
@@ -92,3 +127,66 @@ def adaptive_threshold(
     if actual > 2 * target or torch.isnan(values).any():
         return magnitude(values, fraction)
     return below.nonzero().flatten()
+
+
+@with_context
+def taylor(
+    layer: SparseLayer, fraction: float, context: Context
+) -> Int[Tensor, "dropped"]:
+    r"""Drop the `fraction` of weights with the smallest :math:`(g w)^2`.
+
+    What the loss would change by without the weight, to first order (Molchanov et al., 2019), from
+    the gradient :math:`g` of the last backward passes.
+
+    Raises
+    ------
+    ValueError
+        If there is no gradient: a step comes before `zero_grad`.
+    """
+    importance = (gradient_of(context) * layer.values.detach()).square()
+    return largest(-importance, round(fraction * importance.numel()))
+
+
+@with_context
+def magnitude_and_gradient(
+    layer: SparseLayer, fraction: float, context: Context, weight: float
+) -> Int[Tensor, "dropped"]:
+    r"""Drop the `fraction` of weights with the smallest :math:`|w| + \lambda |g|`.
+
+    The importance of MEST (Yuan et al., 2021): a small weight that is about to grow stays.
+
+    Parameters
+    ----------
+    layer, fraction, context
+        As for every rule that reads the context.
+    weight : float
+        :math:`\lambda`, at least 0; give it by a ``functools.partial``.
+
+    Raises
+    ------
+    ValueError
+        If there is no gradient, or `weight` is negative.
+    """
+    if not weight >= 0:
+        raise ValueError(
+            f"the gradient counts with a weight of at least 0, not {weight}"
+        )
+    values = layer.values.detach()
+    importance = values.abs() + weight * gradient_of(context).abs()
+    return largest(-importance, round(fraction * values.numel()))
+
+
+def gradient_of(context: Context) -> Float[Tensor, "nnz"]:
+    """Return the gradient of the connections.
+
+    Raises
+    ------
+    ValueError
+        If the context has none.
+    """
+    if context.gradient is None:
+        raise ValueError(
+            "this drop rule reads the gradient of the connections, and they have none; call the "
+            "step of the evolution after a backward pass and before zero_grad"
+        )
+    return context.gradient

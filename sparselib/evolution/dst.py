@@ -1,7 +1,7 @@
 """Dynamic sparse training of kernels in groups, each with a region and a budget of its own."""
 
 import math
-from typing import Unpack, final
+from typing import Unpack, cast, final
 
 import torch
 from torch import nn
@@ -142,11 +142,22 @@ class ByGroup(Strategy):
     Parameters
     ----------
     drop, grow : callable
-        Rules as for `Evolution`.
+        Rules as for `Evolution`; the drop rule is one of values.
+
+    Raises
+    ------
+    ValueError
+        If the drop rule reads the context, which is of a whole layer.
     """
 
     def __init__(self, drop: drops.Drop, grow: grows.Grow) -> None:
-        self._drop = drop
+        if drops.reads_context(drop):
+            raise ValueError(
+                f"the drop rule {rule_name(drop)} reads the context of a whole layer, and here "
+                f"each group of filters drops a share of its own; take a rule of values, such as "
+                f"sparselib.drop.magnitude"
+            )
+        self._drop = cast(drops.ByValues, drop)
         self._grow = grow
         self.needs_gradient = grows.needs_gradient(grow)
         self.rules = {

@@ -86,7 +86,8 @@ class Evolution:
     optimizer : torch.optim.Optimizer
         Must hold the `values` of the layers that are trained.
     drop : callable
-        ``(values, fraction, state) -> indices``, see `sparselib.evolution.drop`.
+        ``(values, fraction, state) -> indices``, or with what a grow rule knows, see
+        `sparselib.evolution.drop`.
     grow : callable
         ``(layer, count, context) -> (positions, values)``, see `sparselib.evolution.grow`.
     fraction : float
@@ -356,6 +357,12 @@ class Evolution:
                 lr=rate if self.strategy.is_device_resident else float(rate),
                 generator=_generator(self.seed, name, self.steps),
                 average=ranks.average,
+                gradient=layer.values.grad,
+                memory={
+                    follower.key: follower.tensor
+                    for follower in follow(layer.values, self.optimizer)
+                    if follower.key is not None
+                },
             )
             if self.strategy.needs_gradient:
                 context, gradient = self._gathered(name, layer, context, ranks)
@@ -369,6 +376,7 @@ class Evolution:
                     )
                     return None
                 if gradient is not None:
+                    context = context._replace(gradient=gradient)
                     factor = self._factor(
                         name, layer, context, gradient, factor
                     )

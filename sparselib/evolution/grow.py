@@ -8,9 +8,10 @@ A rule may need the gradient, and then an evolution gathers batches for it. One 
 decorated with `without_gradient`, and costs a training loop nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,9 +21,13 @@ from sparselib._types import Function
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, largest, nth_free, weighted_draw
 
-BLOCK_CELLS = 2**24  # gradient entries held at once by `full_gradient`
+BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
+TAKEN = -1.0  # below every size of a gradient
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 Batch = tuple[Tensor, Tensor]
+State = dict[str, Any]
 Rule = TypeVar("Rule", bound=Function)
 
 
@@ -48,7 +53,7 @@ def needs_gradient(rule: Function) -> bool:
 
 
 class Context(NamedTuple):
-    """What a grow rule may know.
+    """What a grow rule may know, and a drop rule that reads the context.
 
     Attributes
     ----------
@@ -70,6 +75,12 @@ class Context(NamedTuple):
         More inputs and costs, where signals of several lengths cannot be one batch.
     average : callable
         ``tensor -> tensor``, the mean over all processes that train this model together.
+    gradient : Tensor, shape (nnz,), or None
+        Gradient of the connections' values as the optimizer uses it, if there is one.
+    memory : mapping of str to Tensor
+        What the optimizer remembers of each connection, such as ``"exp_avg"``.
+    state : dict, or None
+        What a drop rule keeps of the layer from step to step; a grow rule gets None.
     """
 
     occupied: Tensor
@@ -80,6 +91,9 @@ class Context(NamedTuple):
     generator: torch.Generator | None = None
     further: tuple[Batch, ...] = ()
     average: Callable[[Tensor], Tensor] = as_it_is
+    gradient: Tensor | None = None
+    memory: Mapping[str, Tensor] = NOTHING
+    state: State | None = None
 
 
 Grown = tuple[Tensor, Tensor]
@@ -322,17 +336,32 @@ def _largest_gradients(
 ) -> Grown:
     _check_finite(context)
     columns = layer.shape[1]
+    taken = _within(context._replace(rows=rows), columns)
     positions = torch.empty(0, dtype=torch.int64, device=layer.values.device)
     values = layer.values.detach()[:0]
+    # what is not larger than the smallest of `count` found before has no chance
+    least = values.new_tensor(TAKEN)
+    first = 0
     for block in rows.split(max(1, BLOCK_CELLS // max(columns, 1))):
-        cells = _free_cells(layer, context._replace(rows=block))
-        gradients = gradient(layer, context, block).flatten()[cells]
+        gradients = gradient(layer, context, block).flatten()
+        ends = taken.new_tensor([first, first + gradients.numel()])
+        low, high = torch.searchsorted(taken, ends).tolist()
+        sizes = gradients.abs()
+        sizes[taken[low:high] - first] = TAKEN
+        if layer.cells < layer.csr.cells:
+            sizes[~layer.region.mask(block).flatten()] = TAKEN
+        cells = (~(sizes <= least)).nonzero().flatten()  # with those of NaN
+        if cells.numel() > count:
+            cells = cells[largest(sizes[cells], count)]
         candidates = block[cells // columns] * columns + cells % columns
         positions = torch.cat([positions, candidates])
-        values = torch.cat([values, gradients])
+        values = torch.cat([values, gradients[cells]])
         best = largest(values.abs(), min(count, values.numel()))
         positions = positions[best]
         values = values[best]
+        if 0 < count == values.numel():
+            least = values.abs().min()
+        first += gradients.numel()
     return positions, (-context.lr * values).to(layer.values.dtype)
 
 

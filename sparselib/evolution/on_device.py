@@ -28,6 +28,10 @@ from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, first_at_least, nth_free
 
+BLOCK_CELLS = (
+    2**24
+)  # gradient entries at once: a device is slow at many small blocks
+
 
 class Leaving(NamedTuple):
     """What a drop rule decides, without a look at it.
@@ -313,7 +317,7 @@ def _best(
     occupied = growth.occupied
     most = growth.most
     rows, columns = layer.shape
-    step = max(1, grows.BLOCK_CELLS // max(columns, 1))
+    step = max(1, BLOCK_CELLS // max(columns, 1))
     every = torch.arange(columns, device=neurons.device)
     none = layer.values.detach()[:0]
     kept = [occupied.new_empty(0), none, none]

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import final
+from typing import cast, final
 
 import torch
+from torch import Tensor
 
 from sparselib._types import Function
 from sparselib.evolution import drop as drops
@@ -72,7 +73,8 @@ class DropThenGrow(Strategy):
     Parameters
     ----------
     drop : callable
-        ``(values, fraction, state) -> indices``, see `sparselib.evolution.drop`.
+        ``(values, fraction, state) -> indices``, or with the context, see
+        `sparselib.evolution.drop`.
     grow : callable
         ``(layer, count, context) -> (positions, values)``, see `sparselib.evolution.grow`.
     """
@@ -82,7 +84,9 @@ class DropThenGrow(Strategy):
     def __init__(self, drop: drops.Drop, grow: grows.Grow) -> None:
         self.drop = drop
         self.grow = grow
-        self.needs_gradient = grows.needs_gradient(grow)
+        self.needs_gradient = grows.needs_gradient(grow) or (
+            drops.reads_context(drop) and grows.needs_gradient(drop)
+        )
         self.rules = {"drop": rule_name(drop), "grow": rule_name(grow)}
 
     def plan(
@@ -99,7 +103,7 @@ class DropThenGrow(Strategy):
         leaving = torch.zeros(
             values.numel(), dtype=torch.bool, device=values.device
         )
-        dropped = self.drop(values, fraction, state)
+        dropped = self._dropped(layer, fraction, state, context)
         check_dropped(dropped, values.numel())
         leaving[dropped] = True
         if context.rows.numel() < layer.shape[0]:
@@ -107,6 +111,19 @@ class DropThenGrow(Strategy):
         if regrow:
             context = context._replace(occupied=positions[~leaving])
         return lay_out(layer, positions, leaving, self.grow, context)
+
+    def _dropped(
+        self,
+        layer: SparseLayer,
+        fraction: float,
+        state: drops.State,
+        context: grows.Context,
+    ) -> Tensor:
+        if drops.reads_context(self.drop):
+            by_context = cast(drops.ByContext, self.drop)
+            return by_context(layer, fraction, context._replace(state=state))
+        by_values = cast(drops.ByValues, self.drop)
+        return by_values(layer.values.detach(), fraction, state)
 
 
 def rule_name(rule: Function) -> str:

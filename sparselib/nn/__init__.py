@@ -14,7 +14,9 @@ from sparselib.nn.conversion import Conversion as Conversion
 from sparselib.nn.conversion import densify as densify
 from sparselib.nn.conversion import sparsify as sparsify
 from sparselib.nn.dropout import Dropout as Dropout
+from sparselib.nn.fusion import Sequential as Sequential
 from sparselib.nn.fusion import chain as chain
+from sparselib.nn.fusion import fuse as fuse
 from sparselib.nn.gate import ChannelGate as ChannelGate
 from sparselib.nn.gate import Channels as Channels
 from sparselib.nn.gate import Prunable as Prunable

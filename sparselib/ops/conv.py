@@ -19,7 +19,13 @@ from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
 from sparselib.ops.backends import Indices, Sizes, reference
-from sparselib.ops.dispatch import fast, module, takes_halves, transformed
+from sparselib.ops.dispatch import (
+    fast,
+    module,
+    note,
+    takes_halves,
+    transformed,
+)
 from sparselib.ops.operands import (
     STALE,
     check,
@@ -66,6 +72,7 @@ def conv1d(
         too long for 32-bit indices.
     """
     sizes = _check(csr, values, x, bias, padding, dilation)
+    note("spmm of taps", (csr,), x, values, bias)
     if fast(x, values, *([] if bias is None else [bias])):
         result: Tensor = _Convolution.apply(
             values, bias, operands.resolved(x), csr, sizes

@@ -11,14 +11,16 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sparselib.csr import CSR
 from sparselib.ops.backends import Backend, cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
@@ -259,6 +261,78 @@ def transformed() -> bool:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on where x is."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+class Way(NamedTuple):
+    """How products were computed.
+
+    Attributes
+    ----------
+    kernel : str
+        What computed them, such as ``"cpu: spmm"``.
+    patterns : tuple of CSR
+        The connections of the layers that it computed at once.
+    obstacles : tuple of str
+        Why it was not the fastest that there is.
+    """
+
+    kernel: str
+    patterns: tuple[CSR, ...]
+    obstacles: tuple[str, ...]
+
+
+_ways: list[Way] | None = None
+
+
+@contextmanager
+def noting() -> Iterator[list[Way]]:
+    """Return a list of the ways that products take within the block."""
+    global _ways
+    before = _ways
+    _ways = []
+    try:
+        yield _ways
+    finally:
+        _ways = before
+
+
+def note(
+    kernel: str, patterns: Sequence[CSR], x: Tensor, *parameters: Tensor | None
+) -> None:
+    """Note the way of a product, if somebody wants to know."""
+    if _ways is None or torch.compiler.is_compiling():
+        return
+    name = module(x).__name__.rpartition(".")[2]
+    found = tuple(_obstacles(x, *(p for p in parameters if p is not None)))
+    _ways.append(Way(f"{name}: {kernel}", tuple(patterns), found))
+
+
+def _obstacles(x: Tensor, *parameters: Tensor) -> Iterator[str]:
+    """Sentences, each of which alone keeps a product from the fastest kernel."""
+    if CHOSEN in ("reference", "interpret"):
+        yield f"the backend {CHOSEN!r} was chosen"
+    elif x.is_cpu and not _has_cpu_kernels():
+        yield "numba, which compiles the kernels, does not load"
+    elif x.is_cuda and not _has_gpu_kernels():
+        yield "Triton, which compiles the kernels, cannot be used"
+    else:
+        known = (torch.float32, *(HALVES if x.is_cuda else ()))
+        types = {tensor.dtype for tensor in (x, *parameters)} - set(known)
+        if types:
+            names = ", ".join(str(kind) for kind in sorted(types, key=str))
+            yield f"there are no kernels for {names} on {x.device.type}"
+    if torch.jit.is_tracing():
+        yield "torch.jit traces the call"
+    if autocasts(x):
+        yield "autocast is on, so that the product is an operator of its own"
+    if transformed():
+        yield "torch.func transforms the call"
+    if type(x) is not Tensor:
+        yield f"the input is a {type(x).__name__}, not a plain tensor"
+    strange = {type(p) for p in parameters} - PLAIN
+    if strange:
+        names = ", ".join(sorted(kind.__name__ for kind in strange))
+        yield f"the weights are {names}, not plain tensors"
 
 
 def refresh() -> None:

@@ -9,7 +9,7 @@ from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
 from sparselib.ops.backends import Weights, cpu
-from sparselib.ops.dispatch import is_plain, module
+from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
 
@@ -52,6 +52,7 @@ def sequence(
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in given
     ):
+        note("spmm with ReLU, and gradients at once", patterns, *given)
         x = operands.feature_major(x)
         result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
         return result
@@ -59,7 +60,9 @@ def sequence(
     cells = sum(csr.cells for csr in patterns)
     x = operands.resolved(x)
     if module(x).fuses(len(x), weights, cells):
+        note("network", patterns, *given)
         return module(x).network(layers, x)
+    note("spmm with ReLU", patterns, *given)
     return _steps(layers, x)[-1]
 
 
@@ -82,6 +85,7 @@ def at_once(
             return None
         layers.append((*operands.indices_of(csr), values, bias))
         width = csr.shape[0]
+    note("few_through", patterns, x, *tensors)
     return cpu.few_through(layers, x)
 
 

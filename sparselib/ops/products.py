@@ -30,6 +30,7 @@ from sparselib.ops.dispatch import (
     is_eager,
     is_plain,
     module,
+    note,
     takes_halves,
     transformed,
 )
@@ -81,10 +82,12 @@ def spmm(
         and are_few(x)
         and fit_exactly(csr, values, bias, x.shape[-1])
     ):
+        note("few", (csr,), x, values, bias)
         flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         y = cpu.few(values, *indices_of(csr), flat, bias)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
+    note("spmm", (csr,), x, values, bias)
     if not is_eager(x, values, bias):
         if transformed() or is_exported_to_onnx():
             return masked_product(csr, values, x, bias)

@@ -7,6 +7,7 @@ beside it, and the same command goes on.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -148,7 +149,8 @@ def _run(table: Table, missing: list[Run], workers: Workers) -> list[Outcome]:
     with tqdm(
         total=len(runs), desc=sweep.file.stem, unit="run", disable=not runs
     ) as bar:
-        for outcome in engine.outcomes(missing, workers):
+        tell = functools.partial(bar.write, file=sys.stderr)
+        for outcome in engine.outcomes(missing, workers, tell):
             seconds = (
                 f"{outcome.seconds:8.1f} s" if outcome.seconds else " " * 10
             )

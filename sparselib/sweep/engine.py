@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from .workers import Workers, connected
 SUBMITTED = 2000  # runs at most that dask knows of at once
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_FOR_RESULT = 5
+SECONDS_WITHOUT_WORKERS = 10  # that are waited for in silence
 RETRIES = (
     2  # of what goes wrong around a notebook; what goes wrong in it is a result
 )
@@ -23,11 +24,14 @@ class SchedulerLostError(Exception):
     """The scheduler went away while runs were under way."""
 
 
-def outcomes(runs: Iterable[Run], workers: Workers) -> Iterator[Outcome]:
+def outcomes(
+    runs: Iterable[Run], workers: Workers, tell: Callable[[str], None]
+) -> Iterator[Outcome]:
     """Carry out runs, in parallel where dask is installed, and yield what became of each.
 
     A run that another sweep is at is waited for last of all. A run that was lost is tried once
-    more, alone: it may have stood beside one that kills its workers.
+    more, alone: it may have stood beside one that kills its workers. Where the scheduler has no
+    worker for the runs they wait until one comes, which `tell` is told once.
 
     Raises
     ------
@@ -41,19 +45,56 @@ def outcomes(runs: Iterable[Run], workers: Workers) -> Iterator[Outcome]:
         return
     with connected(workers, len(pending)) as client:
         again: list[Run] = []
+        watch = _Watch(client, workers.resources or {}, tell)
         for outcome in _attempt(
-            client, list(pending.values()), workers, wait=False
+            client, list(pending.values()), workers, watch, wait=False
         ):
             if outcome.status in ("busy", "lost"):
                 again.append(pending[outcome.key])
             else:
                 yield outcome
         for run in again:
-            yield from _attempt(client, [run], workers, wait=True)
+            yield from _attempt(client, [run], workers, watch, wait=True)
+
+
+class _Watch:
+    """Looks whether the scheduler has a worker for the runs, and tells once if it has none."""
+
+    def __init__(
+        self,
+        client: Any,
+        resources: dict[str, float],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._resources = resources
+        self._tell = tell
+        self._next = time.monotonic() + SECONDS_WITHOUT_WORKERS
+        self._is_told = False
+
+    def look(self) -> None:
+        """Ask the scheduler, if it is time to."""
+        now = time.monotonic()
+        if self._is_told or now < self._next:
+            return
+        self._next = now + SECONDS_WITHOUT_WORKERS
+        found = self._client.scheduler_info().get("workers", {}).values()
+        if any(map(self._suffices, found)):
+            return
+        self._is_told = True
+        claims = [f"{name} {n:g}" for name, n in self._resources.items()]
+        offering = f" that offers {', '.join(claims)}" if claims else ""
+        self._tell(
+            f"the scheduler has {len(found)} workers and none{offering}: runs wait until one comes"
+        )
+
+    def _suffices(self, worker: dict[str, Any]) -> bool:
+        offered = worker.get("resources", {})
+        return all(offered.get(k, 0) >= n for k, n in self._resources.items())
 
 
 def _attempt(
-    client: Any, runs: list[Run], workers: Workers, wait: bool
+    client: Any, runs: list[Run], workers: Workers, watch: _Watch, wait: bool
 ) -> Iterator[Outcome]:
     if client is None:
         yield from (_serially(run, wait, workers.perform) for run in runs)
@@ -75,7 +116,7 @@ def _attempt(
 
     submit()
     while futures:
-        future = _next(client, finished)
+        future = _next(client, finished, watch)
         run = futures.pop(future)
         outcome = _fetched(client, future, run)
         if len(futures) <= SUBMITTED // 2:
@@ -83,7 +124,7 @@ def _attempt(
         yield outcome
 
 
-def _next(client: Any, finished: Any) -> Any:
+def _next(client: Any, finished: Any, watch: _Watch) -> Any:
     """Wait for the next finished future.
 
     A client that loses its scheduler cancels all its futures and tries to connect anew. That may
@@ -91,6 +132,7 @@ def _next(client: Any, finished: Any) -> Any:
     """
     while not finished.has_ready():
         _check(client)
+        watch.look()
         time.sleep(SECONDS_BETWEEN_LOOKS)
     future = next(finished)
     if future.cancelled():

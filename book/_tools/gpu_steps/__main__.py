@@ -3,10 +3,11 @@
 import argparse
 import importlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the module with the step's name."""
     parser = argparse.ArgumentParser()
     parser.add_argument("step")
@@ -14,7 +15,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--break", dest="broken", action="store_true")
     parser.add_argument("--hang", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.broken:
         raise RuntimeError(f"step {given.step} is broken on purpose")
     if given.hang:
@@ -25,4 +26,5 @@ def main() -> None:
     importlib.import_module(f"gpu_steps.{given.step}").run(record)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sparselib as sl
-from gpu_steps.record import Record, captured, precision
+from gpu_steps.record import Record, can_run_triton, captured, precision
 
 CASE = "DSN, 47 filters a group, 16 x 6,000"
 # the paper's setting: one of ten splits trains 40 epochs on nine tenths of some 13,000 minutes
@@ -42,6 +42,11 @@ def run(record: Record) -> None:
                     record.row(CASE, f"{variant}, {name}", "speedup", ratio, "", **more)
     single(record)
     two_dimensions(record)
+    if can_run_triton(record):
+        from gpu_steps.kernels import as_compiled
+        from sparselib.ops.backends import gpu_conv
+
+        as_compiled(record, gpu_conv.convolve_kernel, gpu_conv.correlate_kernel)
 
 
 def step(

@@ -1,9 +1,16 @@
 """Kernels of the report itself: probes of bandwidth, and a block-sparse product as a baseline."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import JITFunction
+
+from gpu_steps.record import Record
 
 
 @triton.jit
@@ -104,24 +111,55 @@ class Blocks:
         return y
 
 
-def compiled(kernel) -> list[dict[str, object]]:
-    """Return what ran of a kernel: registers, spills, shared memory, and programs per processor."""
-    found = []
-    for cache in kernel.device_caches.values():
-        for made in cache[0].values():
-            threads = 32 * made.metadata.num_warps
-            # registers are given out to warps by 256
-            of_warp = -(-made.n_regs * 32 // 256) * 256
-            room = [65_536 // (of_warp * made.metadata.num_warps), 2048 // threads, 32]
-            if made.metadata.shared:
-                room.append(227 * 1024 // made.metadata.shared)
-            found.append(
-                {
-                    "registers": made.n_regs,
-                    "spills": made.n_spills,
-                    "shared": made.metadata.shared,
-                    "warps": made.metadata.num_warps,
-                    "occupancy": min(room) * threads / 2048,
-                }
-            )
-    return found
+class Processor(NamedTuple):
+    """What the programs on one streaming multiprocessor share."""
+
+    registers: int
+    threads: int
+    shared: int
+    programs: int = 32
+
+    def occupancy(self, registers: int, warps: int, shared: int) -> float:
+        """Return the share of its threads that programs of so many registers and bytes occupy."""
+        # registers are given out to a warp by 256; each program takes a kibibyte for the system
+        of_warp = -(-registers * 32 // 256) * 256
+        room = [
+            self.registers // (of_warp * warps),
+            self.threads // (32 * warps),
+            self.shared // (shared + 1024),
+            self.programs,
+        ]
+        return min(room) * 32 * warps / self.threads
+
+
+def processor(device: torch.device) -> Processor:
+    """Return what a device has for the programs on one of its multiprocessors."""
+    found = torch.cuda.get_device_properties(device)
+    return Processor(
+        found.regs_per_multiprocessor,
+        found.max_threads_per_multi_processor,
+        found.shared_memory_per_multiprocessor,
+    )
+
+
+def compiled(kernel: JITFunction) -> Iterator[CompiledKernel]:
+    """Return what was compiled of a kernel in this process."""
+    for in_memory, *_ in kernel.device_caches.values():
+        yield from in_memory.values()
+
+
+def as_compiled(record: Record, *kernels: JITFunction) -> None:
+    """Write registers, spills and the share of warps that fit, of every kernel that ran here."""
+    names = [kernel.fn.__name__ for kernel in kernels]
+    if not record.on_device_only("compiled", ", ".join(names)):
+        return
+    for name, kernel in zip(names, kernels):
+        with record.tried("compiled", name):
+            own = processor(record.device)
+            for number, made in enumerate(compiled(kernel)):
+                variant = f"{name} {number}"
+                warps, shared = made.metadata.num_warps, made.metadata.shared
+                share = own.occupancy(made.n_regs, warps, shared)
+                note = f"registers {made.n_regs}, warps {warps}, bytes of shared memory {shared}"
+                record.row("compiled", variant, "occupancy", share, "", note=note)
+                record.row("compiled", variant, "spills", made.n_spills, "", note=note)

@@ -104,6 +104,13 @@ class Record:
         self.row(case, variant + ", L2 flushed", "time", median, "ms", **spread, **more)
 
 
+def can_run_triton(record: Record) -> bool:
+    """Whether kernels of ours run: on a GPU, or in the interpreter."""
+    from sparselib.ops import dispatch
+
+    return not record.rehearse or dispatch.CHOSEN == "interpret"
+
+
 def quantiles(values: Sequence[float]) -> list[float]:
     """Return the 20 %, 50 % and 80 % quantiles."""
     asked = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
@@ -134,10 +141,12 @@ def captured(call: Call) -> Call:
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """Multiply float32 as it is ("fp32") or on tensor cores ("tf32") within the block."""
-    before = torch.get_float32_matmul_precision()
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

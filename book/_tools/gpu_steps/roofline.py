@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparselib as sl
-from gpu_steps.record import Call, Record, precision
+from gpu_steps.record import Call, Record, can_run_triton, precision
 from sparselib.ops import dispatch
 
 SHAPES = [(4096, 4096, 2048), (512, 512, 10_000)]  # rows, columns, samples
@@ -26,8 +26,6 @@ TINY_SETS = {"L1": (8, 256, 2, 4), "L2": (16, 256, 2, 4), "HBM": (32, 512, 2, 4)
 
 def run(record: Record) -> None:
     """Probe the memories, time the products, and tell how what ran was compiled."""
-    from gpu_steps.table3 import can_run_triton
-
     rates = {}
     if can_run_triton(record):
         rates = probe(record)
@@ -36,7 +34,11 @@ def run(record: Record) -> None:
     copy(record)
     for shape in [(16, 12, 33)] if record.rehearse else SHAPES:
         products(record, *shape, rates)
-    as_compiled(record)
+    if can_run_triton(record):
+        from gpu_steps.kernels import as_compiled, gather_kernel
+        from sparselib.ops.backends import gpu
+
+        as_compiled(record, gpu.spmm_kernel, gpu.sddmm_kernel, gather_kernel)
 
 
 def probe(record: Record) -> dict[str, float]:
@@ -124,24 +126,3 @@ def dense(record: Record, case: str, x: Tensor, dy: Tensor) -> None:
                 record.time(case, f"dense {name}, output", call, sparsity=0.0)
             call = lambda: forward_and_backward(layer, own, slopes)  # noqa: B023, E731
             record.time(case, f"dense {name}, forward and backward", call, sparsity=0.0)
-
-
-def as_compiled(record: Record) -> None:
-    """Write registers, spills and the share of warps that fit, of every kernel that ran here."""
-    if not record.on_device_only("compiled", "kernels"):
-        return
-    from gpu_steps.kernels import compiled
-    from sparselib.ops.backends import gpu
-
-    for name in ("spmm_kernel", "sddmm_kernel", "network_kernel"):
-        with record.tried("compiled", name):
-            for number, found in enumerate(compiled(getattr(gpu, name))):
-                note = json_like(found)
-                variant = f"{name} {number}"
-                record.row("compiled", variant, "occupancy", found["occupancy"], "", note=note)
-                record.row("compiled", variant, "spills", found["spills"], "", note=note)
-
-
-def json_like(found: dict[str, object]) -> str:
-    """Return what was found in one line."""
-    return ", ".join(f"{name} {value}" for name, value in found.items())

@@ -6,8 +6,7 @@ from unittest import mock
 import torch
 
 import sparselib as sl
-from gpu_steps.record import Record, captured
-from gpu_steps.table3 import can_run_triton
+from gpu_steps.record import Record, can_run_triton, captured
 
 # rows, columns, samples
 SHAPES = [(512, 512, 10_000), (256, 256, 512), (1024, 784, 512), (4096, 4096, 2048)]

@@ -92,6 +92,8 @@ class Backend(Protocol):
     transposed view of a contiguous (features, batch), which the next product reads without a copy.
     """
 
+    __name__: str
+
     def spmm(
         self,
         values: Tensor,

@@ -120,6 +120,30 @@ def load(_, p, i, n):  # type: ignore[no-untyped-def]
     return kind, lambda ctx, b, sig, args: _load(b, args[0], args[1], k)
 
 
+@intrinsic(prefer_literal=True)
+def gather(_, p, places, i, n):  # type: ignore[no-untyped-def]
+    """Return p at the n places from the i-th on, by one load each: sooner than AVX2's own."""
+    k = n.literal_value
+    kind = Vector(k)(FLOATS, INTS, types.int64, n)
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        pointer, indices, first, _ = args
+        place = b.bitcast(
+            b.gep(indices, [first]), ir.VectorType(INT, k).as_pointer()
+        )
+        found = b.load(place)
+        found.align = 4
+        vector = ir.Constant(ir.VectorType(FLOAT, k), ir.Undefined)
+        for lane in map(INT, range(k)):
+            at = b.sext(b.extract_element(found, lane), ir.IntType(64))
+            vector = b.insert_element(
+                vector, b.load(b.gep(pointer, [at])), lane
+            )
+        return vector
+
+    return kind, emit
+
+
 @intrinsic
 def store(_, p, i, v):  # type: ignore[no-untyped-def]
     """Set p[i : i + n] to v."""
@@ -836,7 +860,39 @@ def _few_flip(n: int) -> Dispatcher:
     return flip_few
 
 
-one_few = _few_rows(1)
+@inline
+def one_few(o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-untyped-def]
+    """y[o] = sum_j w[j] x[col[j]] for rows o < end: connections side by side, not samples."""
+    while o < end:
+        all_of_row = bias[o] if also & BIAS else ZERO
+        j = crow[o]
+        last = crow[o + 1]
+        if j + 16 <= last:
+            first = splat(ZERO, 8)  # [8]
+            second = splat(ZERO, 8)  # [8]
+            while j + 16 <= last:
+                first = fmas(load(w, j, 8), gather(x, col, j, 8), first)
+                second = fmas(
+                    load(w, j + 8, 8), gather(x, col, j + 8, 8), second
+                )
+                j += 16
+            all_of_row += total(fma(ONE, second, first))
+        if j + 4 <= last:
+            third = splat(ZERO, 4)  # [4]
+            while j + 4 <= last:
+                third = fmas(load(w, j, 4), gather(x, col, j, 4), third)
+                j += 4
+            all_of_row += total(third)
+        while j < last:
+            all_of_row += w[j] * x[col[j]]
+            j += 1
+        sums = splat(all_of_row, 1)  # [1]
+        if also & RELU:
+            sums = relu(sums)
+        store(y, o, sums)
+        o += 1
+
+
 two_few = _few_rows(2)
 four_few = _few_rows(4)
 eight_few = _few_rows(8)

@@ -309,6 +309,11 @@ def unroll(warps: int) -> int:
     return 1 if warps == 16 else 2
 
 
+def unroll_network(unit: int) -> int:
+    """Count them for `network`: numbers that are read one by one need more registers."""
+    return 1 if unit == 1 else 2
+
+
 def spmm(
     values: Tensor,
     crow: Tensor,
@@ -411,7 +416,7 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
         network_kernel[(tiles,)](
             held, x, y, scratch, samples // unit, widest,
             UNIT=unit, RELUS=tuple(relu for *_, relu in layers),
-            ROWS=row_tile, BLOCK=block, UNROLL=2, **options(warps),
+            ROWS=row_tile, BLOCK=block, UNROLL=unroll_network(unit), **options(warps),
         )  # fmt: skip
     return y.t()
 

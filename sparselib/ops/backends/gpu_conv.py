@@ -149,9 +149,10 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
                 for i in tl.static_range(STRETCHES):
                     o_t = t + i * LANES + lane
                     m_t = o_t < length
+                    # rows that do not exist read the first one, and store nothing
                     b_dy = tl.load(
                         p_dy[:, None] + o_t[None, :],
-                        mask=m_m[:, None] & m_t[None, :],
+                        mask=m_t[None, :],
                         other=0.0,
                     ).to(tl.float32)  # [ROWS, LANES]
                     b_x = tl.load(

@@ -71,7 +71,7 @@ def curves(
     x: Sequence[float] | np.ndarray | None = None,
     percent: bool = False,
 ) -> Axes:
-    """Draw one line a name; several runs of one name, shape (runs, points), become mean and range.
+    """Draw one line per name; several runs, shape (runs, points), become their mean and range.
 
     Parameters
     ----------
@@ -152,6 +152,41 @@ def dots(
     axes.set_xlim(-0.5, len(groups) - 0.5)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    return axes
+
+
+def printed(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    label: str = "paper",
+    colors: Sequence[str] | str = "white",
+) -> Axes:
+    """Mark numbers that a paper prints, as diamonds with a dark edge, above everything else.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    x, y : sequence
+        Where they lie.
+    label : str
+        What a legend calls them.
+    colors : str or sequence of str
+        Of each diamond, or of all; those of the lines beside which they stand.
+    """
+    axes.scatter(
+        x,
+        y,
+        s=34,
+        marker="D",
+        c=colors,
+        edgecolors=BLACK,
+        linewidths=1,
+        zorder=5,
+        clip_on=False,
+        label=label,
+    )
     return axes
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from textwrap import dedent
 
 import numpy as np
 
@@ -27,6 +28,7 @@ NAMES = {
     "a01_from360000": "apnea-ecg a01, excerpt",
     "a06_from363000": "apnea-ecg a06, excerpt",
 }
+PARTS = ("claim", "verdict", "paper", "ours", "why")
 VERDICTS = {"holds": "✓", "partly": "~", "does not": "✗", "not tested": "?"}
 TINTS = {
     "holds": "rgba(0, 158, 115, 0.20)",
@@ -396,46 +398,66 @@ def listing(
     )
 
 
-def verdicts(
-    claims: Sequence[tuple[str, str, str, str, str]], *, caption: str = ""
-) -> Table:
+def verdicts(claims: str, *, caption: str = "") -> Table:
     """List for each claim of a paper whether it holds here.
 
     Parameters
     ----------
-    claims : sequence of tuples
-        Claim, verdict, the paper's number, ours and why, as text. A verdict is "holds", "partly",
-        "does not" or "not tested".
+    claims : str
+        One claim after the other, each ``claim | verdict | paper | ours | why``, such as
+        ``"Sparse is faster | partly | 2.0 | 1.5 | Not for few samples."`` A claim goes on in lines
+        that are indented further than its first. A verdict is "holds", "partly", "does not" or
+        "not tested".
     caption : str
         What the table shows.
 
     Returns
     -------
     Table
-        One line a claim; the verdict has a mark and a color.
+        One line per claim; the verdict has a mark and a color.
 
     Raises
     ------
     ValueError
-        If a verdict is none of the four, or a claim has no reason.
+        If there is no claim, a claim has more or fewer than five entries or an empty one, or a
+        verdict is none of the four.
     """
     lines = []
-    for claim, verdict, paper, ours, why in claims:
-        if verdict not in VERDICTS:
-            raise ValueError(
-                f"the verdict on {claim!r} is {verdict!r}; it has to be one of {list(VERDICTS)}"
-            )
-        if not why.strip():
-            raise ValueError(
-                f"the verdict on {claim!r} has no reason; write one sentence"
-            )
+    for entries in _statements(claims):
+        claim, verdict, paper, ours, why = entries
         mark = Cell(
             f"{VERDICTS[verdict]}{SPACE}{verdict.replace(' ', SPACE)}",
             tint=TINTS[verdict],
         )
         lines.append((Cell(claim), mark, Cell(paper), Cell(ours), Cell(why)))
-    heads = ("claim", "verdict", "paper", "ours", "why")
-    return Table(heads, tuple(lines), 1, caption, layout="verdicts")
+    return Table(PARTS, tuple(lines), 1, caption, layout="verdicts")
+
+
+def _statements(text: str) -> list[list[str]]:
+    """Split claims into the texts of their entries, and check them."""
+    whole = dedent(text).strip()
+    if not whole:
+        raise ValueError("there is no claim; write one per line")
+    found = []
+    for statement in re.split(r"\n(?=\S)", whole):
+        entries = [" ".join(entry.split()) for entry in statement.split("|")]
+        claim = entries[0]
+        if len(entries) != len(PARTS):
+            raise ValueError(
+                f"the claim {claim!r} has {len(entries)} entries; write "
+                f"{' | '.join(PARTS)}"
+            )
+        if "" in entries:
+            raise ValueError(
+                f"the claim {claim!r} has no {PARTS[entries.index('')]}; "
+                f"write a few words"
+            )
+        if entries[1] not in VERDICTS:
+            raise ValueError(
+                f"the verdict on {claim!r} is {entries[1]!r}; it has to be one of {list(VERDICTS)}"
+            )
+        found.append(entries)
+    return found
 
 
 def _span(group: str, width: int) -> str:
@@ -469,11 +491,11 @@ def _check_lengths(columns: Mapping[str, Sequence[object]]) -> int:
     """Number of rows, the same in every column."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        told = ", ".join(
+        counts = ", ".join(
             f"{name!r} has {length}" for name, length in lengths.items()
         )
         raise ValueError(
-            f"every column needs one entry for each row, but {told}"
+            f"every column needs one entry for each row, but {counts}"
         )
     return next(iter(lengths.values()))
 

@@ -71,6 +71,16 @@ const reader = {
     return found;
   },
 
+  /** Pictures of pixels have their own proportions. */
+  stretched() {
+    const pictures = [...document.querySelectorAll("article img")].filter((one) =>
+      !/\.svg$/.test(one.src) && one.naturalWidth && one.offsetWidth);
+    const off = (one) =>
+      (one.offsetWidth * one.naturalHeight) / (one.offsetHeight * one.naturalWidth);
+    return pictures.filter((one) => Math.abs(Math.log(off(one))) > 0.05).map((one) =>
+      `stretched to ${one.offsetWidth} x ${one.offsetHeight}: ${reader.name(one)}`);
+  },
+
   /** Serious and critical violations that axe-core sees, of all its rules but that of contrast. */
   violations() {
     return reader.checked(document, { rules: { "color-contrast": { enabled: false } } });

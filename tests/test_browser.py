@@ -90,6 +90,8 @@ BAD = {
     "<table style='width: 1600px'><tr><td>1</td></tr></table></div>",
     "cut off: <td": "<table><tr><td>The paper nam...</td></tr></table>",
     "without a reason": "<table><tr><td>5</td><td data-label='why'> </td></tr></table>",
+    "at 390: stretched to 40 x 80": f"<img src='{PIXEL}' alt='A line that rises' "
+    "style='width: 40px; height: 80px'>",
     "does not load: gone.png": "<img src='gone.png' alt='A line that rises'>",
     "no telling alt text": f"<img src='{PIXEL}' alt='figure.png'>",
     "not typeset": "<span class='math'>\\(y\\)</span>",
@@ -178,7 +180,7 @@ PRESS = """(async () => {
 @pytest.mark.parametrize(
     ("page", "key", "before", "after"),
     [
-        ("csr/speed.html", "Home", "Sparse is 24.5 times faster.", "50 % sparsity"),
+        ("csr/speed.html", "Home", "Speedup 24.5×.", "50 % sparsity"),
         ("csr/evolution.html", "End", "0 of 2,258 connections", "; 512 start at pixels"),
     ],
 )

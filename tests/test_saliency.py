@@ -66,12 +66,12 @@ def test_a_unit_scales_the_mask_with_the_signal() -> None:
 
 def test_random_pixels_and_random_circles() -> None:
     x = torch.zeros(200, 3, 32, 32)
-    coins, circles = (
-        f(x, torch.Generator().manual_seed(0)) for f in (saliency.coins, saliency.random_rbf)
+    pixels, circles = (
+        f(x, torch.Generator().manual_seed(0)) for f in (saliency.bernoulli, saliency.random_rbf)
     )
-    assert coins.shape == circles.shape == (200, 1, 32, 32)
-    assert set(coins.unique().tolist()) == set(circles.unique().tolist()) == {0.0, 1.0}
-    assert float(coins.mean()) == pytest.approx(0.5, abs=0.01)
+    assert pixels.shape == circles.shape == (200, 1, 32, 32)
+    assert set(pixels.unique().tolist()) == set(circles.unique().tolist()) == {0.0, 1.0}
+    assert float(pixels.mean()) == pytest.approx(0.5, abs=0.01)
     signal = saliency.random_rbf(torch.zeros(5, 1, 100))
     assert signal.shape == (5, 1, 100)
 
@@ -209,7 +209,7 @@ def evaluator(trained: tuple) -> torch.nn.Module:
     evaluator = small()
     evaluator.load_state_dict(classifier.state_dict())
     optimizer = torch.optim.Adam(evaluator.parameters(), 3e-3)
-    options = {"masks": saliency.coins, "batch_size": 64, "progress": False}
+    options = {"masks": saliency.bernoulli, "batch_size": 64, "progress": False}
     saliency.train_predictor(evaluator, classifier, data, optimizer, 2, **options)
     return evaluator.eval()
 
@@ -241,11 +241,11 @@ def test_selector_finds_the_digit(trained: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_a_predictor_by_coins_reads_images_of_which_half_is_hidden(
+def test_a_predictor_by_bernoulli_masks_reads_images_of_which_half_is_hidden(
     trained: tuple, evaluator: torch.nn.Module
 ) -> None:
     data, _, classifier, _, _, _ = trained
-    x = data.test.x * saliency.coins(data.test.x, torch.Generator().manual_seed(1))
+    x = data.test.x * saliency.bernoulli(data.test.x, torch.Generator().manual_seed(1))
     with torch.no_grad():
         predicted = classifier(data.test.x)
         assert (

@@ -74,3 +74,19 @@ def test_a_failed_write_leaves_the_old_row_and_no_part(tmp_path):
 def test_no_rows_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no row of results"):
         sweep.gather([], tmp_path / "table.csv")
+
+
+def test_a_stored_table_is_found_from_any_folder_of_its_checkout(tmp_path):
+    page = tmp_path / "book" / "chapter"
+    page.mkdir(parents=True)
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    rows.write_table([{"seed": "1", "accuracy": "0.5"}], tmp_path / "data/results/one.csv")
+    assert sweep.stored("one", page).accuracy.tolist() == [0.5]
+    assert sweep.stored("one", tmp_path).seed.tolist() == [1]
+    with pytest.raises(FileNotFoundError, match="no table 'two'; it has one"):
+        sweep.stored("two", page)
+
+
+def test_without_a_checkout_no_table_is_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds data/results; run this in a checkout"):
+        sweep.stored("one", tmp_path)

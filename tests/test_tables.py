@@ -1,5 +1,6 @@
 """Tables of a paper's numbers beside ours: nothing is cut, nothing differs without a reason."""
 
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -129,13 +130,37 @@ def test_groups_hold_one_number_a_cell_and_mark_it() -> None:
 
 
 def test_verdicts_have_a_mark_beside_the_color() -> None:
-    claims = [(f"claim {v}", v, "1", "2", "Open.") for v in tables.VERDICTS]
+    claims = "\n".join(f"claim {v} | {v} | 1 | 2 | Open." for v in tables.VERDICTS)
     rows = cells(tables.verdicts(claims))[1:]
     assert [row[1][0] for row in rows] == ["✓", "~", "✗", "?"]
-    with pytest.raises(ValueError, match="the verdict on 'it is fast' is 'maybe'"):
-        tables.verdicts([("it is fast", "maybe", "1", "2", "Open.")])
-    with pytest.raises(ValueError, match="'it is fast' has no reason"):
-        tables.verdicts([("it is fast", "holds", "1", "2", " ")])
+
+
+def test_claims_are_read_as_they_stand_on_a_page() -> None:
+    claims = """
+        It is small | holds | 56
+            | 56.1 | Five arrays
+            are kept.
+        It is fast | does not | 2 | 1 | Small layers.
+        """
+    rows = cells(tables.verdicts(claims))[1:]
+    assert rows[0][0::2] == ["It is small", "56", "Five arrays are kept."]
+    assert rows[1][0::2] == ["It is fast", "2", "Small layers."]
+
+
+@pytest.mark.parametrize(
+    ("claims", "sentence"),
+    [
+        ("it is fast | maybe | 1 | 2 | Open.", "the verdict on 'it is fast' is 'maybe'"),
+        ("it is fast | holds | 1 | 2 | ", "'it is fast' has no why"),
+        ("it is fast | holds |  | 2 | Open.", "'it is fast' has no paper"),
+        ("it is fast | holds | 1 | 2", "'it is fast' has 4 entries; write claim"),
+        ("it is fast | holds | 1 | 2 | a | b", "'it is fast' has 6 entries"),
+        (" \n ", "there is no claim"),
+    ],
+)
+def test_claims_that_say_too_little_are_refused(claims: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        tables.verdicts(claims)
 
 
 def test_missing_runs_are_named_and_zero_has_no_minus() -> None:

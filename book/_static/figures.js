@@ -76,9 +76,8 @@
       sparsity.textContent = percent(row.sparsity[at]);
       slider.setAttribute("aria-valuetext", sparsity.textContent);
       const ratio = row.sparse_speedup[at];
-      const outcome = ratio >= 1 ? `${ratio.toPrecision(3)} times faster`
-        : `slower: ${ratio.toPrecision(2)} of the dense network's speed`;
-      told.replaceChildren(make("strong", {}, `Sparse is ${outcome}. `),
+      const outcome = ratio >= 1 ? "" : ": sparse is slower";
+      told.replaceChildren(make("strong", {}, `Speedup ${ratio.toPrecision(3)}×${outcome}. `),
         `${row.sparse_ms[at]} ms against ${row.dense_ms[at]} ms dense, ${chosen.mode} of `
         + `${chosen.network}, batch ${chosen.batch.toLocaleString("en")}, ${percent(row.sparsity[at])} `
         + `sparsity, two cores of ${chosen.machine}.`);

@@ -23,6 +23,7 @@ from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 READ_BY_PAGES = ["sparselib/**/*.py", "data/**/*", "book/**/*.yml", "constraints.txt"]
+READ_BY_PAGES += ["book/[!_]*/*.py"]
 DOWNLOADS = Path("data/raw")  # pages live on what the repository holds
 CACHE = "_build/.jupyter_cache"
 STRICT = ["-W", "-n", "--keep-going", "--all"]

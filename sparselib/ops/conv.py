@@ -59,7 +59,7 @@ def conv1d(
     x : Tensor, shape (batch, channels, time)
         Signals.
     bias : Tensor, shape (filters,), optional
-        One number a filter.
+        One number per filter.
     padding : (int, int)
         Zeros before and after each signal; together ``(taps - 1) * dilation`` keep the length.
     dilation : int

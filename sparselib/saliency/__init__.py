@@ -3,8 +3,8 @@
 from sparselib.saliency.activation_maps import grad_cam as grad_cam
 from sparselib.saliency.evaluators import Verdict as Verdict
 from sparselib.saliency.evaluators import evalx as evalx
+from sparselib.saliency.masks import bernoulli as bernoulli
 from sparselib.saliency.masks import center_and_sigma as center_and_sigma
-from sparselib.saliency.masks import coins as coins
 from sparselib.saliency.masks import first_sigma as first_sigma
 from sparselib.saliency.masks import random_rbf as random_rbf
 from sparselib.saliency.masks import rbf as rbf

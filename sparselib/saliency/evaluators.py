@@ -42,13 +42,13 @@ def evalx(
 
     A selector is trained against its predictor and may exploit that predictor's errors. EVAL-X
     uses another network, trained without any selector: on samples with every pixel kept or hidden
-    with probability one half, `train_predictor` with ``masks=coins`` (Ganjdanesh, Eq. 8). Each
+    with probability one half, `train_predictor` with ``masks=bernoulli`` (Ganjdanesh, Eq. 8). Each
     mask is sampled once, so that the evaluator sees pixels kept or hidden here too.
 
     Parameters
     ----------
     evaluator : nn.Module
-        Trained with `coins`; not the predictor that the selector was trained with.
+        Trained with `bernoulli`; not the predictor that the selector was trained with.
     classifier : nn.Module
         The network that the masks explain.
     masks : tensor

@@ -162,7 +162,7 @@ def random_rbf(
     return torch.bernoulli(mask, generator=generator).to(x)
 
 
-def coins(
+def bernoulli(
     x: Float[Tensor, "batch channels *size"],
     generator: torch.Generator | None = None,
     probability: float = 0.5,

@@ -49,7 +49,8 @@ def train_predictor(
 ) -> History:
     """Train a predictor to predict from masked images what the classifier does from whole ones.
 
-    With `random_rbf` masks the objective is Eq. 6 of Ganjdanesh's main text, with `coins` Eq. 8.
+    With `random_rbf` masks the objective is Eq. 6 of Ganjdanesh's main text, with `bernoulli`
+    Eq. 8.
 
     Parameters
     ----------

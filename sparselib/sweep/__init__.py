@@ -9,7 +9,7 @@ from .parameters import (
     Share,
     check,
 )
-from .rows import SOURCE, curve, gather, provenance, record, row, write
+from .rows import SOURCE, curve, gather, provenance, record, row, stored, write
 
 __all__ = [
     "SOURCE",
@@ -25,5 +25,6 @@ __all__ = [
     "provenance",
     "record",
     "row",
+    "stored",
     "write",
 ]

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from sparselib._version import __version__
 from .history import commit
 from .parameters import PLACES, Values, check_scale
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Row = dict[str, Any]
+RESULTS = Path("data/results")
 
 
 @runtime_checkable
@@ -143,6 +147,43 @@ def write_table(rows: Sequence[Mapping[str, str]], table: Path) -> None:
 def curve(cell: str) -> np.ndarray:
     """Read a curve back from its cell of the CSV."""
     return np.array([float(number) for number in cell.split()])
+
+
+def stored(name: str, folder: str | Path = ".") -> "pd.DataFrame":
+    """Read a table of results of the checkout in which a page runs.
+
+    Parameters
+    ----------
+    name : str
+        Of the table, such as ``"csr-table4"`` for ``data/results/csr-table4.csv``.
+    folder : path
+        A folder of the checkout, at whatever depth.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If neither `folder` nor a folder above it holds ``data/results``, or that has no such table.
+    """
+    import pandas as pd
+
+    here = Path(folder).resolve()
+    for place in (here, *here.parents):
+        if (place / RESULTS).is_dir():
+            table = place / RESULTS / f"{name}.csv"
+            if not table.is_file():
+                known = sorted(path.stem for path in table.parent.glob("*.csv"))
+                raise FileNotFoundError(
+                    f"{table.parent} has no table {name!r}; it has {', '.join(known)}"
+                )
+            return pd.read_csv(table)
+    raise FileNotFoundError(
+        f"no folder from {here} upward holds {RESULTS.as_posix()}; run this in a checkout"
+    )
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,129 @@
+"""Numbers of Ertl (2021) beside ours: what the stored runs of this chapter measured."""
+
+import numpy as np
+import pandas as pd
+
+import sparselib as sl
+from sparselib import sweep
+
+LEVELS = (0.9, 0.97, 0.99)
+MNIST_NETWORK = "[784, 256, 256, 256, 10]"
+# the networks of Table 3
+INFERENCE = "[512, 512, 512, 512, 512, 10]"
+TRAINING = "[256, 256, 256, 10]"
+# test accuracy of Table 4, in percent
+TABLE_4 = {
+    ("mnist", "0.0"): 98.34,
+    ("mnist", "0.9"): 97.30,
+    ("mnist", "0.97"): 96.16,
+    ("mnist", "0.99"): 92.88,
+    ("fashion_mnist", "0.0"): 89.40,
+    ("fashion_mnist", "0.9"): 88.43,
+    ("fashion_mnist", "0.97"): 87.58,
+    ("fashion_mnist", "0.99"): 86.08,
+    ("higgs", "0.0"): 74.24,
+    ("higgs", "0.9"): 74.68,
+    ("higgs", "0.97"): 73.74,
+    ("higgs", "0.99"): 70.46,
+    ("higgs", "[0.95, 0.99, 0.99, 0.9]"): 72.64,
+}
+SPARSITIES = {"0.0": "dense", "0.9": "90 %", "0.97": "97 %", "0.99": "99 %"}
+SPARSITIES["[0.95, 0.99, 0.99, 0.9]"] = "95-99-99-90 %"
+
+
+def table4() -> pd.DataFrame:
+    """Return the runs of Table 4, their sparsity as the sweep writes it."""
+    return sweep.stored("csr-table4").astype({"sparsity": str})
+
+
+def accuracies() -> dict[tuple[str, str], pd.Series]:
+    """Return the test accuracies of Table 4 in percent, by data set and sparsity."""
+    groups = table4().groupby(["dataset", "sparsity"])
+    return {key: 100 * runs.test_accuracy for key, runs in groups}
+
+
+def wide() -> pd.Series:
+    """Return the test accuracy on MNIST of 784-1024-1024-10, in percent, by sparsity."""
+    return 100 * sweep.stored("csr-width").groupby("sparsity").test_accuracy.mean()
+
+
+def growth() -> dict[str, pd.Series]:
+    """Return the test accuracies of Figure 8 in percent, by the rule of growth."""
+    groups = sweep.stored("csr-figure8").groupby("rule")
+    return {rule: 100 * runs.test_accuracy for rule, runs in groups}
+
+
+def neurons() -> pd.Series:
+    """Return the mean test accuracy of Figure 4 in percent, by rule and neurons looked at."""
+    rows = sweep.stored("csr-figure4")
+    return 100 * rows.groupby(["rule", "neurons"]).test_accuracy.mean()
+
+
+def gains() -> pd.Series:
+    """Return what evolution gains over a fixed topology, in points, by sparsity and seed."""
+    pairs = sweep.stored("csr-figure10").pivot(
+        index=["sparsity", "seed"], columns="rule", values="test_accuracy"
+    )
+    return 100 * (pairs.gradient - pairs.static)
+
+
+def released() -> dict[float, pd.Series]:
+    """Return the test accuracies with lost weights released, in percent, by sparsity."""
+    groups = sweep.stored("csr-repair").query("repair").groupby("sparsity")
+    return {level: 100 * runs.test_accuracy for level, runs in groups}
+
+
+def memory() -> tuple[float, float]:
+    """Return how much less memory a 512 x 512 layer of 99 % needs: without and with a transpose."""
+    layer = sl.CSRLinear(512, 512, sparsity=0.99)
+    return sl.cost.compression(layer, False), sl.cost.compression(layer, True)
+
+
+def speedups(mode: str, sizes: str, table: str = "csr-speed") -> list[float]:
+    """Return the speedup over dense at 90, 97 and 99 %: medians of the processes that measured.
+
+    Parameters
+    ----------
+    mode : str
+        "inference" or "training".
+    sizes : str
+        The network, as the sweep writes it.
+    table : str
+        The machine's table.
+    """
+    rows = sweep.stored(table)
+    rows = rows[(rows["mode"] == mode) & (rows.sizes == sizes) & rows.sparse_ms.notna()]
+    levels = [float(level) for level in rows.sparsities.iloc[0].strip("[]").split(",")]
+    median = np.median([sweep.curve(cell) for cell in rows.sparse_speedup], axis=0)
+    return [float(median[levels.index(sparsity)]) for sparsity in LEVELS]
+
+
+def at_equal_seconds(budget: float) -> tuple[float, float]:
+    """Return the validation accuracy on MNIST after as many seconds: dense and 90 % sparse.
+
+    Raises
+    ------
+    ValueError
+        If a network has no epoch that ends then.
+    """
+    timed = sweep.stored("csr-seconds")
+    timed = timed[timed.sizes == MNIST_NETWORK]
+    epoch = timed.groupby("sparsity").train_seconds.median() / timed.epochs.iloc[0]
+    runs = table4()
+    found = []
+    for sparsity in (0.0, 0.9):
+        same = runs[(runs.dataset == "mnist") & (runs.sparsity == str(sparsity))]
+        curve = np.mean([sweep.curve(cell) for cell in same.valid_curve], axis=0)
+        epochs = int(budget / epoch[sparsity])
+        if not 1 <= epochs <= len(curve):
+            raise ValueError(
+                f"at {sparsity:.0%} sparsity {budget} s are {epochs} epochs; the runs have "
+                f"1 to {len(curve)}"
+            )
+        found.append(100 * float(curve[epochs - 1]))
+    return found[0], found[1]
+
+
+def series(numbers: object, spec: str = ".1f") -> str:
+    """Write numbers in one line, such as "9.7, 24.5, 54.4"."""
+    return ", ".join(format(number, spec) for number in numbers)

@@ -1,0 +1,99 @@
+"""Numbers of Vanwinsen et al. (2023) beside ours: counts, and what the stored runs measured."""
+
+import pandas as pd
+
+import sparselib as sl
+from sparselib import sweep
+
+MINUTE = (1, 6000)  # of ECG: one channel, 100 samples per second
+NETWORKS = {
+    "dense DSN": lambda: sl.DSN(sparsity=0.0),
+    "sparse DSN, 95 %": lambda: sl.DSN(sparsity=0.95),
+    "OS-CNN": sl.OSCNN,
+    "ResNet": sl.ECGResNet,
+}
+# Table 1: parameters in thousands, operations in millions, accuracy in percent
+TABLE_1 = {
+    "dense DSN": (621.955, 7361.956, 92.18),
+    "sparse DSN, 95 %": (41.17, 490.679, 91.82),
+    "OS-CNN": (235.74, 2767.88, 88.84),
+    "ResNet": (578.751, 104.0, 81.48),
+}
+
+
+def counted() -> dict[str, tuple[float, float]]:
+    """Return the parameters in thousands and the operations in millions of each network."""
+    networks = {name: make() for name, make in NETWORKS.items()}
+    return {
+        name: (
+            sl.cost.parameters(network) / 1e3,
+            sl.cost.flops(network, MINUTE, unit="flop") / 1e6,
+        )
+        for name, network in networks.items()
+    }
+
+
+def saved_by_three_layers() -> float:
+    """Return the share of operations that three layers save of four."""
+    return 1 - sl.cost.flops(sl.DSN(layers=3), MINUTE) / sl.cost.flops(sl.DSN(), MINUTE)
+
+
+def slopes() -> tuple[float, float]:
+    """Return the operations per tap of the kernel, from 6 to 30 and from 30 to 48 taps."""
+    costs = {
+        taps: sl.cost.flops(sl.DSN(kernel_size=taps, sparsity=0.8), MINUTE, unit="flop")
+        for taps in (6, 30, 48)
+    }
+    return (costs[30] - costs[6]) / 24, (costs[48] - costs[30]) / 18
+
+
+def by_night() -> pd.DataFrame:
+    """Return the runs on RR intervals that are scaled night by night."""
+    rows = sweep.stored("dsn-splits")
+    return rows[rows.normalize == "night"]
+
+
+def balanced() -> pd.Series:
+    """Return the balanced accuracy in percent, by network, sparsity and split.
+
+    The split is "minute", random minutes, or "record", unseen nights.
+    """
+    groups = by_night().groupby(["model", "sparsity", "by"])
+    return 100 * groups.balanced_accuracy.mean()
+
+
+def right_grades() -> float:
+    """Return the share of unseen nights whose severity the 95 % sparse network predicts right."""
+    rows = by_night()
+    rows = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.by == "record")]
+    labeled, predicted = (
+        [sl.metrics.ahi_class(float(rate)) for cell in rows[column] for rate in cell.split()]
+        for column in ("labeled_rates", "predicted_rates")
+    )
+    return sum(map(str.__eq__, labeled, predicted)) / len(labeled)
+
+
+def without_movement() -> pd.Series:
+    """Return what a fixed topology changes in balanced accuracy, in points, by split."""
+    rows = sweep.stored("dsn-ablation")
+    rows = rows[rows.bounded & (rows.layers == 4) & (rows.neighbors == 0)]
+    for column, default in (
+        ("topology", "scattered"),
+        ("padding", "replicate_right"),
+        ("balance", "remove"),
+    ):
+        rows = rows[rows[column] == default]
+    cells = rows.pivot_table(index=["by", "seed"], columns="rule", values="balanced_accuracy")
+    return 100 * (cells["static"] - cells["random"]).groupby("by").mean()
+
+
+def by_taps() -> pd.Series:
+    """Return the accuracy in percent by taps of the kernel, at 80 % sparsity (Figure 4)."""
+    rows = sweep.stored("dsn-figures")
+    return 100 * rows[rows.sparsity == 0.8].groupby("kernel_size").test_accuracy.mean()
+
+
+def by_sparsity() -> pd.Series:
+    """Return the accuracy in percent by sparsity, with kernels of 30 taps (Figure 5)."""
+    rows = sweep.stored("dsn-figures")
+    return 100 * rows[rows.kernel_size == 30].groupby("sparsity").test_accuracy.mean()

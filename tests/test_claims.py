@@ -1,0 +1,174 @@
+"""The modules beside the first pages: each number once more, by a second way or as a fact."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparselib import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ("csr", "liset", "dsn", "san", "pruning")
+sys.path[:0] = [str(ROOT / "book" / chapter) for chapter in CHAPTERS]
+
+import bizopoulos  # noqa: E402
+import ertl  # noqa: E402
+import ganjdanesh  # noqa: E402
+import radu  # noqa: E402
+import vanwinsen  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages run in their own folder."""
+    monkeypatch.chdir(ROOT / "book" / "csr")
+
+
+def test_a_99_percent_layer_of_512_is_56_times_smaller_and_less_with_a_transpose() -> None:
+    plain, transposed = ertl.memory()
+    assert round(plain) == 56
+    assert transposed < plain
+
+
+def test_gains_are_differences_of_runs_with_the_same_seed() -> None:
+    accuracy = {
+        (row["rule"], row["sparsity"], row["seed"]): 100 * float(row["test_accuracy"])
+        for row in sweep.stored("csr-figure10").astype(str).to_dict("records")
+    }
+    gains = ertl.gains()
+    assert len(gains) == 9
+    for (sparsity, seed), gain in gains.items():
+        same = str(sparsity), str(seed)
+        assert gain == pytest.approx(accuracy["gradient", *same] - accuracy["static", *same])
+
+
+def test_speedups_are_those_of_three_sparsities_in_rising_order() -> None:
+    for mode, sizes in (("inference", ertl.INFERENCE), ("training", ertl.TRAINING)):
+        found = ertl.speedups(mode, sizes)
+        assert len(found) == 3
+        assert found == sorted(found)
+        rows = sweep.stored("csr-speed")
+        rows = rows[(rows["mode"] == mode) & (rows.sizes == sizes) & rows.sparse_ms.notna()]
+        curves = np.array([cell.split() for cell in rows.sparse_speedup], dtype=float)
+        assert set(found) <= set(np.median(curves, axis=0))
+
+
+def test_seconds_are_counted_in_whole_epochs_of_each_network() -> None:
+    timed = sweep.stored("csr-seconds")
+    timed = timed[timed.sizes == ertl.MNIST_NETWORK]
+    rows = ertl.table4()
+    for place, sparsity in enumerate((0.0, 0.9)):
+        measured = timed[timed.sparsity == sparsity]
+        epoch = measured.train_seconds.median() / measured.epochs.iloc[0]
+        runs = rows[(rows.dataset == "mnist") & (rows.sparsity == str(sparsity))]
+        thirtieth = 100 * np.mean([sweep.curve(cell)[29] for cell in runs.valid_curve])
+        assert ertl.at_equal_seconds(30.001 * epoch)[place] == pytest.approx(thirtieth)
+    for seconds in (0, 1e6):
+        with pytest.raises(ValueError, match="epochs; the runs have 1 to 400"):
+            ertl.at_equal_seconds(seconds)
+
+
+def test_every_printed_cell_of_table_4_has_runs() -> None:
+    assert set(ertl.TABLE_4) <= set(ertl.accuracies())
+    assert {sparsity for _, sparsity in ertl.TABLE_4} == set(ertl.SPARSITIES)
+    assert ertl.series([1, 2.25], ".1f") == "1.0, 2.2"
+
+
+def test_liset_takes_runs_of_set_and_of_one_gamma() -> None:
+    rows = radu.program()
+    of_set = radu.runs(rows, ("mnist", 4.5), "SET")
+    assert set(rows.loc[of_set.index].rule) == {"set"}
+    of_three = radu.runs(rows, ("mnist", 4.5), 3, "accuracy")
+    assert set(rows.loc[of_three.index].gamma) == {3}
+    ends = radu.from_set_to(3, ("mnist", 4.5), "accuracy")
+    mean = 100 * rows.loc[of_three.index].test_accuracy.mean()
+    assert ends.endswith(f" to {mean:.2f} %")
+    assert len(radu.above_set()) == 44
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [
+        ([0.6577, 0.6577], ""),
+        ([0.64, 0.68], ""),
+        ([0.650, 0.651], "The paper has single runs; four of its cells of equal odds spread by"),
+        ([0.50, 0.501], "Open: the paper has a single run."),
+    ],
+)
+def test_a_difference_from_print_has_a_reason(
+    monkeypatch: pytest.MonkeyPatch, ours: list[float], why: str
+) -> None:
+    rows = radu.program().iloc[:2].copy()
+    rows["dataset"], rows["epsilon"], rows["rule"], rows["ara"] = "mnist", 4.5, "set", ours
+    monkeypatch.setattr(radu, "program", lambda: rows)
+    assert radu.reason(("mnist", 4.5), "SET", "ARA").startswith(why)
+    assert bool(radu.reason(("mnist", 4.5), "SET", "ARA")) == bool(why)
+
+
+def test_counts_of_table_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters do not depend on the length of a minute; shares of operations nearly not."""
+    assert set(vanwinsen.NETWORKS) == set(vanwinsen.TABLE_1)
+    of_any_length = {name: vanwinsen.NETWORKS[name] for name in ("dense DSN", "OS-CNN")}
+    monkeypatch.setattr(vanwinsen, "NETWORKS", of_any_length)
+    monkeypatch.setattr(vanwinsen, "MINUTE", (1, 300))
+    counted = vanwinsen.counted()
+    assert counted["dense DSN"][0] == 621.955
+    assert counted["OS-CNN"][0] == 235.741
+    first, second = vanwinsen.slopes()
+    assert first == pytest.approx(second, rel=1e-2)
+    assert vanwinsen.saved_by_three_layers() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_night_is_right_if_its_grade_is() -> None:
+    rows = vanwinsen.by_night()
+    rows = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.by == "record")]
+    count = sum(len(cell.split()) for cell in rows.labeled_rates)
+    agree = sum(
+        float(share) * len(cell.split())
+        for share, cell in zip(rows.class_agrees, rows.labeled_rates, strict=True)
+    )
+    assert vanwinsen.right_grades() == pytest.approx(agree / count)
+
+
+def test_only_the_topology_differs_between_runs_that_move_and_runs_that_do_not() -> None:
+    moved = vanwinsen.without_movement()
+    assert set(moved.index) == {"minute", "record"}
+    assert moved.notna().all()
+
+
+def test_phi_at_a_size_is_the_number_at_its_place() -> None:
+    rows = bizopoulos.table(2)
+    same = rows[rows.activation == "extrema"]
+    sizes = [json.loads(cell) for cell in same.sizes]
+    for size in (8, 15):
+        found = bizopoulos.runs(rows, size, "test_phi", activation="extrema")
+        phi = [dict(zip(m, sweep.curve(cell))) for m, cell in zip(sizes, same.test_phi)]
+        assert found.tolist() == [curve[size] for curve in phi]
+    assert bizopoulos.lowest("mitdb/100", "identity").mean() == pytest.approx(2, abs=0.01)
+    assert bizopoulos.change(1, "") == 0
+    assert bizopoulos.span([0.5, 0.25]) == "0.25 to 0.50"
+
+
+def test_an_architecture_is_read_off_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ganjdanesh.architecture("ResNet-56") == ganjdanesh.PRINTED["ResNet-56"]
+    small = {"ResNet-56": ganjdanesh.PRINTED["ResNet-56"]}
+    monkeypatch.setattr(ganjdanesh, "PRINTED", small)
+    rows = ganjdanesh.architectures()
+    assert [row[:2] for row in rows] == [("ResNet-56", q) for q in ganjdanesh.QUANTITIES]
+
+
+def test_structures_of_the_controls_have_equally_many_runs() -> None:
+    seeds = len(ganjdanesh.whole(ganjdanesh.digits()))
+    for _, structure, gamma_1 in ganjdanesh.STRUCTURES:
+        assert len(ganjdanesh.on_digits(structure, gamma_1)) == seeds
+    for flops, _, structure, gamma_1 in ganjdanesh.ON_CIFAR10:
+        assert len(ganjdanesh.on_photographs(flops, structure, gamma_1)) >= 2
+
+
+def test_as_printed_equation_14_keeps_less_than_it_should() -> None:
+    assert ganjdanesh.share_kept() == pytest.approx(1 - np.exp(-1), abs=0.005)
+    assert ganjdanesh.share_open() > 0.99
+    low, high = ganjdanesh.bounds_of_centers()
+    assert (low, high) == pytest.approx((16 - 14 * np.tanh(1), 16 + 14 * np.tanh(1)), abs=1e-4)

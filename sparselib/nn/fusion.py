@@ -27,7 +27,8 @@ class Sequential(nn.Sequential):
     Where `CSRLinear` layers follow each other with one ``nn.ReLU`` between them, they are computed
     as one `chain`; what is between other layers, or has a hook, is called as ever. Dropouts are
     passed over where they do nothing. The state dictionary is that of an ``nn.Sequential``, and so
-    are the results, to rounding.
+    are the results, to rounding; the random numbers of an active dropout may fall on other
+    activations, as they follow the order of memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,22 +10,25 @@ what the optimizer remembers of them, and the layer's dictionary.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselib._types import Function
-from sparselib.evolution.grow import Context, State
+from sparselib.evolution.grow import (
+    Context,
+    Rule,
+    State,
+    declared,
+    without_gradient,
+)
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import largest
 
 ByValues = Callable[[Tensor, float, State], Tensor]
 ByContext = Callable[[SparseLayer, float, Context], Tensor]
 Drop = ByValues | ByContext
-Rule = TypeVar("Rule", bound=Function)
 
 
 def with_context(rule: Rule) -> Rule:
@@ -34,23 +37,18 @@ def with_context(rule: Rule) -> Rule:
     A decorator. The context holds no batches then, unless the grow rule needs them; for a rule
     that reads them there is `with_batches`.
     """
-    vars(rule)["reads_context"] = True
-    vars(rule)["needs_gradient"] = False
-    return rule
+    return without_gradient(with_batches(rule))
 
 
 def with_batches(rule: Rule) -> Rule:
     """Declare what `with_context` declares, and that the rule reads the context's batches."""
     vars(rule)["reads_context"] = True
-    vars(rule)["needs_gradient"] = True
     return rule
 
 
 def reads_context(rule: Function) -> bool:
-    """Whether a rule is called with a context; a ``functools.partial`` asks what it completes."""
-    while isinstance(rule, partial):
-        rule = rule.func
-    return bool(getattr(rule, "reads_context", False))
+    """Whether a rule is called with a context."""
+    return declared(rule, "reads_context", False)
 
 
 def magnitude(

@@ -21,6 +21,7 @@ from sparselib.evolution.plans import (
     evolve,
     follow,
     group_of,
+    memory_of,
     refuse_joint_curvature,
     unchanged,
 )
@@ -358,11 +359,7 @@ class Evolution:
                 generator=_generator(self.seed, name, self.steps),
                 average=ranks.average,
                 gradient=layer.values.grad,
-                memory={
-                    follower.key: follower.tensor
-                    for follower in follow(layer.values, self.optimizer)
-                    if follower.key is not None
-                },
+                memory=memory_of(layer.values, self.optimizer),
             )
             if self.strategy.needs_gradient:
                 context, gradient = self._gathered(name, layer, context, ranks)

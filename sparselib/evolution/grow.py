@@ -46,10 +46,15 @@ def without_gradient(rule: Rule) -> Rule:
 
 
 def needs_gradient(rule: Function) -> bool:
-    """Whether a rule may read inputs and costs; a ``functools.partial`` asks what it completes."""
+    """Whether a rule may read inputs and costs."""
+    return declared(rule, "needs_gradient", True)
+
+
+def declared(rule: Function, name: str, default: bool) -> bool:
+    """Return what a decorator declared of a rule, or of what a ``functools.partial`` completes."""
     while isinstance(rule, partial):
         rule = rule.func
-    return bool(getattr(rule, "needs_gradient", True))
+    return bool(getattr(rule, name, default))
 
 
 class Context(NamedTuple):

@@ -28,9 +28,8 @@ from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import draw, first_at_least, nth_free
 
-BLOCK_CELLS = (
-    2**24
-)  # gradient entries at once: a device is slow at many small blocks
+# gradient entries at once: a device is slow at many small blocks
+BLOCK_CELLS = 2**24
 
 
 class Leaving(NamedTuple):

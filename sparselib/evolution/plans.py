@@ -147,8 +147,9 @@ def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
     found = []
     if values.grad is not None:
         found.append(Follower(values.grad, 0.0, None))
+    memory = memory_of(values, optimizer)
     for key, tensor in optimizer.state.get(values, {}).items():
-        if isinstance(tensor, Tensor) and tensor.shape == values.shape:
+        if key in memory:
             start = _start(key, values, optimizer)
             found.append(Follower(tensor, start, key))
         elif isinstance(tensor, Tensor) and tensor.numel() > 1:
@@ -157,6 +158,15 @@ def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
                 f"{values.numel()} connections"
             )
     return found
+
+
+def memory_of(values: Tensor, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer remembers of each connection."""
+    return {
+        key: tensor
+        for key, tensor in optimizer.state.get(values, {}).items()
+        if isinstance(tensor, Tensor) and tensor.shape == values.shape
+    }
 
 
 def group_of(values: Tensor, optimizer: Optimizer, name: str) -> ParameterGroup:

@@ -12,6 +12,7 @@ from sparselib import distribution as distributions
 from sparselib import topology
 from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.conv import SparseConv1d
+from sparselib.nn.fusion import has_hooks
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 
@@ -322,7 +323,7 @@ def _reason(module: nn.Module, convolutions: bool) -> str:
         module
     ):
         return _stranger(module)
-    if _has_hooks(module):
+    if has_hooks(module):
         return (
             "hooks of yours would be lost; register them after the conversion"
         )
@@ -340,15 +341,6 @@ def _stranger(module: nn.Module) -> str:
     if isinstance(module, _ConvNd):
         return "there is no sparse layer for this convolution"
     return "there is no sparse layer that computes the same"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:

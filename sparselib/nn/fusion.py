@@ -37,7 +37,7 @@ class Sequential(nn.Sequential):
             result: Tensor = super().forward(x)
             return result
         for part in _parts(list(self)):
-            x = part[0](x) if len(part) == 1 else chain(part[::2], part[1], x)
+            x = part[0](x) if len(part) == 1 else _joined(part[::2], part[1], x)
         return x
 
 
@@ -118,7 +118,7 @@ def _separations(
     """What keeps a sparse layer from another one, with these modules between them."""
     for module in layer, *modules:
         name = type(module).__name__
-        if _has_hooks(module):
+        if has_hooks(module):
             yield f"a hook wants to see what the {name} does"
     for module in modules:
         name = type(module).__name__
@@ -171,15 +171,16 @@ def _is_passed_over(module: nn.Module) -> bool:
     return (
         type(module) in ABSENT_IN_EVALUATION
         and not module.training
-        and not _has_hooks(module)
+        and not has_hooks(module)
     )
 
 
 def _is_plain_relu(module: nn.Module) -> bool:
-    return type(module) is nn.ReLU and not _has_hooks(module)
+    return type(module) is nn.ReLU and not has_hooks(module)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see or change what a module reads, returns or sends back."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -200,7 +201,22 @@ def chain(
     layers and ``nn.ReLU``, a backend with kernels of its own, and no hook on a layer. The watches
     of an evolution are served; `torch.compile` sees the layers one by one then.
     """
-    if not _is_plain(layers, activation, x):
+    is_plain = (
+        isinstance(activation, nn.Module)
+        and _is_plain_relu(activation)
+        and not _is_every_module_observed()
+        and _are_unobserved(layers)
+    )
+    apply = _joined if is_plain else _one_by_one
+    return apply(layers, activation, x)
+
+
+def _joined(
+    layers: Sequence[nn.Module], activation: Activation, x: Tensor
+) -> Tensor:
+    """Apply layers that nobody observes with ReLU between them, at once where it can be."""
+    # a size is a tensor while torch.jit traces
+    if not (x.ndim >= 2 and _fit(layers, int(x.shape[-1]))):
         return _one_by_one(layers, activation, x)
     y = _at_once(layers, x if x.ndim == 2 else x.flatten(0, -2))
     if y is None:
@@ -241,19 +257,6 @@ def _one_by_one(
     return layers[-1](x)
 
 
-def _is_plain(
-    layers: Sequence[nn.Module], activation: Activation, x: Tensor
-) -> TypeGuard[Sequence[CSRLinear]]:
-    return (
-        isinstance(activation, nn.Module)
-        and _is_plain_relu(activation)
-        and not _is_every_module_observed()
-        and _are_unobserved(layers)
-        and x.ndim >= 2
-        and _fits(layers, int(x.shape[-1]))  # a tensor while torch.jit traces
-    )
-
-
 def _is_every_module_observed() -> bool:
     """Whether a hook of all modules is registered; torch 2.6 has no function that tells."""
     return bool(
@@ -264,9 +267,12 @@ def _is_every_module_observed() -> bool:
     )
 
 
-def _fits(layers: Sequence[CSRLinear], width: int) -> bool:
+def _fit(
+    layers: Sequence[nn.Module], width: int
+) -> TypeGuard[Sequence[CSRLinear]]:
+    """Whether each sparse layer reads what the one before writes."""
     for layer in layers:
-        if layer.in_features != width:
+        if type(layer) is not CSRLinear or layer.in_features != width:
             return False
         width = layer.out_features
     return True
@@ -282,7 +288,7 @@ def _is_unobserved(layer: nn.Module) -> bool:
     return (
         type(layer) is CSRLinear
         and layer.product is ops.spmm
-        and not _has_hooks(layer)
+        and not has_hooks(layer)
         and not (
             layer.watches
             and layer.watches.references

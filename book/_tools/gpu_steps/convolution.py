@@ -7,7 +7,7 @@ from torch.nn import functional
 import sparselib as sl
 from gpu_steps.record import Record, can_run_triton, captured, precision
 
-CASE = "DSN, 47 filters a group, 16 x 6,000"
+CASE = "DSN, 47 filters per group, 16 x 6,000"
 # the paper's setting: one of ten splits trains 40 epochs on nine tenths of some 13,000 minutes
 STEPS_OF_A_RUN = 40 * 11_700 // 16
 SPLITS = 10

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -303,6 +304,9 @@ def test_a_table_is_read_before_anything_runs(tmp_path, capsys, rows, status, to
 def test_rows_of_another_grid_go_only_if_asked_for(tmp_path):
     place = written(tmp_path, "x,square,run\n7,49,older\n")
     assert place.run("--workers", 0)[0] == 2
+    other = tmp_path / "other.csv"
+    assert place.run("--workers", 0, "--results", other)[0] == 0
+    assert sorted(pd.read_csv(other).x) == [1, 2]
     assert place.rows() == [7]
     assert place.run("--workers", 0, "--replace")[0] == 0
     assert place.rows() == [1, 2]

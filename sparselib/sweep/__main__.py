@@ -48,7 +48,9 @@ def main(
     options = _parser().parse_args(arguments)
     try:
         certificates = _certificates(options)
-        sweep = read(options.file, options.runs, fetch=not options.dry_run)
+        sweep = read(
+            options.file, options.runs, not options.dry_run, options.results
+        )
         chosen = _choose(sweep, options.only)
         table = Table(sweep)
         finished = table.done()
@@ -333,6 +335,11 @@ def _parser() -> argparse.ArgumentParser:
         "--replace",
         action="store_true",
         help="rows of another grid in the table",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="table to write instead of the file's, such as one of this machine",
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="for executed notebooks"

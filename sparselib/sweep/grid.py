@@ -54,7 +54,10 @@ class Sweep(NamedTuple):
 
 
 def read(
-    file: str | Path, folder: str | Path = "runs", fetch: bool = True
+    file: str | Path,
+    folder: str | Path = "runs",
+    fetch: bool = True,
+    results: str | Path | None = None,
 ) -> Sweep:
     """Read a sweep file and check every value against the notebook's parameters.
 
@@ -68,6 +71,8 @@ def read(
         Where executed notebooks go, in a folder named after the notebook.
     fetch : bool
         Fetch what is named under `data` and lies nowhere.
+    results : path, optional
+        The table, instead of the one that the file names: runs on another machine have another.
 
     Raises
     ------
@@ -110,7 +115,7 @@ def read(
     runs = [
         Run(key, path, point, home, timeout) for key, point in zip(keys, points)
     ]
-    table = (file.parent / spec["results"]).resolve()
+    table = Path(results or file.parent / spec["results"]).resolve()
     if table.is_dir():
         raise ValueError(
             f"{file.name}: results names a folder, {table}, not a file"

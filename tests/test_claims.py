@@ -49,7 +49,7 @@ def test_speedups_are_those_of_three_sparsities_in_rising_order() -> None:
         found = ertl.speedups(mode, sizes)
         assert len(found) == 3
         assert found == sorted(found)
-        rows = sweep.stored("csr-speed")
+        rows = sweep.stored("csr-speed-zen3")
         rows = rows[(rows["mode"] == mode) & (rows.sizes == sizes) & rows.sparse_ms.notna()]
         curves = np.array([cell.split() for cell in rows.sparse_speedup], dtype=float)
         assert set(found) <= set(np.median(curves, axis=0))

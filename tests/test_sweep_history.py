@@ -81,7 +81,6 @@ def unknown(commits: set[str]) -> set[str]:
 # their program is in no commit: they were made with changes that nobody kept. They are to be made
 # again, each whole, with the page that shows it
 TO_BE_MADE_AGAIN = {
-    "csr-speed-zen4.csv",  # a processor of that kind is needed
     "san-future.csv",
     "san-table2.csv",
 }

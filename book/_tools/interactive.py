@@ -5,6 +5,7 @@ one run become two scripts that assign a constant.
 """
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import sparselib as sl
 from sparselib import grow, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book/csr"))
+
+import ertl  # noqa: E402
+
 STATIC = ROOT / "book/_static"
-MACHINES = {"AMD Zen 5": "csr-speed", "AMD Zen 4": "csr-speed-zen4"}
 MODES = {"inference": "inference", "training": "training step"}
 EPOCHS = 25
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -27,7 +31,7 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 def speed() -> list[dict[str, Any]]:
     """Median of the processes that measured each case, on each machine."""
     found = []
-    for machine, name in MACHINES.items():
+    for machine, name in ertl.MACHINES.items():
         rows = pd.read_csv(ROOT / f"data/results/{name}.csv")
         rows = rows[rows["mode"].isin(MODES) & rows.sparse_ms.notna()]
         for (mode, sizes, batch), runs in rows.groupby(["mode", "sizes", "batch"]):
@@ -37,7 +41,7 @@ def speed() -> list[dict[str, Any]]:
             }
             found.append(
                 {
-                    "machine": machine,
+                    "machine": f"AMD {machine}",
                     "mode": MODES[str(mode)],
                     "network": str(sizes).strip("[]").replace(", ", "-"),
                     "batch": int(batch),

@@ -11,6 +11,8 @@ MNIST_NETWORK = "[784, 256, 256, 256, 10]"
 # the networks of Table 3
 INFERENCE = "[512, 512, 512, 512, 512, 10]"
 TRAINING = "[256, 256, 256, 10]"
+# the table of each machine: AMD's cores with AVX2, and with AVX-512
+MACHINES = {"Zen 3": "csr-speed-zen3", "Zen 5": "csr-speed-zen5"}
 # test accuracy of Table 4, in percent
 TABLE_4 = {
     ("mnist", "0.0"): 98.34,
@@ -79,7 +81,7 @@ def memory() -> tuple[float, float]:
     return sl.cost.compression(layer, False), sl.cost.compression(layer, True)
 
 
-def speedups(mode: str, sizes: str, table: str = "csr-speed") -> list[float]:
+def speedups(mode: str, sizes: str, machine: str = "Zen 3") -> list[float]:
     """Return the speedup over dense at 90, 97 and 99 %: medians of the processes that measured.
 
     Parameters
@@ -88,10 +90,10 @@ def speedups(mode: str, sizes: str, table: str = "csr-speed") -> list[float]:
         "inference" or "training".
     sizes : str
         The network, as the sweep writes it.
-    table : str
-        The machine's table.
+    machine : str
+        One of `MACHINES`.
     """
-    rows = sweep.stored(table)
+    rows = sweep.stored(MACHINES[machine])
     rows = rows[(rows["mode"] == mode) & (rows.sizes == sizes) & rows.sparse_ms.notna()]
     levels = [float(level) for level in rows.sparsities.iloc[0].strip("[]").split(",")]
     median = np.median([sweep.curve(cell) for cell in rows.sparse_speedup], axis=0)

@@ -165,7 +165,7 @@ def problems():
     out = torch.randn(2, ROWS, TIME)
     pattern = [*csr.indices()]
     indices = [*pattern, *csr.transposed_indices()]
-    sizes = [CHANNELS, TAPS, 1, 2, 1]
+    sizes = [CHANNELS, TAPS, 1, 2, 1, TAPS, 0]
 
     def matrix(values):
         return csr.to_dense(values.double())

@@ -121,7 +121,7 @@ for kind in (torch.float32, torch.float64):
         torch.randn(shape, dtype=kind, requires_grad=True)
         for shape in (layer.csr.nnz, (4, 2, 9), (4, 5, 8))
     )
-    sizes = [2, 3, 1, 2, 2]
+    sizes = [2, 3, 1, 2, 2, 3, 0]
     for operator, arguments in (
         (torch.ops.sparselib.conv1d.default, (values, x, sizes, indices)),
         (torch.ops.sparselib.conv1d_t.default, (values, dy, 9, sizes, indices)),

@@ -103,11 +103,6 @@ def convolved(
     return operands.plus(y, bias, (-1, 1))
 
 
-def extent(taps: int, dilation: int) -> int:
-    """Count the points from the first tap of a kernel to its last, both included."""
-    return (taps - 1) * dilation + 1
-
-
 def check_numbers(
     csr: CSR,
     values: Tensor,

@@ -61,7 +61,7 @@ class Frame(NamedTuple):
     @property
     def row(self) -> int:
         """Points from a row to the next: what is right of one is left of the other."""
-        return self.width + max(self.margins[2:])
+        return max(self.width + max(self.margins[2:]), self.output[1])
 
     @property
     def start(self) -> int:
@@ -121,13 +121,13 @@ def conv2d(
         large for 32-bit indices.
     """
     frame = _frame(csr, x, kernel_size, margins, dilation)
-    if not fast(x, values, *([] if bias is None else [bias])):
-        return _composed(csr, values, x, bias, frame)
-    x = operands.resolved(x)
-    sizes = frame.sizes(x.shape[1])
+    sizes = frame.sizes(int(x.shape[1]))  # a tensor while torch.jit traces
     time = frame.written + sizes.extent - 1
     check_numbers(csr, values, x, bias, sizes, time)
+    if not fast(x, values, *([] if bias is None else [bias])):
+        return _composed(csr, values, x, bias, frame)
     note("spmm of taps", (csr,), x, values, bias)
+    x = operands.resolved(x)
     result: Tensor = _Convolution.apply(values, bias, x, csr, frame)
     return result
 
@@ -148,7 +148,8 @@ def _frame(
         raise ValueError(
             f"margins are at least 0 and dilations at least 1, not {margins} and {dilation}"
         )
-    frame = Frame(*x.shape[2:], margins, kernel, dilation)
+    height, width = x.shape[2:]
+    frame = Frame(height, width, margins, kernel, dilation)
     if min(frame.output) < 1:
         raise ValueError(
             f"images of {frame.height} x {frame.width} with margins of {margins} are smaller than "
@@ -162,12 +163,16 @@ def _composed(
 ) -> Tensor:
     """Convolve by operators that autograd, `torch.compile` and transforms know."""
     above, below, left, right = frame.margins
-    whole = functional.pad(x, (left, right, above, below))
+    whole = x
+    if any(frame.margins):
+        whole = functional.pad(x, (left, right, above, below))
     height, width = whole.shape[2:]
     inside = Frame(height, width, (0, 0, 0, 0), frame.kernel, frame.dilation)
     sizes = inside.sizes(x.shape[1])
     y = convolved(csr, values, whole.flatten(2), bias, sizes)
     rows, columns = inside.output
+    if columns == width:
+        return y.unflatten(2, (rows, width))
     y = functional.pad(y, (0, width - columns))
     return y.unflatten(2, (rows, width))[..., :columns].contiguous()
 
@@ -239,7 +244,7 @@ def _differentiable(
     wanted = [
         tensor
         for tensor, is_needed in zip((values, bias, x), ctx.needs_input_grad)
-        if is_needed
+        if is_needed and tensor is not None
     ]
     y = _composed(ctx.csr, values, x, bias, ctx.frame)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

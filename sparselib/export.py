@@ -5,6 +5,7 @@ C function, its constants become ``const`` tables, and its activations share one
 whose places are taken again when nothing reads them any more.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
@@ -395,7 +396,7 @@ def _sparse_convolution(writer: _Writer, node: fx.Node) -> None:
     pointers, kind = writer.integers(crow)
     columns, kind_of_column = writer.integers(writer.constant(indices[1]))
     function = writer.typed("sparse_convolution", kind, kind_of_column)
-    _, taps, before, _, dilation = map(_single, sizes)
+    _, taps, before, _, dilation, across, down = map(_single, sizes)
     writer._call(
         function,
         writer.floats(writer.constant(values)),
@@ -407,6 +408,8 @@ def _sparse_convolution(writer: _Writer, node: fx.Node) -> None:
         taps,
         before,
         dilation,
+        across,
+        down,
         _shape(x)[2],
         _shape(node)[2],
     )
@@ -538,22 +541,45 @@ def _pad(writer: _Writer, node: fx.Node) -> None:
     value = _argument(node, 3, "value", None) or 0.0
     assert isinstance(x, fx.Node)
     assert isinstance(padding, list | tuple)
-    if len(padding) != 2 or value != 0.0:
+    if len(padding) not in (2, 4) or value != 0.0:
         raise ValueError(
-            f"padding in C is of the last dimension and by zeros, not {padding} by {value}"
+            f"padding in C is of the last two dimensions and by zeros, not {padding} by {value}"
         )
     modes = ["constant", "replicate", "reflect", "circular"]
-    before = _single(padding[0])
-    length = _shape(x)[-1]
+    before, _, above, _ = [*map(_single, padding), 0, 0][:4]
+    height, width = _shape(x)[-2:]
     writer._call(
         "pad",
         writer.buffers[x],
         writer.new(node),
-        _size(x) // length,
-        length,
+        _size(x) // (height * width),
+        height,
+        width,
+        above,
         before,
-        _shape(node)[-1],
+        *_shape(node)[-2:],
         modes.index(str(mode)),
+    )
+
+
+def _slice(writer: _Writer, node: fx.Node) -> None:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    shape = _shape(x)
+    place = _single(_argument(node, 1, "dim", 0)) % len(shape)
+    start = _single(_argument(node, 2, "start", None) or 0)
+    step = _single(_argument(node, 4, "step", 1))
+    if step != 1:
+        raise ValueError(f"a slice in C has a step of 1, not {step}")
+    inner = math.prod(shape[place + 1 :])
+    writer._call(
+        "slice",
+        writer.buffers[x],
+        writer.new(node),
+        math.prod(shape[:place]),
+        shape[place] * inner,
+        start % shape[place] * inner,
+        _shape(node)[place] * inner,
     )
 
 
@@ -625,10 +651,10 @@ def _permute(writer: _Writer, node: fx.Node) -> None:
         assert isinstance(dims, list | tuple)
         order = [_single(d) % rank for d in dims]
     steps = torch.empty(_shape(x), device="meta").stride()
-    if rank > 4:
-        raise ValueError(f"C knows at most 4 dimensions here, not {rank}")
-    sizes = [1] * (4 - rank) + [_shape(x)[d] for d in order]
-    strides = [0] * (4 - rank) + [steps[d] for d in order]
+    if rank > 6:
+        raise ValueError(f"C knows at most 6 dimensions here, not {rank}")
+    sizes = [1] * (6 - rank) + [_shape(x)[d] for d in order]
+    strides = [0] * (6 - rank) + [steps[d] for d in order]
     writer._call(
         "permute", writer.buffers[x], writer.new(node), *sizes, *strides
     )
@@ -647,6 +673,7 @@ OPERATIONS: dict[str, Callable[[_Writer, fx.Node], None]] = {
     "aten.sigmoid.default": _unary("sigmoid"),
     "aten.tanh.default": _unary("hyperbolic_tangent"),
     "aten.pad.default": _pad,
+    "aten.slice.Tensor": _slice,
     "aten.adaptive_avg_pool1d.default": _adaptive_pool,
     "aten.max_pool1d.default": _max_pool,
     "aten.mean.dim": _mean,
@@ -697,13 +724,14 @@ static void sparse_linear(const float *w, const POINTER *crow, const COLUMN *col
     "sparse_convolution": """\
 static void sparse_convolution(const float *w, const POINTER *crow, const COLUMN *col,
                                const float *x, float *y, int filters, int taps, int before,
-                               int dilation, int length, int out)
+                               int dilation, int across, int down, int length, int out)
 {
     for (int o = 0; o < filters; o++) {
         for (int t = 0; t < out; t++)
             y[o * out + t] = 0.0f;
         for (int j = (int)crow[o]; j < (int)crow[o + 1]; j++) {
-            int from = (int)col[j] % taps * dilation - before;
+            int tap = (int)col[j] % taps;
+            int from = tap / across * down + tap % across * dilation - before;
             const float *row = x + (int)col[j] / taps * length;
             for (int t = from < 0 ? -from : 0; t < out && t + from < length; t++)
                 y[o * out + t] += w[j] * row[t + from];
@@ -782,20 +810,39 @@ static void hyperbolic_tangent(const float *x, float *y, int n)
 }
 """,
     "pad": """\
-static void pad(const float *x, float *y, int rows, int length, int before, int out, int mode)
+/* the point of a signal that stands at a place outside of it, or -1 for a zero */
+static int within(int i, int length, int mode)
 {
-    for (int r = 0; r < rows; r++)
-        for (int t = 0; t < out; t++) {
-            int i = t - before;
-            int outside = i < 0 || i >= length;
-            if (mode == 1)
-                i = i < 0 ? 0 : i >= length ? length - 1 : i;
-            if (mode == 2)
-                i = i < 0 ? -i : i >= length ? 2 * (length - 1) - i : i;
-            if (mode == 3)
-                i = i < 0 ? i + length : i >= length ? i - length : i;
-            y[r * out + t] = outside && mode == 0 ? 0.0f : x[r * length + i];
-        }
+    if (i >= 0 && i < length)
+        return i;
+    if (mode == 1)
+        return i < 0 ? 0 : length - 1;
+    if (mode == 2)
+        return i < 0 ? -i : 2 * (length - 1) - i;
+    if (mode == 3)
+        return i < 0 ? i + length : i - length;
+    return -1;
+}
+
+static void pad(const float *x, float *y, int count, int height, int width, int above,
+                int before, int rows, int columns, int mode)
+{
+    for (int n = 0; n < count; n++)
+        for (int r = 0; r < rows; r++)
+            for (int t = 0; t < columns; t++) {
+                int i = within(r - above, height, mode);
+                int j = within(t - before, width, mode);
+                y[(n * rows + r) * columns + t] =
+                    i < 0 || j < 0 ? 0.0f : x[(n * height + i) * width + j];
+            }
+}
+""",
+    "slice": """\
+static void slice(const float *x, float *y, int count, int length, int start, int out)
+{
+    for (int n = 0; n < count; n++)
+        for (int t = 0; t < out; t++)
+            y[n * out + t] = x[n * length + start + t];
 }
 """,
     "pool_mean": """\
@@ -830,14 +877,16 @@ static void pool_largest(const float *x, float *y, int rows, int length, int ker
 }
 """,
     "permute": """\
-static void permute(const float *x, float *y, int a, int b, int c, int d, int p, int q, int r,
-                    int s)
+static void permute(const float *x, float *y, int a, int b, int c, int d, int e, int f, int p,
+                    int q, int r, int s, int t, int u)
 {
-    for (int i = 0; i < a; i++)
-        for (int j = 0; j < b; j++)
-            for (int k = 0; k < c; k++)
-                for (int l = 0; l < d; l++)
-                    *y++ = x[i * p + j * q + k * r + l * s];
+    for (int h = 0; h < a; h++)
+        for (int i = 0; i < b; i++)
+            for (int j = 0; j < c; j++)
+                for (int k = 0; k < d; k++)
+                    for (int l = 0; l < e; l++)
+                        for (int m = 0; m < f; m++)
+                            *y++ = x[h * p + i * q + j * r + k * s + l * t + m * u];
 }
 """,
 }

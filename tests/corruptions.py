@@ -142,15 +142,24 @@ def exact_gradients(values, csr, dy, x, further=True, relu=False):
     return (*pair, dx) if further else pair
 
 
-def exact_conv(weight, x, before, after, dilation):
+def exact_conv(weight, x, before, after, dilation, across=TAPS, down=0):
     weight = weight.view(len(weight), x.shape[1], -1)
     x = functional.pad(x.double(), (before, after))
-    return functional.conv1d(x, weight, dilation=dilation)
+    rows = weight.split(across, 2)
+    length = x.shape[2] - (len(rows) - 1) * down - (across - 1) * dilation
+    parts = [functional.conv1d(x, row, dilation=dilation) for row in rows]
+    return sum(part[..., n * down :][..., :length] for n, part in enumerate(parts))
 
 
-def conv_gradients(weight, dy, x, before, after, dilation):
+def exact_images(weight, x, dilation, bias):
+    weight = weight.view(ROWS, CHANNELS, TAPS, 1)
+    bias = bias if bias is None else bias.double()
+    return functional.conv2d(functional.pad(x.double(), (0, 1, 1, 2)), weight, bias, 1, 0, dilation)
+
+
+def conv_gradients(weight, dy, x, *sizes):
     weight, x = weight.requires_grad_(), x.double().requires_grad_()
-    y = exact_conv(weight, x, before, after, dilation)
+    y = exact_conv(weight, x, *sizes)
     return torch.autograd.grad(y, (weight, x), dy.double())
 
 
@@ -165,7 +174,7 @@ def problems():
     out = torch.randn(2, ROWS, TIME)
     pattern = [*csr.indices()]
     indices = [*pattern, *csr.transposed_indices()]
-    sizes = [CHANNELS, TAPS, 1, 2, 1]
+    sizes = [CHANNELS, TAPS, 1, 2, 1, TAPS, 0]
 
     def matrix(values):
         return csr.to_dense(values.double())
@@ -219,6 +228,10 @@ def problems():
         ("gradients of values", lambda v, dy, x: ops.gradients(v, csr, dy, x, False)[:2],
          lambda v, dy, x: exact_gradients(v, csr, dy, x, False), [values, dy, x]),
         ("conv1d", conv, exact, conv_operands),
+        ("conv2d",
+         lambda v, x, d, b: ops.conv2d(csr, v, x, b, (TAPS, 1), (1, 2, 0, 1), d),
+         lambda v, x, d, b: exact_images(matrix(v), x, d, b),
+         [values, signals.view(2, CHANNELS, 2, -1), (1, 1), bias]),
         ("operator spmm", plain("spmm"),
          lambda v, x, c, i: x.double() @ dense(i, v, c).t(), [values, x, COLUMNS, pattern]),
         ("operator spmm_t", plain("spmm_t"),

@@ -28,6 +28,7 @@ def layers():
         torch.randn(2, 2, 9),
     )
     yield lambda: sl.SparseConv1d(4, 6, 3, 2, 1, 1, 2, sparsity=0.5), torch.randn(2, 4, 9)
+    yield lambda: sl.SparseConv2d(2, 4, (2, 3), 1, (0, 2), sparsity=0.5), torch.randn(2, 2, 5, 4)
 
 
 def spoiled(tensor, draw):

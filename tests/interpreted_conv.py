@@ -109,7 +109,7 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     x, dy = torch.randn(2, 3, 76), torch.randn(2, 9, 70)
     # the last stretch of a signal ends in the next channel, and the last channel's in the next x
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2), 76)
+    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2, 4, 0), 76)
     y = gpu_conv.convolve(values, csr.indices()[0], places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0
     assert torch.equal(~y.isfinite(), read)

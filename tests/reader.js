@@ -71,6 +71,13 @@ const reader = {
     return found;
   },
 
+  /** A figure is shown at no less than two thirds of the size for which its words were set. */
+  small() {
+    return [...document.querySelectorAll(".cell_output img")].filter((one) =>
+      one.offsetWidth && one.offsetWidth < 0.65 * parseFloat(one.style.width)).map((one) =>
+      `words too small, ${one.offsetWidth} of ${one.style.width}: ${reader.name(one)}`);
+  },
+
   /** Pictures of pixels have their own proportions. */
   stretched() {
     const pictures = [...document.querySelectorAll("article img")].filter((one) =>

@@ -82,6 +82,7 @@ def test_the_report_names_each_layer_its_numbers_and_the_reason():
             "linear": nn.Linear(20, 10),
             "lazy": nn.LazyLinear(4),
             "image": nn.Conv2d(3, 4, 3),
+            "volume": nn.Conv3d(1, 1, 1),
             "signal": nn.Conv1d(3, 4, 3),
             "recurrent": nn.LSTM(5, 6),
             "attention": nn.MultiheadAttention(8, 2),
@@ -95,7 +96,8 @@ def test_the_report_names_each_layer_its_numbers_and_the_reason():
     assert reasons == {
         "linear": "",
         "lazy": "its sizes are not known before its first call",
-        "image": "there is no sparse layer for this convolution",
+        "image": "convolutions=True converts it",
+        "volume": "there is no sparse layer for this convolution",
         "signal": "convolutions=True converts it",
         "recurrent": "there is no sparse layer that computes the same",
         "attention": "there is no sparse layer that computes the same",
@@ -105,7 +107,7 @@ def test_the_report_names_each_layer_its_numbers_and_the_reason():
     text = str(plan).splitlines()
     assert text[0].split() == ["layer", "kind", "weights", "kept", "sparsity"]
     assert text[1].split() == ["linear", "Linear", "200", "20", "90.0%"]
-    assert text[-1] == "880 weights become 700"
+    assert text[-1] == "881 weights become 701"
     with pytest.raises(ValueError, match=r"'' \(LSTM\): there is no sparse layer that computes"):
         sl.sparsify(nn.LSTM(3, 4), 0.5)
 

@@ -76,6 +76,13 @@ def padded():
     return nn.Sequential(*convolutions, *last), (3, 31)
 
 
+def images():
+    last = sl.SparseConv2d(4, 6, 3, 2, groups=2, padding_mode="circular", padding=1, sparsity=0.5)
+    first = sl.SparseConv2d(2, 4, (3, 2), 1, (1, 2), (2, 1), sparsity=0.5)
+    pixels = sl.SparseConv2d(6, 3, 1, sparsity=0.5)
+    return nn.Sequential(first, nn.ReLU(), last, nn.Tanh(), pixels), (2, 8, 7)
+
+
 class Residual(nn.Module):
     """Two ways that meet."""
 
@@ -94,7 +101,7 @@ def residual():
 
 
 @needs_compiler
-@pytest.mark.parametrize("make", [mlp, wide, mixed, apnea, dense_apnea, padded, residual])
+@pytest.mark.parametrize("make", [mlp, wide, mixed, apnea, dense_apnea, padded, images, residual])
 def test_c_computes_what_torch_does(make, tmp_path):
     torch.manual_seed(0)
     model, shape = make()

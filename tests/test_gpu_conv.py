@@ -72,7 +72,7 @@ def test_what_is_not_finite_reaches_what_the_dense_kernels_let_it_reach(bad):
     csr, values = pattern(3, 9, 4)
     x, dy = torch.randn(2, 3, 76, device="cuda"), torch.randn(2, 9, 70, device="cuda")
     x[0, 2, 75], x[1, 0, 0] = bad, bad
-    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2), 76)
+    places = stretches.places(csr.indices()[1], Sizes(3, 4, 0, 0, 2, 4, 0), 76)
     y = gpu_conv.convolve(values, csr.indices()[0], places, x, 70)
     read = dense(csr, torch.ones_like(values), (~x.isfinite()).float(), None, (0, 0), 2) > 0.5
     assert torch.equal(~y.isfinite(), read)

@@ -34,6 +34,7 @@ LAYERS = {
     "of one sample": (partial(sl.CSRLinear, 40, 60, sparsity=0.9), (40,)),
     "of a sequence": (partial(sl.CSRLinear, 40, 60, sparsity=0.9), (2, 3, 40)),
     "convolution": (partial(sl.nn.SparseConv1d, 3, 8, 5, sparsity=0.7), (2, 3, 50)),
+    "of images": (partial(sl.nn.SparseConv2d, 3, 8, 3, sparsity=0.7, padding=1), (2, 3, 9, 8)),
     "chain": (lambda **_: sl.MLP(40, 60, 8, layer=sl.CSRLinear, sparsity=0.9), (5, 40)),
 }
 
@@ -54,7 +55,7 @@ def test_what_follows_a_layer_may_work_in_place(name, dtype, bias, autocast):
         assert torch.equal(theirs, ours)
 
 
-@pytest.mark.parametrize("name", ["linear", "of a sequence", "convolution", "chain"])
+@pytest.mark.parametrize("name", ["linear", "of a sequence", "convolution", "of images", "chain"])
 def test_transforms_of_functions_give_the_gradients_of_each_sample(name):
     make, shape = LAYERS[name]
     layer, x = make(bias=True), torch.randn(shape)

@@ -121,15 +121,17 @@ for kind in (torch.float32, torch.float64):
         torch.randn(shape, dtype=kind, requires_grad=True)
         for shape in (layer.csr.nnz, (4, 2, 9), (4, 5, 8))
     )
-    sizes = [2, 3, 1, 2, 2]
+    sizes = [2, 3, 1, 2, 2, 3, 0]
+    rows = [2, 3, 3, 2, 2, 1, 3]  # three rows of one tap
     for operator, arguments in (
         (torch.ops.sparselib.conv1d.default, (values, x, sizes, indices)),
         (torch.ops.sparselib.conv1d_t.default, (values, dy, 9, sizes, indices)),
         (torch.ops.sparselib.conv1d_weight.default, (dy, x, sizes, indices)),
+        (torch.ops.sparselib.conv1d_t.default, (values, dy, 9, rows, indices)),
     ):
         print(*torch.library.opcheck(operator, arguments).values())
 """
-    assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
+    assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 8
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_options_of_evolutions() -> None:
 
 
 def test_options_of_layers() -> None:
-    options = names(sl.CSRLinear) | names(sl.SparseConv1d)
+    options = names(sl.CSRLinear) | names(sl.SparseConv1d) | names(sl.SparseConv2d)
     assert set(layers.LayerOptions.__annotations__) == options - {"sparsity"}
     assert set(layers.KeptOptions.__annotations__) == options - {
         *("sparsity", "topology", "init", "reach"),

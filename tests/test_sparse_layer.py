@@ -27,6 +27,7 @@ def test_int64_indices_are_converted(assign):
     for layer, x in (
         (sl.CSRLinear(8, 6, sparsity=0.5), torch.randn(3, 8)),
         (sl.SparseConv1d(2, 4, 3, sparsity=0.5), torch.randn(3, 2, 9)),
+        (sl.SparseConv2d(2, 4, 3, 2, sparsity=0.5), torch.randn(3, 2, 9, 8)),
     ):
         state = layer.state_dict()
         wide = {k: v.clone() if v.is_floating_point() else v.long() for k, v in state.items()}
@@ -170,11 +171,17 @@ def test_an_impossible_rewire_changes_nothing(sentence):
     assert torch.equal(layer.values, before[1])
 
 
-@pytest.mark.parametrize("make", [sl.CSRLinear, sl.SparseConv1d])
-def test_a_layer_from_meta_needs_its_pattern_before_it_computes(make):
-    sizes, x = (
-        ((8, 6), torch.randn(3, 8)) if make is sl.CSRLinear else ((2, 4, 3), torch.randn(3, 2, 9))
-    )
+@pytest.mark.parametrize(
+    ("make", "sizes", "shape"),
+    [
+        (sl.CSRLinear, (8, 6), (3, 8)),
+        (sl.SparseConv1d, (2, 4, 3), (3, 2, 9)),
+        (sl.SparseConv2d, (2, 4, 3), (3, 2, 9, 8)),
+        (sl.SparseConv2d, (2, 4, 3, 2), (3, 2, 9, 8)),
+    ],
+)
+def test_a_layer_from_meta_needs_its_pattern_before_it_computes(make, sizes, shape):
+    x = torch.randn(shape)
     layer = make(*sizes, sparsity=0.5)
     with torch.device("meta"):
         empty, assigned = (make(*sizes, sparsity=0.5) for _ in range(2))

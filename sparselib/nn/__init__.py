@@ -10,6 +10,7 @@ from sparselib.nn.averaging import average as average
 from sparselib.nn.conv import SparseConv1d as SparseConv1d
 from sparselib.nn.conv import centered_zeros as centered_zeros
 from sparselib.nn.conv import replicate_right as replicate_right
+from sparselib.nn.conv2d import SparseConv2d as SparseConv2d
 from sparselib.nn.conversion import Conversion as Conversion
 from sparselib.nn.conversion import densify as densify
 from sparselib.nn.conversion import sparsify as sparsify

@@ -12,12 +12,18 @@ from sparselib import distribution as distributions
 from sparselib import topology
 from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.conv import SparseConv1d
+from sparselib.nn.conv2d import SparseConv2d
 from sparselib.nn.fusion import has_hooks
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 
 Distribution = Callable[[Sequence[Tensor], float], list[float]]
 Chosen = str | type | Callable[[str, nn.Module], bool]
+_KINDS: Mapping[type[nn.Module], type[SparseLayer]] = {
+    nn.Linear: CSRLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+}
 
 
 def sparsify(
@@ -40,10 +46,10 @@ def sparsify(
     model : nn.Module
         Any model; a bare layer is converted and returned. Converted are ``nn.Linear``, the
         ``Conv1D`` of the package transformers, which is a linear layer, and on demand
-        ``nn.Conv1d``. Classes derived from them stay dense, for whoever wrote them may read the
-        weight: the output of ``nn.MultiheadAttention``. Weights that several converted layers
-        share are shared by the sparse ones; layers that share theirs with anything else, such as
-        an embedding, stay dense.
+        ``nn.Conv1d`` and ``nn.Conv2d``. Classes derived from them stay dense, for whoever wrote
+        them may read the weight: the output of ``nn.MultiheadAttention``. Weights that several
+        converted layers share are shared by the sparse ones; layers that share theirs with anything
+        else, such as an embedding, stay dense.
     sparsity : float or mapping of str to float
         Share of absent weights, in [0, 1). A mapping gives it for names of layers, or of modules
         that contain them; what it does not name stays dense.
@@ -58,9 +64,10 @@ def sparsify(
         ``(weights, sparsity) -> sparsities`` divides the sparsity among the layers:
         `sparselib.distribution.uniform`, `erdos_renyi_kernel` or `global_magnitude`.
     convolutions : bool
-        Replace every ``nn.Conv1d`` by a `SparseConv1d` too.
+        Replace every ``nn.Conv1d`` by a `SparseConv1d` and every ``nn.Conv2d`` by a `SparseConv2d`
+        too.
     **options
-        Passed on to `CSRLinear` and `SparseConv1d`.
+        Passed on to `CSRLinear`, `SparseConv1d` and `SparseConv2d`.
 
     Raises
     ------
@@ -317,26 +324,19 @@ def _reason(module: nn.Module, convolutions: bool) -> str:
     if any(is_lazy(p) for p in module._parameters.values() if p is not None):
         return "its sizes are not known before its first call"
     kind = type(module)
-    if kind is nn.Conv1d and not convolutions:
+    if kind in (nn.Conv1d, nn.Conv2d) and not convolutions:
         return "convolutions=True converts it"
-    if kind not in (nn.Linear, nn.Conv1d) and not _is_conv1d_of_transformers(
-        module
-    ):
+    if kind not in _KINDS and not _is_conv1d_of_transformers(module):
         return _stranger(module)
     if has_hooks(module):
         return (
             "hooks of yours would be lost; register them after the conversion"
         )
-    if isinstance(module, nn.Conv1d):
-        try:
-            SparseConv1d.arguments_of(module)
-        except ValueError as error:
-            return str(error)
     return ""
 
 
 def _stranger(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear | nn.Conv1d):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
         return "it is derived from a layer, and may read the weight itself"
     if isinstance(module, _ConvNd):
         return "there is no sparse layer for this convolution"
@@ -510,7 +510,7 @@ def _nothing(
     weighty: Mapping[str, nn.Module],
     convolutions: bool,
 ) -> str:
-    what = "nn.Linear and nn.Conv1d" if convolutions else "nn.Linear"
+    what = "nn.Linear, nn.Conv1d and nn.Conv2d" if convolutions else "nn.Linear"
     why = "; ".join(
         f"{name!r} ({type(weighty[name]).__name__}): {reason}"
         for name, reason in reasons.items()
@@ -539,10 +539,8 @@ def _convert(
 ) -> SparseLayer:
     if _is_conv1d_of_transformers(layer):
         layer = _linear_twin(layer)
-    assert isinstance(layer, nn.Linear | nn.Conv1d)
-    kind: type[SparseLayer] = (
-        SparseConv1d if isinstance(layer, nn.Conv1d) else CSRLinear
-    )
+    assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    kind = _KINDS[type(layer)]
     if not fresh:
         kept: KeptOptions = options
         return kind.from_dense(layer, sparsity, **kept)

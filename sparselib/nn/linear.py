@@ -88,8 +88,8 @@ class CSRLinear(SparseLayer):
         zeros = torch.zeros(out_features, dtype=dtype, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
-    @staticmethod
-    def arguments_of(dense: Dense) -> Mapping[str, object]:
+    @classmethod
+    def arguments_of(cls, dense: Dense) -> Mapping[str, object]:
         """Return what builds a layer of the same sizes, on the same device and of the same type.
 
         Raises
@@ -146,11 +146,11 @@ class CSRLinear(SparseLayer):
         return costs.t() @ inputs
 
     def forward(
-        self, x: Float[Tensor, "*batch columns"]
+        self, input: Float[Tensor, "*batch columns"]
     ) -> Float[Tensor, "*batch rows"]:
-        """Return x W^T + b."""
+        """Return x W^T + b of an input x."""
         csr, values, bias = self.weights
-        return self.observed(x, self.product(csr, values, x, bias))
+        return self.observed(input, self.product(csr, values, input, bias))
 
     @property
     def weights(self) -> tuple[CSR, Tensor, Tensor | None]:

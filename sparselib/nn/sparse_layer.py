@@ -20,7 +20,7 @@ from sparselib.topology import Region
 
 Layer = TypeVar("Layer", bound="SparseLayer")
 # layers that have a sparse twin
-Dense = nn.Linear | nn.Conv1d
+Dense = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 class SparseLayer(nn.Module, ABC):
@@ -77,9 +77,9 @@ class SparseLayer(nn.Module, ABC):
     def cells(self) -> int:
         """Number of cells that may hold a connection."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def arguments_of(dense: Dense) -> Mapping[str, object]:
+    def arguments_of(cls, dense: Dense) -> Mapping[str, object]:
         """Return what builds a layer of the same sizes, on the same device and of the same type.
 
         Raises
@@ -466,7 +466,7 @@ def _check_alike(
 
 
 def check_spelling(
-    layer: type, sizes: tuple[int, ...], sparsity: object, bias: object
+    layer: type, sizes: tuple[object, ...], sparsity: object, bias: object
 ) -> None:
     """Refuse a sparsity that is a bool and a bias that is none: each in the other's place."""
     spelled = f"{layer.__name__}({', '.join(map(str, sizes))}"

@@ -1,8 +1,10 @@
-r"""The 1-D convolution with few weights: the same products, on shifted signals.
+r"""Convolutions with few weights: the same products, on shifted signals and images.
 
 A kernel tensor (out, in, taps) is a matrix of out rows and in * taps columns, so a `CSR` of that
 shape defines which weights exist. With the signals padded once, each weight reads one stretch of
 one channel, and the output is the sum of such stretches: no weight that is absent costs anything.
+The rows of an image, one behind the other, are such a signal, and a kernel of several rows one
+whose taps lie further apart where a row ends.
 
 As in `sparselib.ops`, its products (convolution, input gradient, gradient at the nonzeros) are
 ``torch.library`` custom operators, closed under differentiation.
@@ -71,7 +73,24 @@ def conv1d(
         If shapes, types or devices do not fit, or the padded signals are shorter than a kernel or
         too long for 32-bit indices.
     """
-    sizes = _check(csr, values, x, bias, padding, dilation)
+    operands.check_numbers(x, "input")
+    filters, columns = csr.shape
+    if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
+        raise ValueError(
+            f"a pattern of {filters} x {columns} needs signals (batch, channels, time) whose "
+            f"channels divide {columns}; the input has shape {tuple(x.shape)}"
+        )
+    channels = int(x.shape[1])  # a tensor while torch.jit traces
+    taps = columns // channels
+    sizes = Sizes(channels, taps, *padding, dilation, max(taps, 1), 0)
+    return convolved(csr, values, x, bias, sizes)
+
+
+def convolved(
+    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, sizes: Sizes
+) -> Tensor:
+    """Convolve signals of as many channels as `sizes` has; for the operators beside this one."""
+    check_numbers(csr, values, x, bias, sizes, x.shape[2])
     note("spmm of taps", (csr,), x, values, bias)
     if fast(x, values, *([] if bias is None else [bias])):
         result: Tensor = _Convolution.apply(
@@ -84,29 +103,17 @@ def conv1d(
     return operands.plus(y, bias, (-1, 1))
 
 
-def extent(taps: int, dilation: int) -> int:
-    """Count the points from the first tap of a kernel to its last, both included."""
-    return (taps - 1) * dilation + 1
-
-
-def _check(
+def check_numbers(
     csr: CSR,
     values: Tensor,
     x: Tensor,
     bias: Tensor | None,
-    padding: Padding,
-    dilation: int,
-) -> Sizes:
-    operands.check_numbers(x, "input")
-    filters, columns = csr.shape
-    if x.ndim != 3 or not x.shape[1] or columns % x.shape[1]:
-        raise ValueError(
-            f"a pattern of {filters} x {columns} needs signals (batch, channels, time) whose "
-            f"channels divide {columns}; the input has shape {tuple(x.shape)}"
-        )
-    channels = int(x.shape[1])  # a tensor while torch.jit traces
-    sizes = Sizes(channels, columns // channels, *padding, dilation)
-    _check_sizes(sizes, filters, x.shape[2])
+    sizes: Sizes,
+    time: int,
+) -> None:
+    """Refuse signals of `time` points, weights or biases that do not fit a convolution."""
+    filters = csr.shape[0]
+    _check_sizes(sizes, filters, time)
     if bias is not None:
         operands.check_numbers(bias, "bias")
         if bias.shape != (filters,):
@@ -114,7 +121,6 @@ def _check(
                 f"{filters} filters need as many biases, not {tuple(bias.shape)}"
             )
     check(csr, values, x, "a convolution", bias)
-    return sizes
 
 
 def _check_sizes(sizes: Sizes, filters: int, time: int) -> None:
@@ -126,6 +132,10 @@ def _check_sizes(sizes: Sizes, filters: int, time: int) -> None:
     if min(sizes.channels, sizes.taps) < 1:
         raise ValueError(
             f"a convolution needs channels and taps, not {sizes.channels} and {sizes.taps}"
+        )
+    if sizes.across < 1 or sizes.taps % sizes.across or sizes.down < 0:
+        raise ValueError(
+            f"{sizes.taps} taps cannot lie in rows of {sizes.across} that are {sizes.down} apart"
         )
     padding = (sizes.before, sizes.after)
     if min(padding) < 0 or sizes.length(time) < 1:

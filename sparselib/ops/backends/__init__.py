@@ -65,18 +65,31 @@ class Weights(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a convolution is, beside its weights and signals."""
+    """What a convolution is, beside its weights and signals.
+
+    The taps of an image's kernel are counted row by row, as are the points of its flattened rows:
+    after every `across` taps a kernel goes on `down` points further. Kernels of one row have
+    `across` equal to `taps`.
+    """
 
     channels: int
     taps: int
     before: int
     after: int
     dilation: int
+    across: int
+    down: int
 
     @property
     def extent(self) -> int:
         """Points from the first tap of a kernel to its last, both included."""
-        return (self.taps - 1) * self.dilation + 1
+        last = (self.taps // self.across - 1) * self.down
+        return last + (self.across - 1) * self.dilation + 1
+
+    def offset(self, tap: Tensor) -> Tensor:
+        """Return how many points a tap lies behind the first one."""
+        row = tap // self.across
+        return row * self.down + tap % self.across * self.dilation
 
     def length(self, time: int) -> int:
         """Count the points of the output."""
@@ -139,6 +152,9 @@ class Backend(Protocol):
     def features_first(self, x: Tensor) -> Tensor:
         """Return (features, batch) of a (batch, features), as the products read it fastest."""
 
+    def empty(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Return a matrix with any content, of the type and on the device of x."""
+
     def convolve(
         self,
         values: Tensor,
@@ -147,7 +163,7 @@ class Backend(Protocol):
         sizes: Sizes,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """y[s, o, t] = b[o] + sum of w[o, c, k] x[s, c, t + k * dilation - before].
+        """y[s, o, t] = b[o] + sum of w[o, c, k] x[s, c, t + offset(k) - before].
 
         x is (samples, channels, time), and the kernels (filters, channels, taps) are a matrix of
         channels * taps columns; between the signals' ends and outside of them there are zeros.

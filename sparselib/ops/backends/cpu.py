@@ -314,6 +314,11 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
     return y
 
 
+def empty(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix with any content, float32."""
+    return cpu_buffers.empty(rows, columns)
+
+
 def convolve(
     values: Tensor,
     indices: Indices,

@@ -431,6 +431,11 @@ def features_first(x: Tensor) -> Tensor:
     return x.t().contiguous()
 
 
+def empty(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix with any content, of the type and on the device of x."""
+    return x.new_empty(rows, columns)
+
+
 def convolve(
     values: Tensor,
     indices: Indices,

@@ -89,6 +89,11 @@ def features_first(x: Tensor) -> Tensor:
     return x.t()
 
 
+def empty(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix with any content, of the type and on the device of x."""
+    return x.new_empty(rows, columns)
+
+
 def convolve(
     values: Tensor,
     indices: Indices,
@@ -99,7 +104,7 @@ def convolve(
     """Cross-correlate padded signals with the dense kernels."""
     signals = functional.pad(x, (sizes.before, sizes.after))
     weight = kernels(values, indices, sizes)
-    return functional.conv1d(signals, weight, bias, dilation=sizes.dilation)
+    return functional.conv1d(signals, weight, bias, dilation=_step(sizes))
 
 
 def convolve_t(
@@ -107,7 +112,7 @@ def convolve_t(
 ) -> Tensor:
     """Gradient of the signals, without that of the padding."""
     weight = kernels(values, indices, sizes)
-    dx = functional.conv_transpose1d(dy, weight, dilation=sizes.dilation)
+    dx = functional.conv_transpose1d(dy, weight, dilation=_step(sizes))
     return dx[:, :, sizes.before : sizes.before + time].contiguous()
 
 
@@ -116,21 +121,39 @@ def correlate(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the dense kernels at the nonzeros, and the sums of dy over samples and time."""
     signals = functional.pad(x, (sizes.before, sizes.after))
-    shape = (dy.shape[1], sizes.channels, sizes.taps)
-    weight = conv1d_weight(signals, shape, dy, dilation=sizes.dilation)
-    return weight.flatten(1)[_cells(indices)], dy.sum((0, 2))
+    shape = (dy.shape[1], sizes.channels, _points(sizes))
+    weight = conv1d_weight(signals, shape, dy, dilation=_step(sizes))
+    return weight.flatten(1)[_cells(indices, sizes)], dy.sum((0, 2))
 
 
 def kernels(values: Tensor, indices: Indices, sizes: Sizes) -> Tensor:
-    """Return the dense kernels (filters, channels, taps); differentiable in the values."""
-    weight = values.new_zeros(len(indices[0]) - 1, sizes.channels * sizes.taps)
-    weight = weight.index_put(_cells(indices), values)
-    return weight.view(-1, sizes.channels, sizes.taps)
+    """Return the dense kernels (filters, channels, points); differentiable in the values.
+
+    Kernels of several rows get zeros from the end of a row to the begin of the next.
+    """
+    filters = len(indices[0]) - 1
+    points = _points(sizes)
+    weight = values.new_zeros(filters, sizes.channels * points)
+    weight = weight.index_put(_cells(indices, sizes), values)
+    return weight.view(-1, sizes.channels, points)
 
 
-def _cells(indices: Indices) -> tuple[Tensor, Tensor]:
-    """Return row and column of each nonzero."""
-    return rows_of(indices[0], len(indices[1])), indices[1].to(torch.int64)
+def _step(sizes: Sizes) -> int:
+    """Return the distance of two points of a dense kernel."""
+    return sizes.dilation if sizes.taps == sizes.across else 1
+
+
+def _points(sizes: Sizes) -> int:
+    """Count the points of a dense kernel."""
+    return (sizes.extent - 1) // _step(sizes) + 1
+
+
+def _cells(indices: Indices, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Return the filter of each nonzero, and its place in (channels, points)."""
+    column = indices[1].to(torch.int64)
+    point = sizes.offset(column % sizes.taps) // _step(sizes)
+    place = column // sizes.taps * _points(sizes) + point
+    return rows_of(indices[0], len(column)), place
 
 
 def _matrix(

@@ -60,7 +60,7 @@ def places(columns: Tensor, sizes: Sizes, length: int) -> Tensor:
     """Return how far from a point of the output, in one sample, each weight reads."""
     channel = columns // sizes.taps
     tap = columns % sizes.taps
-    return channel * length + tap * sizes.dilation
+    return channel * length + sizes.offset(tap)
 
 
 def output(
@@ -103,7 +103,7 @@ def input_gradient(
     last = sizes.extent - 1
     signals = pad(dy, last - sizes.before, last - sizes.after)
     tap = indices[1][permutation] % sizes.taps
-    starts = filters * signals.shape[2] + (last - tap * sizes.dilation)
+    starts = filters * signals.shape[2] + (last - sizes.offset(tap))
     pointers = crow[:: sizes.taps].contiguous()
     return convolve(values, pointers, starts, signals, time, None, permutation)
 

@@ -1,0 +1,295 @@
+r"""The 2-D convolution with few weights, as one of signals.
+
+The rows of an image, one behind the other with zeros between them, are a signal, and a kernel of
+several rows is one whose taps lie further apart where its row ends. So images are convolved by the
+products of signals, and what these compute between two rows is left out.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from sparselib._types import AutogradContext
+from sparselib.csr import CSR
+from sparselib.ops import operands
+from sparselib.ops.backends import Backend, Sizes
+from sparselib.ops.conv import check_numbers, convolved
+from sparselib.ops.dispatch import fast, module, note
+from sparselib.ops.operands import STALE, indices_of, transposed_of
+from sparselib.ops.registration import own
+
+Pair = tuple[int, int]
+# before and after the rows, before and after the columns
+Margins = tuple[int, int, int, int]
+
+
+class Frame(NamedTuple):
+    """What a convolution of images is, beside its weights.
+
+    Attributes
+    ----------
+    height, width : int
+        Of an image, without its margins.
+    margins : (int, int, int, int)
+        Zeros above, below, left and right of it.
+    kernel : (int, int)
+        Rows and columns of a kernel.
+    dilation : (int, int)
+        Points from one tap to the next below it, and to the next beside it.
+    """
+
+    height: int
+    width: int
+    margins: Margins
+    kernel: Pair
+    dilation: Pair
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of an output."""
+        above, below, left, right = self.margins
+        rows = (self.kernel[0] - 1) * self.dilation[0]
+        columns = (self.kernel[1] - 1) * self.dilation[1]
+        return (
+            self.height + above + below - rows,
+            self.width + left + right - columns,
+        )
+
+    @property
+    def row(self) -> int:
+        """Points from a row to the next: what is right of one is left of the other."""
+        return max(self.width + max(self.margins[2:]), self.output[1])
+
+    @property
+    def start(self) -> int:
+        """Points before an image's first one."""
+        return self.margins[0] * self.row + self.margins[2]
+
+    @property
+    def written(self) -> int:
+        """Points of the output, those between its rows included."""
+        height, width = self.output
+        return (height - 1) * self.row + width
+
+    def sizes(self, channels: int) -> Sizes:
+        """Return the convolution of signals that this is."""
+        rows, across = self.kernel
+        down = self.dilation[0] * self.row
+        return Sizes(
+            channels, rows * across, 0, 0, self.dilation[1], across, down
+        )
+
+
+def conv2d(
+    csr: CSR,
+    values: Float[Tensor, "nnz"],
+    x: Float[Tensor, "batch channels height width"],
+    bias: Float[Tensor, "filters"] | None = None,
+    kernel_size: Pair = (1, 1),
+    margins: Margins = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+) -> Float[Tensor, "batch filters new_height new_width"]:
+    """Cross-correlate images with sparse kernels.
+
+    y[o, i, j] = b[o] + sum w[o, c, k, l] x[c, i + k d - p, j + l e - q] with dilations d and e, p
+    zeros above the image and q left of it.
+
+    Parameters
+    ----------
+    csr : CSR
+        Pattern of the kernels, (filters, channels * rows * columns).
+    values : Tensor, shape (nnz,)
+        Weights at the pattern's positions.
+    x : Tensor, shape (batch, channels, height, width)
+        Images.
+    bias : Tensor, shape (filters,), optional
+        One number per filter.
+    kernel_size : (int, int)
+        Rows and columns of a kernel.
+    margins : (int, int, int, int)
+        Zeros above, below, left and right of an image.
+    dilation : (int, int)
+        Points from one tap to the next below it, and to the next beside it.
+
+    Raises
+    ------
+    ValueError
+        If shapes, types or devices do not fit, or the images are smaller than a kernel or too
+        large for 32-bit indices.
+    """
+    frame = _frame(csr, x, kernel_size, margins, dilation)
+    sizes = frame.sizes(int(x.shape[1]))  # a tensor while torch.jit traces
+    time = frame.written + sizes.extent - 1
+    check_numbers(csr, values, x, bias, sizes, time)
+    if not fast(x, values, *([] if bias is None else [bias])):
+        return _composed(csr, values, x, bias, frame)
+    note("spmm of taps", (csr,), x, values, bias)
+    x = operands.resolved(x)
+    result: Tensor = _Convolution.apply(values, bias, x, csr, frame)
+    return result
+
+
+def _frame(
+    csr: CSR, x: Tensor, kernel: Pair, margins: Margins, dilation: Pair
+) -> Frame:
+    operands.check_numbers(x, "input")
+    filters, columns = csr.shape
+    taps = kernel[0] * kernel[1]
+    if x.ndim != 4 or taps < 1 or x.shape[1] * taps != columns:
+        raise ValueError(
+            f"a pattern of {filters} x {columns} with kernels of {kernel[0]} x {kernel[1]} needs "
+            f"images (batch, channels, height, width) whose channels times {taps} are {columns}; "
+            f"the input has shape {tuple(x.shape)}"
+        )
+    if min(margins) < 0 or min(dilation) < 1:
+        raise ValueError(
+            f"margins are at least 0 and dilations at least 1, not {margins} and {dilation}"
+        )
+    height, width = x.shape[2:]
+    frame = Frame(height, width, margins, kernel, dilation)
+    if min(frame.output) < 1:
+        raise ValueError(
+            f"images of {frame.height} x {frame.width} with margins of {margins} are smaller than "
+            f"a kernel of {kernel[0]} x {kernel[1]} with a dilation of {dilation}"
+        )
+    return frame
+
+
+def _composed(
+    csr: CSR, values: Tensor, x: Tensor, bias: Tensor | None, frame: Frame
+) -> Tensor:
+    """Convolve by operators that autograd, `torch.compile` and transforms know."""
+    above, below, left, right = frame.margins
+    whole = x
+    if any(frame.margins):
+        whole = functional.pad(x, (left, right, above, below))
+    height, width = whole.shape[2:]
+    inside = Frame(height, width, (0, 0, 0, 0), frame.kernel, frame.dilation)
+    sizes = inside.sizes(x.shape[1])
+    y = convolved(csr, values, whole.flatten(2), bias, sizes)
+    rows, columns = inside.output
+    if columns == width:
+        return y.unflatten(2, (rows, width))
+    y = functional.pad(y, (0, width - columns))
+    return y.unflatten(2, (rows, width))[..., :columns].contiguous()
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution of images with no more copies than one of the input and one of the output."""
+
+    @staticmethod
+    def forward(
+        ctx: AutogradContext,
+        values: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        csr: CSR,
+        frame: Frame,
+    ) -> Tensor:
+        ctx.save_for_backward(values, bias, x)
+        ctx.csr = csr
+        ctx.version = csr.version
+        ctx.frame = frame
+        backend = module(x)
+        sizes = frame.sizes(x.shape[1])
+        signals = _signals(backend, x, frame, sizes)
+        y = backend.convolve(values, indices_of(csr), signals, sizes, bias)
+        return own(_cut(backend, y, frame.output, frame.row, 0))
+
+    @staticmethod
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
+        values, bias, x = ctx.saved_tensors
+        csr = ctx.csr
+        frame = ctx.frame
+        if csr.version != ctx.version:
+            raise RuntimeError(STALE)
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, values, bias, x, dy)
+        operands.check_numbers(dy, "output gradient")
+        operands.check_gradient(dy, x, values)
+        sizes = frame.sizes(x.shape[1])
+        time = frame.written + sizes.extent - 1
+        # memory may have been exchanged since the forward pass
+        check_numbers(csr, values, x, bias, sizes, time)
+        values = operands.resolved(values)
+        backend = module(x)
+        signals = _signals(backend, operands.resolved(x), frame, sizes)
+        costs = _laid(
+            backend, operands.resolved(dy), frame.row, 0, frame.written
+        )
+        dvalues, dbias = backend.correlate(
+            indices_of(csr), costs, signals, sizes
+        )
+        _, has_bias, has_x, *_ = ctx.needs_input_grad
+        dx = None
+        if has_x:
+            indices = (*indices_of(csr), *transposed_of(csr))
+            found = backend.convolve_t(values, indices, costs, sizes, time)
+            size = (frame.height, frame.width)
+            dx = own(_cut(backend, found, size, frame.row, frame.start))
+        return dvalues, dbias if has_bias else None, dx, None, None
+
+
+def _differentiable(
+    ctx: AutogradContext,
+    values: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    dy: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return gradients that can be differentiated again."""
+    wanted = [
+        tensor
+        for tensor, is_needed in zip((values, bias, x), ctx.needs_input_grad)
+        if is_needed and tensor is not None
+    ]
+    y = _composed(ctx.csr, values, x, bias, ctx.frame)
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return (
+        *(next(found) if need else None for need in ctx.needs_input_grad[:3]),
+        None,
+        None,
+    )
+
+
+def _signals(backend: Backend, x: Tensor, frame: Frame, sizes: Sizes) -> Tensor:
+    time = frame.written + sizes.extent - 1
+    return _laid(backend, x, frame.row, frame.start, time)
+
+
+def _laid(
+    backend: Backend, x: Tensor, row: int, start: int, time: int
+) -> Tensor:
+    """Lay the rows of images `row` points apart, the first one at `start`, zeros around them."""
+    samples, channels, height, width = x.shape
+    if row == width and start == 0 and time == height * width:
+        return x.contiguous().flatten(2)
+    count = samples * channels
+    signals = backend.empty(x, count, time)
+    end = start + (height - 1) * row + width
+    signals[:, :start] = 0
+    signals[:, end:] = 0
+    first = signals.storage_offset() + start
+    between = (count, height - 1, row - width)
+    signals.as_strided(between, (time, row, 1), first + width).zero_()
+    inside = (channels * time, time, row, 1)
+    signals.as_strided(x.shape, inside, first).copy_(x)
+    return signals.view(samples, channels, time)
+
+
+def _cut(
+    backend: Backend, signals: Tensor, size: Pair, row: int, start: int
+) -> Tensor:
+    """Take images of a size out of signals where `_laid` would have put them."""
+    samples, channels, time = signals.shape
+    height, width = size
+    if row == width and start == 0 and time == height * width:
+        return signals.view(samples, channels, height, width)
+    images = backend.empty(signals, samples * channels * height, width)
+    shape = (samples, channels, height, width)
+    strides = (channels * time, time, row, 1)
+    first = signals.storage_offset() + start
+    return images.view(shape).copy_(signals.as_strided(shape, strides, first))

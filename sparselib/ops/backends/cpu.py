@@ -183,13 +183,13 @@ def sddmm(
     dbias = dy.new_empty(rows)
     if not rows * batch:
         return dvalues.zero_(), dbias.zero_()
-    step, pieces = _sample_pieces(rows)
+    work = _sample_work(rows, x.shape[1], batch, col.numel())
     block = kernels().Sddmm(
-        pieces=pieces,
+        pieces=work.pieces,
         samples=1,
         rows=rows,
         columns=batch,
-        step=step,
+        step=work.step,
         crow=crow,
         col=col,
         stride=batch,
@@ -198,6 +198,10 @@ def sddmm(
         sample=0,
         dvalues=dvalues,
         dbias=dbias,
+        features=x.shape[1],
+        block=work.block,
+        bounds=work.bounds,
+        copies=work.copies,
     )
     _launch(kernels().sddmm, block)
     return dvalues, dbias
@@ -286,8 +290,40 @@ def _product_work(rows: int, columns: int, batch: int, nnz: int) -> _Work:
 
 def _sample_pieces(rows: int) -> tuple[int, int]:
     """Return rows of a piece, and number of pieces, where each row is one thread's."""
-    step = max(1, _ceil(rows, 4 * torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    if threads == 1 and _os.environ.get('ONE', '1') == '1':
+        return rows, 1
+    step = max(1, _ceil(rows, 4 * threads))
     return step, _ceil(rows, step)
+
+
+class _SampleWork(NamedTuple):
+    """How a weight gradient is divided, and room for copies of some samples, or none."""
+
+    step: int  # rows of a piece
+    pieces: int
+    block: int = 0  # features that are copied at once
+    bounds: Tensor | None = None
+    copies: Tensor | None = None
+
+
+import os as _os
+MINB = int(_os.environ.get('MINB', 256)); PER = int(_os.environ.get('PER', 8)); LEAST=float(_os.environ.get('LEAST',1.0))
+
+
+def _sample_work(rows: int, features: int, batch: int, nnz: int) -> _SampleWork:
+    tile = kernels().TILE
+    threads = torch.get_num_threads()
+    if batch < tile or nnz < LEAST * threads * features:
+        return _SampleWork(*_sample_pieces(rows))
+    step = max(1, _ceil(rows, threads))
+    blocks = min(_ceil(features, MINB), max(1, nnz // (PER * rows)))
+    block = _ceil(features, blocks)
+    bounds = None
+    if blocks > 1:
+        bounds = torch.empty((blocks + 1, rows), dtype=torch.int32)
+    copies = cpu_buffers.empty(threads * (block + step), tile)
+    return _SampleWork(step, _ceil(rows, step), block, bounds, copies)
 
 
 def _ceil(number: int, divisor: int) -> int:
@@ -423,6 +459,10 @@ def multiply_stretches(
         sample=x[0].numel(),
         dvalues=dvalues,
         dbias=dbias,
+        features=0,
+        block=0,
+        bounds=None,
+        copies=None,
     )
     _launch(kernels().sddmm, block)
     return dvalues, dbias

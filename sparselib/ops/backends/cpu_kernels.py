@@ -202,21 +202,23 @@ def blank(_, v, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def dot(_, v, p, i):  # type: ignore[no-untyped-def]
-    """Sum of v * p[i : i + n]: a quarter of the lanes at a time, then as a tree."""
-    k = max(v.n // 4, min(v.n, 16))
+def partial(_, v, p, i):  # type: ignore[no-untyped-def]
+    """Return v * p[i : i + n], summed to the lanes of one register."""
+    k = min(v.n, LANES)
 
     def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
         vector, pointer, start = args
-        sums = ir.Constant(ir.VectorType(FLOAT, k), [0.0] * k)
+        sums = None
         for q in range(0, v.n, k):
             part = _load(b, pointer, b.add(start, start.type(q)), k)
-            sums = _fma(
-                b, _pick(b, vector, vector, range(q, q + k)), part, sums
-            )
-        return _total(b, sums)
+            mine = _pick(b, vector, vector, range(q, q + k))
+            if sums is None:
+                sums = b.fmul(mine, part)
+            else:
+                sums = _fma(b, mine, part, sums)
+        return sums
 
-    return types.float32(v, FLOATS, types.int64), emit
+    return Vector(k)(v, FLOATS, types.int64), emit
 
 
 @intrinsic
@@ -236,6 +238,63 @@ def _total(b, vector):  # type: ignore[no-untyped-def]
 def total(_, v):  # type: ignore[no-untyped-def]
     """Sum of the lanes, as a tree."""
     return types.float32(v), lambda ctx, b, sig, args: _total(b, args[0])
+
+
+@intrinsic
+def totals(_, v, w, x, y):  # type: ignore[no-untyped-def]
+    """Return the sums of the lanes of four vectors, side by side: sooner than one by one."""
+    n = v.n
+    quads = range(0, n, 4)
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        first, second, third, fourth = args
+
+        def both(one, other, lanes):  # type: ignore[no-untyped-def]
+            # lanes of each four; those from the fourth on are the other's
+            at = [
+                q + lane if lane < 4 else n + q + lane - 4
+                for q in quads
+                for lane in lanes
+            ]
+            return _pick(b, one, other, at)
+
+        def halved(one, other):  # type: ignore[no-untyped-def]
+            low = both(one, other, (0, 4, 1, 5))
+            return b.fadd(low, both(one, other, (2, 6, 3, 7)))
+
+        pair = halved(first, second)
+        other = halved(third, fourth)
+        low = both(pair, other, (0, 1, 4, 5))
+        sums = b.fadd(low, both(pair, other, (2, 3, 6, 7)))
+        while sums.type.count > 4:
+            half = sums.type.count // 2
+            sums = b.fadd(
+                _pick(b, sums, sums, range(half)),
+                _pick(b, sums, sums, range(half, 2 * half)),
+            )
+        return sums
+
+    return Vector(4)(v, w, x, y), emit
+
+
+@intrinsic
+def totals_of_two(_, v, w):  # type: ignore[no-untyped-def]
+    """Return the sums of the lanes of two vectors, side by side."""
+    n = v.n
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        first, second = args
+        low = _pick(b, first, second, [q + l for q in range(0, n, 4) for l in (0, n, 1, n + 1)])
+        sums = b.fadd(low, _pick(b, first, second, [q + l for q in range(0, n, 4) for l in (2, n + 2, 3, n + 3)]))
+        while sums.type.count > 2:
+            half = sums.type.count // 2
+            sums = b.fadd(
+                _pick(b, sums, sums, range(half)),
+                _pick(b, sums, sums, range(half, 2 * half)),
+            )
+        return sums
+
+    return Vector(2)(v, w), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -284,6 +343,12 @@ def _pointer(kind: types.CPointer) -> Function:
         return kind(types.int64), emit
 
     return cast
+
+
+@intrinsic
+def after(_, p, i):  # type: ignore[no-untyped-def]
+    """Return the pointer to p[i]."""
+    return p(p, types.int64), lambda ctx, b, sig, args: b.gep(*args[:1], [args[1]])
 
 
 floats = _pointer(FLOATS)
@@ -360,6 +425,10 @@ class Sddmm(NamedTuple):
     sample: Argument  # numbers of x from one sample to the next
     dvalues: Argument  # float32 [nnz]
     dbias: Argument  # float32 [M]
+    features: Argument  # rows of x, where samples are copied
+    block: Argument  # features that are copied at once; 0 for no copies
+    bounds: Argument  # int32 [blocks + 1, M] where there are several blocks, or 0
+    copies: Argument  # float32 [threads, block + step, TILE], or 0
 
 
 class Gradients(NamedTuple):
@@ -612,15 +681,41 @@ def spmm(a):  # type: ignore[no-untyped-def]
             product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
 
 
-@inline
-def wide_gradient(o, end, crow, col, ld, g, k, ldg, x, i, dw, db):  # type: ignore[no-untyped-def]
-    """Add `WIDE` columns, which stay in registers while a row's numbers are read."""
-    while o < end:
-        costs = load(g, k + o * ldg, WIDE)  # [WIDE]
-        for j in range(crow[o], crow[o + 1]):
-            dw[j] += dot(costs, x, i + col[j] * ld)
-        db[o] += total(costs)
-        o += 1
+def _wide_gradient(n: int) -> Dispatcher:
+    @inline
+    def rows(o, end, lo, hi, col, ld, g, k, ldg, x, i, dw, db, once):  # type: ignore[no-untyped-def]
+        """Add n columns, which stay in registers while the connections lo to hi are read."""
+        while o < end:
+            costs = load(g, k + o * ldg, n)  # [n]
+            j = lo[o]
+            last = hi[o]
+            while j + 4 <= last:
+                four = totals(
+                    partial(costs, x, i + col[j] * ld),
+                    partial(costs, x, i + col[j + 1] * ld),
+                    partial(costs, x, i + col[j + 2] * ld),
+                    partial(costs, x, i + col[j + 3] * ld),
+                )
+                store(dw, j, fma(ONE, four, load(dw, j, 4)))
+                j += 4
+            if j + 2 <= last:
+                pair = totals_of_two(
+                    partial(costs, x, i + col[j] * ld),
+                    partial(costs, x, i + col[j + 1] * ld),
+                )
+                store(dw, j, fma(ONE, pair, load(dw, j, 2)))
+                j += 2
+            if j < last:
+                dw[j] += total(partial(costs, x, i + col[j] * ld))
+            if once:
+                db[o] += total(costs)
+            o += 1
+
+    return rows
+
+
+wide_gradient = _wide_gradient(WIDE)
+tile_gradient = wide_gradient if WIDE == TILE else _wide_gradient(TILE)
 
 
 def _rows_of_gradient(n: int) -> Dispatcher:
@@ -670,14 +765,111 @@ def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[n
         k = s * M * N
         i = s * xs
         while N - n >= WIDE:
-            wide_gradient(o, e, crow, col, ld, g, k + n, N, x, i + n, dw, db)
+            wide_gradient(
+                o,
+                e,
+                crow,
+                after(crow, 1),
+                col,
+                ld,
+                g,
+                k + n,
+                N,
+                x,
+                i + n,
+                dw,
+                db,
+                1,
+            )
             n += WIDE
-        if N >= LANES:
+        if n < N and N >= LANES:
             lane_gradient(
                 o, e, N - n, crow, col, ld, g, k + n, N, x, i + n, dw, db
             )
-        else:
+        elif n < N:
             one_gradient(o, e, N, crow, col, ld, g, k, N, x, i, dw, db)
+
+
+@inline
+def bounded(o, end, M, crow, col, block, blocks, bounds):  # type: ignore[no-untyped-def]
+    """bounds[c * M + row] = first connection of a row from feature c * block on, for c <= blocks."""
+    while o < end:
+        j = crow[o]
+        last = crow[o + 1]
+        bounds[o] = j
+        for c in range(1, blocks):
+            while j < last and col[j] < c * block:
+                j += 1
+            bounds[c * M + o] = j
+        bounds[blocks * M + o] = last
+        o += 1
+
+
+@inline
+def tiled(x, i, stride, first, end, n, seen, copy, k):  # type: ignore[no-untyped-def]
+    """Copy `TILE` numbers from n on of rows first to end; the first that were seen become zero."""
+    for row in range(first, end):
+        numbers = load(x, i + row * stride + n, TILE)  # [TILE]
+        if seen:
+            numbers = blank(numbers, seen)
+        store(copy, k, numbers)
+        k += TILE
+
+
+@inline
+def tiled_sample(
+    t, M, N, step, crow, col, g, x, dw, db, features, block, bounds, copy, k
+):  # type: ignore[no-untyped-def]
+    """Do piece t of `sddmm` with S = 1, `TILE` samples at a time, from copies at k."""
+    o = t * step
+    e = min(M, o + step)
+    for j in range(crow[o], crow[e]):
+        dw[j] = ZERO
+    for row in range(o, e):
+        db[row] = ZERO
+    blocks = (features + block - 1) // block
+    if blocks > 1:
+        bounded(o, e, M, crow, col, block, blocks, bounds)
+    costs = k + block * TILE
+    done = 0
+    while N - done > LANES:
+        n = min(done, N - TILE)
+        source = copy
+        from_ = costs - o * TILE
+        stride = TILE
+        if blocks > 1 or n < done:
+            tiled(g, 0, N, o, e, n, done - n, copy, costs)
+        else:
+            source = g
+            from_ = n
+            stride = N
+        for c in range(blocks):
+            first = c * block
+            tiled(x, 0, N, first, min(features, first + block), n, done - n, copy, k)
+            lo = crow
+            hi = after(crow, 1)
+            if blocks > 1:
+                lo = after(bounds, c * M)
+                hi = after(bounds, c * M + M)
+            tile_gradient(
+                o,
+                e,
+                lo,
+                hi,
+                col,
+                TILE,
+                source,
+                from_,
+                stride,
+                copy,
+                k - first * TILE,
+                dw,
+                db,
+                c == 0,
+            )
+        done = n + TILE
+    if done < N:
+        lane_gradient(o, e, N - done, crow, col, N, g, done, N, x, done, dw, db)
 
 
 @kernel
@@ -699,11 +891,35 @@ def sddmm(a):  # type: ignore[no-untyped-def]
     xs = a[SDDMM.sample]
     dw = floats(a[SDDMM.dvalues])
     db = floats(a[SDDMM.dbias])
+    features = a[SDDMM.features]
+    block = a[SDDMM.block]
+    bounds = ints(a[SDDMM.bounds])
+    copies = floats(a[SDDMM.copies])
+    mine = ticket(a, 1) * (block + step) * TILE
     while True:
         t = ticket(a, 0)
         if t >= pieces:
             break
-        sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db)
+        if block:
+            tiled_sample(
+                t,
+                M,
+                N,
+                step,
+                crow,
+                col,
+                g,
+                x,
+                dw,
+                db,
+                features,
+                block,
+                bounds,
+                copies,
+                mine,
+            )
+        else:
+            sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db)
 
 
 @kernel

@@ -168,7 +168,7 @@ def test_second_derivatives_in_float32():
 
 
 @pytest.mark.parametrize(
-    "rows, columns, sparsity", [(50, 60, 0.8), (61, 600, 0.4), (90, 300, 0.97)]
+    ("rows", "columns", "sparsity"), [(50, 60, 0.8), (61, 600, 0.4), (90, 300, 0.97)]
 )
 @pytest.mark.parametrize("batch", [64, 513, 700])
 def test_a_sum_has_one_order_whatever_the_threads(rows, columns, sparsity, batch):

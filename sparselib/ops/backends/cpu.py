@@ -69,11 +69,12 @@ def spmm(
     bias = bias if bias is None else bias.contiguous()
     if 0 < batch <= FEW and rows:
         return few(values, crow, col, x, bias, relu)
-    x = features_first(x)
+    columns = x.shape[1]
+    x = _feature_major(x)
     y = cpu_buffers.empty(rows, batch)
     if not (rows and batch):
         return y.t()
-    work = cpu_work.product(rows, x.shape[0], batch, col.numel())
+    work = cpu_work.product(rows, columns, batch, col.numel())
     block = Spmm(
         pieces=work.pieces,
         samples=1,
@@ -206,8 +207,8 @@ def sddmm(
         crow=crow,
         col=col,
         stride=batch,
-        dy=features_first(dy),
-        x=features_first(x),
+        dy=_feature_major(dy),
+        x=_feature_major(x),
         sample=0,
         dvalues=dvalues,
         dbias=dbias,
@@ -243,7 +244,7 @@ def gradients(
         samples=sums.pieces,
         pieces=sums.pieces + product.pieces,
         columns=batch,
-        dy=features_first(dy),
+        dy=_feature_major(dy),
         dvalues=dvalues,
         dbias=dbias,
         dx=dx,
@@ -251,7 +252,7 @@ def gradients(
         step=sums.step,
         crow=crow,
         col=col,
-        x=features_first(x),
+        x=_feature_major(x),
         features=features,
         chunk=product.step,
         tcrow=tcrow,
@@ -478,6 +479,11 @@ def features_first(x: Tensor) -> Tensor:
     return y
 
 
+def _feature_major(x: Tensor) -> Tensor:
+    """Return a tensor whose memory holds (features, batch), without the call's cost if it is x."""
+    return x if x.stride() == (1, x.shape[0]) else features_first(x)
+
+
 @runtime_checkable
 class _Made(Protocol):
     """A kernel as numba has compiled it."""
@@ -510,17 +516,18 @@ def _start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
 
 def _numbers(block: Iterable[int | Tensor | None]) -> list[int]:
     """Return the arguments as a kernel reads them: sizes, and addresses of tensors."""
-    numbers = []
-    for argument in block:
-        if isinstance(argument, int):
-            numbers.append(argument)
-        elif argument is None:
-            numbers.append(0)
-        elif argument.ndim:
-            numbers.append(argument.data_ptr() or _nowhere(argument))
-        else:  # while torch.jit traces, sizes are tensors too, without a dimension
-            numbers.append(int(argument))
-    return numbers
+    return [
+        argument if type(argument) is int else _number(argument)
+        for argument in block
+    ]
+
+
+def _number(argument: int | Tensor | None) -> int:
+    if argument is None:
+        return 0
+    if isinstance(argument, Tensor) and argument.ndim:
+        return argument.data_ptr() or _nowhere(argument)
+    return int(argument)  # while torch.jit traces, sizes are tensors, too
 
 
 def _nowhere(tensor: Tensor) -> int:

@@ -236,24 +236,24 @@ def _pairs(b, first, second):  # type: ignore[no-untyped-def]
     return b.fadd(low, _interleaved(b, first, second, (2, 6, 3, 7)))
 
 
-def _fours(b, pairs, other):  # type: ignore[no-untyped-def]
-    """Sum the lanes of all fours of what `_pairs` returned: four sums, side by side."""
-    low = _interleaved(b, pairs, other, (0, 1, 4, 5))
-    vector = b.fadd(low, _interleaved(b, pairs, other, (2, 3, 6, 7)))
-    while (half := vector.type.count // 2) >= 4:
-        low = _pick(b, vector, vector, range(half))
-        vector = b.fadd(low, _pick(b, vector, vector, range(half, 2 * half)))
+def _folded(b, vector, lanes):  # type: ignore[no-untyped-def]
+    """Add the upper half of the lanes to the lower until at most so many are left."""
+    while (n := vector.type.count) > lanes:
+        low = _pick(b, vector, vector, range(n // 2))
+        vector = b.fadd(low, _pick(b, vector, vector, range(n // 2, n)))
     return vector
 
 
 def _total(b, vector):  # type: ignore[no-untyped-def]
-    if vector.type.count < 4:
-        lanes = [
-            b.extract_element(vector, INT(i)) for i in range(vector.type.count)
-        ]
-        return functools.reduce(b.fadd, lanes)
-    pairs = _pairs(b, vector, vector)
-    return b.extract_element(_fours(b, pairs, pairs), INT(0))
+    vector = _folded(b, vector, LANES)
+    if vector.type.count >= 4:
+        # in each four the order is that of `totals`: (0 + 2) + (1 + 3)
+        for lanes in (2, 3, 2, 3), (1, 1, 1, 1):
+            vector = b.fadd(vector, _interleaved(b, vector, vector, lanes))
+        vector = _folded(b, vector, 4)
+    else:
+        vector = _folded(b, vector, 1)
+    return b.extract_element(vector, INT(0))
 
 
 @intrinsic
@@ -267,7 +267,11 @@ def totals(_, v, w, x, y):  # type: ignore[no-untyped-def]
     """Return the sums of the lanes of four vectors, side by side: sooner than one by one."""
 
     def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
-        return _fours(b, _pairs(b, *args[:2]), _pairs(b, *args[2:]))
+        pairs = _pairs(b, *args[:2])
+        other = _pairs(b, *args[2:])
+        low = _interleaved(b, pairs, other, (0, 1, 4, 5))
+        high = _interleaved(b, pairs, other, (2, 3, 6, 7))
+        return _folded(b, b.fadd(low, high), 4)
 
     return Vector(4)(v, w, x, y), emit
 
@@ -278,7 +282,8 @@ def totals_of_two(_, v, w):  # type: ignore[no-untyped-def]
 
     def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
         pairs = _pairs(b, *args)
-        sums = _fours(b, pairs, pairs)
+        high = _interleaved(b, pairs, pairs, (2, 3, 2, 3))
+        sums = _folded(b, b.fadd(pairs, high), 4)
         return _pick(b, sums, sums, (0, 1))
 
     return Vector(2)(v, w), emit

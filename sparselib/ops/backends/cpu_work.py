@@ -16,7 +16,7 @@ from sparselib.ops.backends.cpu_arguments import PACK
 
 BLOCK = 256  # features of a tile: half of them fit the L1 of a core
 PER_ROW = 16  # connections of a row in a block of features that pay for its costs' second reading
-PER_FEATURE = 6  # connections that pay for the copy of a feature
+PER_FEATURE = 4  # connections that pay for the copy of a feature
 
 
 class Product(NamedTuple):
@@ -27,11 +27,7 @@ class Product(NamedTuple):
     copied: int = (
         0  # rows of the input that are copied for a piece; 0 for no copies
     )
-
-    @property
-    def room(self) -> int:
-        """Numbers that are copied for a piece."""
-        return self.copied * PACK
+    room: int = 0  # numbers that are copied for a piece
 
 
 class Samples(NamedTuple):
@@ -41,19 +37,15 @@ class Samples(NamedTuple):
     pieces: int
     block: int = 0  # features that are copied at once; 0 for no copies
     bounds: Tensor | None = None  # room for where blocks begin in each row
-
-    @property
-    def room(self) -> int:
-        """Numbers that are copied for a piece."""
-        return (self.block + self.step) * _wide() if self.block else 0
+    room: int = 0  # numbers that are copied for a piece
 
 
 def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
     """Divide a product into blocks of samples that are copied, or into rows."""
     threads = torch.get_num_threads()
     # copying pays if each number is read several times, and all threads have something to do
-    if batch >= 2 * threads * PACK and nnz >= 4 * columns:
-        return Product(rows, ceil(batch, PACK), columns)
+    if batch >= 2 * threads * PACK and nnz >= PER_FEATURE * columns:
+        return Product(rows, ceil(batch, PACK), columns, columns * PACK)
     return divided(rows, batch)
 
 
@@ -74,14 +66,18 @@ def samples(rows: int, features: int, batch: int, nnz: int) -> Samples:
     many connections that a block of samples stays close to the core.
     """
     threads = torch.get_num_threads()
-    if batch < _wide() or nnz < PER_FEATURE * threads * features:
+    wide = _wide()
+    if batch < wide or nnz < PER_FEATURE * threads * features:
+        return Samples(*owned(rows))
+    blocks = min(ceil(features, BLOCK), max(1, nnz // (PER_ROW * rows)))
+    if blocks == 1 and batch == wide:  # they lie side by side already
         return Samples(*owned(rows))
     step = ceil(rows, threads)
-    blocks = min(ceil(features, BLOCK), max(1, nnz // (PER_ROW * rows)))
+    block = ceil(features, blocks)
     bounds = None
     if blocks > 1:
         bounds = torch.empty((blocks + 1, rows), dtype=torch.int32)
-    return Samples(step, ceil(rows, step), ceil(features, blocks), bounds)
+    return Samples(step, ceil(rows, step), block, bounds, (block + step) * wide)
 
 
 def owned(rows: int) -> tuple[int, int]:

@@ -58,7 +58,7 @@ sweep: environment  ## run a page over a grid (SWEEP=book/csr/sweeps/table4.yml 
 	@test -n "$(SWEEP)" || { echo "name a sweep, SWEEP=... one of:"; ls book/*/sweeps/*.yml; exit 2; }
 	$(PY) -m sparselib.sweep "$(SWEEP)" $(OPTIONS)
 
-bench: environment  ## measure the speed claims here, on a quiet machine; fails if one does not hold
+bench: environment  ## measure the kernels here, on a quiet machine, as shares of its roof
 	$(PY) book/_tools/bench.py
 
 gpu:  ## measure on a GPU, without installing (OUT=folder; OPTIONS=--rehearse to go through it on a CPU)

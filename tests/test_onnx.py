@@ -36,11 +36,17 @@ def convolutions():
     return model, torch.randn(3, 2, 30)
 
 
+def images():
+    first = sl.SparseConv2d(2, 4, (3, 2), 1, (1, 2), (2, 1), sparsity=0.5)
+    last = sl.SparseConv2d(4, 6, 3, 2, groups=2, padding=1, sparsity=0.5)
+    return nn.Sequential(first, nn.ReLU(), last), torch.randn(3, 2, 8, 7)
+
+
 def apnea():
     return sl.DSN(4, 2, 6, pooled=5), torch.randn(2, 1, 40)
 
 
-MODELS = [network, with_empty_rows, convolutions, apnea]
+MODELS = [network, with_empty_rows, convolutions, images, apnea]
 TRACED = MODELS[:-1]  # the old exporter does not write the pool of the last
 
 

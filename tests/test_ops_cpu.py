@@ -62,7 +62,9 @@ def test_products_equal_the_definition(batch, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for rows, columns, sparsity in [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5)]:
+        # the last ones have rows enough for copies, and features enough for blocks of them
+        shapes = [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5), (61, 600, 0.4)]
+        for rows, columns, sparsity in shapes:
             csr, values = layer(rows, columns, sparsity)
             x, dy, bias = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows)
             indices = csr.indices()
@@ -165,15 +167,23 @@ def test_second_derivatives_in_float32():
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sum_has_one_order_whatever_the_threads():
-    csr, _ = layer(50, 60, 0.8)
-    dy, x, before = torch.randn(700, 50), torch.randn(700, 60), torch.get_num_threads()
+@pytest.mark.parametrize(
+    ("rows", "columns", "sparsity"), [(50, 60, 0.8), (61, 600, 0.4), (90, 300, 0.97)]
+)
+@pytest.mark.parametrize("batch", [64, 513, 700])
+def test_a_sum_has_one_order_whatever_the_threads(rows, columns, sparsity, batch):
+    csr, values = layer(rows, columns, sparsity)
+    dy, x, before = torch.randn(batch, rows), torch.randn(batch, columns), torch.get_num_threads()
+    indices = (*csr.indices(), *csr.transposed_indices())
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 40):
         torch.set_num_threads(threads)
-        results.append(cpu.sddmm(*csr.indices(), dy, x)[0])
+        results.append(cpu.sddmm(*csr.indices(), dy, x))
+        results.append(cpu.gradients(values, indices, dy, x)[:2])
     torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    for dvalues, dbias in results[1:]:
+        assert torch.equal(results[0][0], dvalues)
+        assert torch.equal(results[0][1], dbias)
 
 
 def test_threads_of_python_may_call_at_once():

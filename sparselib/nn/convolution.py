@@ -271,7 +271,9 @@ class SparseConvolution(SparseLayer):
         if self.padding_mode != "zeros" or callable(self.padding):
             x = self._padded(x)
             margins = [(0, 0)] * len(margins)
-        points = [n + sum(margin) for n, margin in zip(x.shape[2:], margins)]
+        # numbers are tensors while torch.jit traces
+        sizes = [int(n) if isinstance(n, Tensor) else n for n in x.shape[2:]]
+        points = [n + sum(margin) for n, margin in zip(sizes, margins)]
         if any(n < extent for n, extent in zip(points, window.extent)):
             raise ValueError(
                 f"{tuple(x.shape[2:])} points with a padding of {self.padding} are fewer than the "

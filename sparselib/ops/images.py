@@ -148,7 +148,10 @@ def _frame(
         raise ValueError(
             f"margins are at least 0 and dilations at least 1, not {margins} and {dilation}"
         )
-    height, width = x.shape[2:]
+    # numbers are tensors while torch.jit traces, and symbols while torch.compile does
+    height, width = (
+        int(n) if isinstance(n, Tensor) else n for n in x.shape[2:]
+    )
     frame = Frame(height, width, margins, kernel, dilation)
     if min(frame.output) < 1:
         raise ValueError(
@@ -166,7 +169,8 @@ def _composed(
     whole = x
     if any(frame.margins):
         whole = functional.pad(x, (left, right, above, below))
-    height, width = whole.shape[2:]
+    height = frame.height + above + below
+    width = frame.width + left + right
     inside = Frame(height, width, (0, 0, 0, 0), frame.kernel, frame.dilation)
     sizes = inside.sizes(x.shape[1])
     y = convolved(csr, values, whole.flatten(2), bias, sizes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from types import ModuleType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,22 @@ from sparselib.ops.backends import (
     Sizes,
     Weights,
     cpu_buffers,
+    cpu_work,
     stretches,
+)
+from sparselib.ops.backends.cpu_arguments import (
+    BIAS,
+    MASK,
+    RELU,
+    TILE,
+    Few,
+    FewThrough,
+    Gradients,
+    Network,
+    Row,
+    Sddmm,
+    Spmm,
+    Transposed,
 )
 
 FEW = 16  # samples
@@ -54,12 +69,13 @@ def spmm(
     bias = bias if bias is None else bias.contiguous()
     if 0 < batch <= FEW and rows:
         return few(values, crow, col, x, bias, relu)
-    x = features_first(x)
+    columns = x.shape[1]
+    x = _feature_major(x)
     y = cpu_buffers.empty(rows, batch)
     if not (rows and batch):
         return y.t()
-    work = _product_work(rows, x.shape[0], batch, col.numel())
-    block = kernels().Spmm(
+    work = cpu_work.product(rows, columns, batch, col.numel())
+    block = Spmm(
         pieces=work.pieces,
         samples=1,
         rows=rows,
@@ -74,7 +90,7 @@ def spmm(
         x=x,
         sample=0,
         y=y,
-        copies=work.copies,
+        copies=cpu_work.copies(work.room),
         copied=work.copied,
     )
     _launch(kernels().spmm, block)
@@ -104,8 +120,7 @@ def few(
     elif samples == 1:
         x = x.contiguous()
     y = torch.empty_strided((samples, rows), (1, samples))
-    table = kernels()
-    block = table.Few(
+    block = Few(
         rows,
         columns,
         samples,
@@ -117,10 +132,10 @@ def few(
         x.data_ptr(),
         0 if copy is None else copy.data_ptr(),
         y.data_ptr(),
-        rows if threads == 1 else max(1, _ceil(rows, 4 * threads)),
+        rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
     )
     shared = array("q", (0, 0, *block))
-    _start(table.few, shared.buffer_info()[0], threads)
+    _start(_few_kernels().few, shared.buffer_info()[0], threads)
     return y
 
 
@@ -132,14 +147,13 @@ def few_through(
     if LANES_OF[samples] != samples:
         return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
-    row = kernels().Row
     table: list[int] = []
     widest = width
     rows = width
     for number, (crow, col, values, bias) in enumerate(layers, 1):
         rows = crow.shape[0] - 1
         widest = max(widest, rows)
-        table += row(
+        table += Row(
             rows,
             crow.data_ptr(),
             col.data_ptr(),
@@ -149,7 +163,7 @@ def few_through(
         )
     buffers = torch.empty(2 * widest * samples)
     y = torch.empty_strided((samples, rows), (1, samples))
-    block = kernels().FewThrough(
+    block = FewThrough(
         width,
         samples,
         len(layers),
@@ -159,7 +173,7 @@ def few_through(
         widest,
     )
     shared = array("q", (0, 0, *block, *table))
-    _start(kernels().few_through, shared.buffer_info()[0], 1)
+    _start(_few_kernels().few_through, shared.buffer_info()[0], 1)
     return y
 
 
@@ -183,21 +197,26 @@ def sddmm(
     dbias = dy.new_empty(rows)
     if not rows * batch:
         return dvalues.zero_(), dbias.zero_()
-    step, pieces = _sample_pieces(rows)
-    block = kernels().Sddmm(
-        pieces=pieces,
+    work = cpu_work.samples(rows, x.shape[1], batch, col.numel())
+    block = Sddmm(
+        pieces=work.pieces,
         samples=1,
         rows=rows,
         columns=batch,
-        step=step,
+        step=work.step,
         crow=crow,
         col=col,
         stride=batch,
-        dy=features_first(dy),
-        x=features_first(x),
+        dy=_feature_major(dy),
+        x=_feature_major(x),
         sample=0,
         dvalues=dvalues,
         dbias=dbias,
+        features=x.shape[1],
+        block=work.block,
+        bounds=work.bounds,
+        copies=cpu_work.copies(work.room),
+        room=work.room,
     )
     _launch(kernels().sddmm, block)
     return dvalues, dbias
@@ -218,80 +237,42 @@ def gradients(
     dx = cpu_buffers.empty(features, batch)
     if not rows * features * batch:
         return dvalues.zero_(), dbias.copy_(dy.sum(0)), dx.zero_().t()
-    step, samples = _sample_pieces(rows)
-    work = _product_work(features, rows, batch, col.numel())
-    block = kernels().Gradients(
-        samples=samples,
-        pieces=samples + work.pieces,
+    sums = cpu_work.samples(rows, features, batch, col.numel())
+    product = cpu_work.product(features, rows, batch, col.numel())
+    room = max(sums.room, product.room)
+    block = Gradients(
+        samples=sums.pieces,
+        pieces=sums.pieces + product.pieces,
         columns=batch,
-        dy=features_first(dy),
+        dy=_feature_major(dy),
         dvalues=dvalues,
         dbias=dbias,
         dx=dx,
         rows=rows,
-        step=step,
+        step=sums.step,
         crow=crow,
         col=col,
-        x=features_first(x),
+        x=_feature_major(x),
         features=features,
-        chunk=work.step,
+        chunk=product.step,
         tcrow=tcrow,
         tcol=tcol,
         values=values.index_select(0, permutation),
-        also=kernels().MASK if relu else 0,
-        copies=work.copies,
-        copied=work.copied,
+        also=MASK if relu else 0,
+        copied=product.copied,
+        block=sums.block,
+        bounds=sums.bounds,
+        copies=cpu_work.copies(room),
+        room=room,
     )
     _launch(kernels().gradients, block)
     return dvalues, dbias, dx.t()
 
 
-class _Work(NamedTuple):
-    """How a product is divided, and room for copies of some rows, or none."""
-
-    step: int  # rows of a piece
-    pieces: int
-    copies: Tensor | None = None
-    copied: int = 0
-
-
 def _also(bias: Tensor | None, relu: bool) -> int:
     """Return the flags of what is fused into a product."""
-    flag = kernels().RELU if relu else 0
-    return flag if bias is None else flag | kernels().BIAS
-
-
-def _pieces(rows: int, columns: int, samples: int = 1) -> _Work:
-    """Divide a product into rows, so that each thread gets several pieces."""
-    blocks = samples * _ceil(columns, kernels().WIDE)
-    threads = torch.get_num_threads()
-    step = (
-        rows
-        if blocks >= 4 * threads
-        else max(1, _ceil(rows * blocks, 4 * threads))
-    )
-    return _Work(step, blocks * _ceil(rows, step))
-
-
-def _product_work(rows: int, columns: int, batch: int, nnz: int) -> _Work:
-    """Divide a product into blocks of samples that are copied, or into rows."""
-    pack = kernels().PACK
-    threads = torch.get_num_threads()
-    # copying pays if each number is read several times, and all threads have something to do
-    if batch >= 2 * threads * pack and nnz >= 4 * columns:
-        copies = cpu_buffers.empty(threads * columns, pack)
-        return _Work(rows, _ceil(batch, pack), copies, columns)
-    return _pieces(rows, batch)
-
-
-def _sample_pieces(rows: int) -> tuple[int, int]:
-    """Return rows of a piece, and number of pieces, where each row is one thread's."""
-    step = max(1, _ceil(rows, 4 * torch.get_num_threads()))
-    return step, _ceil(rows, step)
-
-
-def _ceil(number: int, divisor: int) -> int:
-    return -(-number // divisor)
+    flag = RELU if relu else 0
+    return flag if bias is None else flag | BIAS
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
@@ -381,8 +362,8 @@ def add_stretches(
     y = cpu_buffers.empty(samples * rows, length).view(samples, rows, length)
     if not y.numel():
         return y
-    work = _pieces(rows, length, samples)
-    block = kernels().Spmm(
+    work = cpu_work.divided(rows, length, samples)
+    block = Spmm(
         pieces=work.pieces,
         samples=samples,
         rows=rows,
@@ -413,13 +394,13 @@ def multiply_stretches(
     dbias = dy.new_empty(rows)
     if not dy.numel():
         return dvalues.zero_(), dbias.zero_()
-    step, pieces = _sample_pieces(rows)
-    block = kernels().Sddmm(
-        pieces=pieces,
+    work = cpu_work.Samples(*cpu_work.owned(rows))
+    block = Sddmm(
+        pieces=work.pieces,
         samples=samples,
         rows=rows,
         columns=length,
-        step=step,
+        step=work.step,
         crow=crow,
         col=places,
         stride=1,
@@ -428,6 +409,11 @@ def multiply_stretches(
         sample=x[0].numel(),
         dvalues=dvalues,
         dbias=dbias,
+        features=0,
+        block=0,
+        bounds=None,
+        copies=None,
+        room=0,
     )
     _launch(kernels().sddmm, block)
     return dvalues, dbias
@@ -440,19 +426,17 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     widest = max(width, *rows)
     y = x.new_empty(samples, rows[-1])
     # what is copied to be contiguous has to outlive the call
-    held = [_row(out, layer) for out, layer in zip(rows, layers)]
-    table = torch.tensor([number for row in held for number in _numbers(row)])
+    held = [_contiguous(layer) for layer in layers]
+    table = torch.tensor([number for layer in held for number in _row(layer)])
     if not y.numel():
         return y
-    block = kernels().Network(
+    block = Network(
         samples=samples,
         width=width,
         layers=len(layers),
         x=x.contiguous(),
         y=y,
-        buffers=x.new_empty(
-            torch.get_num_threads() * 2 * widest * kernels().TILE
-        ),
+        buffers=x.new_empty(torch.get_num_threads() * 2 * widest * TILE),
         widest=widest,
         table=table,
     )
@@ -460,15 +444,19 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
     return y
 
 
-def _row(rows: int, layer: Weights) -> tuple[int | Tensor | None, ...]:
+def _contiguous(layer: Weights) -> Weights:
     bias = layer.bias if layer.bias is None else layer.bias.contiguous()
-    return kernels().Row(
-        rows=rows,
-        crow=layer.crow,
-        col=layer.col,
-        values=layer.values.contiguous(),
-        bias=bias,
-        also=_also(bias, layer.relu),
+    return layer._replace(values=layer.values.contiguous(), bias=bias)
+
+
+def _row(layer: Weights) -> Row:
+    return Row(
+        rows=layer.crow.shape[0] - 1,
+        crow=layer.crow.data_ptr(),
+        col=layer.col.data_ptr(),
+        values=layer.values.data_ptr(),
+        bias=0 if layer.bias is None else layer.bias.data_ptr(),
+        also=_also(layer.bias, layer.relu),
     )
 
 
@@ -492,8 +480,13 @@ def features_first(x: Tensor) -> Tensor:
     rows, columns = x.shape
     y = cpu_buffers.empty(columns, rows)
     if y.numel():
-        _launch(kernels().transposed, kernels().Transposed(rows, columns, x, y))
+        _launch(kernels().transposed, Transposed(rows, columns, x, y))
     return y
+
+
+def _feature_major(x: Tensor) -> Tensor:
+    """Return a tensor whose memory holds (features, batch), without the call's cost if it is x."""
+    return x if x.stride() == (1, x.shape[0]) else features_first(x)
 
 
 @runtime_checkable
@@ -528,17 +521,18 @@ def _start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
 
 def _numbers(block: Iterable[int | Tensor | None]) -> list[int]:
     """Return the arguments as a kernel reads them: sizes, and addresses of tensors."""
-    numbers = []
-    for argument in block:
-        if isinstance(argument, int):
-            numbers.append(argument)
-        elif argument is None:
-            numbers.append(0)
-        elif argument.ndim:
-            numbers.append(argument.data_ptr() or _nowhere(argument))
-        else:  # while torch.jit traces, sizes are tensors too, without a dimension
-            numbers.append(int(argument))
-    return numbers
+    return [
+        argument if type(argument) is int else _number(argument)
+        for argument in block
+    ]
+
+
+def _number(argument: int | Tensor | None) -> int:
+    if argument is None:
+        return 0
+    if isinstance(argument, Tensor) and argument.ndim:
+        return argument.data_ptr() or _nowhere(argument)
+    return int(argument)  # while torch.jit traces, sizes are tensors, too
 
 
 def _nowhere(tensor: Tensor) -> int:
@@ -562,6 +556,15 @@ def kernels() -> ModuleType:
     with _announced("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels
+
+
+@functools.cache
+def _few_kernels() -> ModuleType:
+    """Load the kernels of few samples, as `kernels` does."""
+    kernels()
+    from sparselib.ops.backends import cpu_few
+
+    return cpu_few
 
 
 @functools.cache

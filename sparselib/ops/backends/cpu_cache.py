@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,22 @@ class Files:
 
 
 class KernelCache(FunctionCache):
-    """numba's cache of one function, on `Files`."""
+    """numba's cache of one function, on `Files`.
 
-    def __init__(self, function: Function) -> None:
+    Parameters
+    ----------
+    function : callable
+        What is compiled. numba sees changes of its file by itself.
+    sources : iterable of paths
+        The other files that it is made of.
+    """
+
+    def __init__(
+        self, function: Function, sources: Iterable[Path] = ()
+    ) -> None:
         super().__init__(function)
-        stamp = (self._cache_file._version, self._cache_file._source_stamp)
+        file = self._cache_file
+        stamp = (file._version, file._source_stamp, *map(_stamp, sources))
         self._cache_file = Files(
             Path(self._cache_path), self._impl.filename_base, stamp
         )
@@ -93,9 +105,16 @@ class KernelCache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def keep(compiled: Any, function: Function) -> None:
+def _stamp(source: Path) -> tuple[str, float, int]:
+    state = source.stat()
+    return source.name, state.st_mtime, state.st_size
+
+
+def keep(
+    compiled: Any, function: Function, sources: Iterable[Path] = ()
+) -> None:
     """Give numba's compiled function a cache, unless there is no folder for it."""
     try:
-        compiled._cache = KernelCache(function)
+        compiled._cache = KernelCache(function, sources)
     except (OSError, RuntimeError):  # nowhere to keep it
         compiled._cache = NullCache()

@@ -82,8 +82,6 @@ def unknown(commits: set[str]) -> set[str]:
 # again, each whole, with the page that shows it
 TO_BE_MADE_AGAIN = {
     "csr-speed-zen4.csv",  # a processor of that kind is needed
-    "san-future.csv",
-    "san-table2.csv",
 }
 
 

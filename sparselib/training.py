@@ -137,6 +137,28 @@ def criterion(function: Criterion) -> Loss[nn.Module]:
     return loss
 
 
+def augmented(loss: Loss[Model], change: Callable[[Any], Any]) -> Loss[Model]:
+    """Return a loss whose inputs are changed at random in each step, which evaluation does not see.
+
+    Parameters
+    ----------
+    loss : callable
+        ``(model, batch) -> scalar``.
+    change : callable
+        ``x -> x``, such as `sparselib.datasets.augmentation.shifted_and_flipped`.
+
+    Returns
+    -------
+    callable
+        ``(model, batch) -> scalar``, as `fit` wants it.
+    """
+
+    def changed(model: Model, batch: Batch) -> Tensor:
+        return loss(model, batch._replace(x=change(batch.x)))
+
+    return changed
+
+
 def reconstruction(function: Criterion) -> Loss[nn.Module]:
     """Return the loss that compares a model's outputs with its inputs: an autoencoder's.
 

@@ -13,7 +13,7 @@ from corrupting import corruptions, read_or_refused
 
 from sparselib import datasets
 from sparselib.datasets import cifar
-from sparselib.datasets.cifar import MEAN, STD, read_binary, read_python
+from sparselib.datasets.cifar import STATISTICS, read_binary, read_python
 
 REDUCED = "ignore:CIFAR-10 has 50,000"
 
@@ -51,7 +51,8 @@ def test_both_formats_of_cifar_read_the_same(alone: Path, python: bool) -> None:
     with pytest.warns(UserWarning, match="holds 8 and 4"):
         data = datasets.cifar10(alone, valid=0)
     assert data.note == "reduced: 8 training images, 0 of them held out with seed 0; 4 test images"
-    expected = (images[1, 2, 5, 7] / 255 - MEAN[2]) / STD[2]
+    mean, std = STATISTICS["cifar10"]
+    expected = (images[1, 2, 5, 7] / 255 - mean[2]) / std[2]
     assert float(data.train.x[1, 2, 5, 7]) == pytest.approx(expected, abs=1e-6)
 
 
@@ -217,6 +218,11 @@ def test_200_damaged_files_are_refused_by_name_or_equal_or_reported(
 def test_without_files_it_says_where_to_put_them(alone: Path) -> None:
     with pytest.raises(datasets.DataUnavailable, match=r"use the embedded datasets.placed_digits"):
         datasets.cifar10(alone)
+
+
+def test_images_are_standardized_as_a_network_wants_them(alone: Path) -> None:
+    with pytest.raises(ValueError, match="statistics are one of cifar10, imagenet, not 'mnist'"):
+        datasets.cifar10(alone, statistics="mnist")
 
 
 @pytest.mark.realdata

@@ -1,10 +1,12 @@
 """Classifiers and the decoder on them: counts and shapes of the papers and of torchvision."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import sparselib as sl
-from sparselib import models
+from sparselib import datasets, models
 from sparselib.saliency import Selector
 
 # of torchvision's documentation, and of He and others' Table 6 to the digits it prints
@@ -145,6 +147,37 @@ def test_classes_and_sizes_out_of_range_get_a_sentence() -> None:
         Selector(model, (1, 17, 17), 3)
     with pytest.raises(ValueError, match="no attribute `scales`"):
         Selector(torch.nn.Linear(3, 3), (1, 16, 16), 3)
+
+
+def test_zeros_of_a_shortcut_stand_behind_the_channels_or_on_both_sides() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    for shortcut, before in (("pad", 0), ("pad_both", 2)):
+        model = models.ResNet((1, 1), (3, 8), shortcut=shortcut)
+        aside = model.layer2[0].downsample(x)
+        assert torch.equal(aside[:, before : before + 3], x[:, :, ::2, ::2])
+        assert aside.shape == (2, 8, 4, 4)
+        assert int((aside != 0).sum()) == x[:, :, ::2, ::2].numel()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("depth", "least"), [(20, 0.90), (56, 0.91)])
+@pytest.mark.filterwarnings("ignore:CIFAR-10 has 50,000")
+def test_public_weights_reach_what_their_author_measured(depth: int, least: float) -> None:
+    """91.73 and 93.39 % of 10,000 images; two standard errors of 1,000 images are 1.7 points."""
+    data = datasets.cifar10(valid=0, statistics="imagenet").test
+    model = models.cifar10_resnet(depth)
+    with torch.no_grad():
+        predicted = torch.cat([model(x).argmax(1) for x in data.x.split(250)])
+    assert (predicted == data.y).float().mean() > least
+
+
+def test_there_are_public_weights_of_two_depths(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of 20 and 56 layers, not of 32"):
+        models.cifar10_resnet(32)
+    (tmp_path / "pretrained-cifar10").mkdir()
+    (tmp_path / "pretrained-cifar10/resnet20-12fca82f.th").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="resnet20-12fca82f"):
+        models.cifar10_resnet(20, tmp_path)
 
 
 @pytest.mark.parametrize(

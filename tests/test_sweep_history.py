@@ -78,14 +78,6 @@ def unknown(commits: set[str]) -> set[str]:
     return commits - known
 
 
-# their program is in no commit: they were made with changes that nobody kept. They are to be made
-# again, each whole, with the page that shows it
-TO_BE_MADE_AGAIN = {
-    "san-future.csv",
-    "san-table2.csv",
-}
-
-
 def stored() -> dict[str, set[tuple[str, str]]]:
     """Commit and checksum of the library in the rows of each table."""
     return {
@@ -116,9 +108,8 @@ def test_commits_of_stored_rows_are_in_the_history():
     assert unknown({head, f"{head} dirty", "0" * 40}) == {f"{head} dirty", "0" * 40}
 
 
-def test_rows_have_a_commit_but_for_those_that_are_to_be_made_again():
-    without = {name for name, rows in stored().items() if not all(c for c, _ in rows)}
-    assert without == TO_BE_MADE_AGAIN
+def test_every_stored_row_has_a_commit():
+    assert {name for name, rows in stored().items() if not all(c for c, _ in rows)} == set()
 
 
 @pytest.mark.skipif(is_shallow(), reason="there is no whole history here")

@@ -1,6 +1,6 @@
 """The data sets of the five papers, and small embedded stand-ins for them."""
 
-from . import synthetic
+from . import augmentation, synthetic
 from .apnea import apnea_ecg
 from .cifar import cifar10
 from .files import DataUnavailable
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "apnea_ecg",
     "apnea_excerpt",
+    "augmentation",
     "cifar10",
     "digits",
     "epilepsy",

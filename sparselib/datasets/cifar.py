@@ -12,11 +12,14 @@ from jaxtyping import Int64, UInt8
 
 from . import plain_pickle
 from .files import DataUnavailable, Folder, folders
-from .image_folder import standardized
+from .image_folder import MEAN, STD, standardized
 from .split import Samples, Split, hold_out
 
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)
+# mean and standard deviation of each color, of CIFAR-10 itself and of ImageNet
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet": (MEAN, STD),
+}
 RECORD = 1 + 3 * 32 * 32
 IMAGES = 10_000  # of a whole batch
 TRAINING = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -50,7 +53,11 @@ class _Version(NamedTuple):
 
 
 def cifar10(
-    folder: Folder = None, valid: int | float = 0.1, seed: int = 0
+    folder: Folder = None,
+    valid: int | float = 0.1,
+    seed: int = 0,
+    *,
+    statistics: str = "cifar10",
 ) -> Split:
     """Return CIFAR-10 (Krizhevsky, 2009), each color standardized by its usual mean and spread.
 
@@ -66,6 +73,9 @@ def cifar10(
         What is held out for validation, a count or a fraction: the paper's 0.1 by default.
     seed
         Chooses the images that are held out.
+    statistics : {"cifar10", "imagenet"}
+        Whose mean and standard deviation of each color; networks are used with those that they
+        were trained with.
 
     Returns
     -------
@@ -76,7 +86,7 @@ def cifar10(
     Raises
     ------
     ValueError
-        If a file is damaged, or two batches hold the same images.
+        If a file is damaged, two batches hold the same images, or the statistics are unknown.
     DataUnavailable
         If no training batch or no test batch is there.
 
@@ -86,8 +96,12 @@ def cifar10(
         If images are missing, if a whole batch differs from the official one, or if a file is left
         out because its name is that of no batch, such as ``data_batch_1 (1).bin``.
     """
-    train = _samples(_batches(TRAINING, folder))
-    tested = _samples(_batches(TESTING, folder))
+    if statistics not in STATISTICS:
+        raise ValueError(
+            f"statistics are one of {', '.join(STATISTICS)}, not {statistics!r}"
+        )
+    train = _samples(_batches(TRAINING, folder), statistics)
+    tested = _samples(_batches(TESTING, folder), statistics)
     rest, held = hold_out(train, valid, seed)
     note = f"{len(train):,} training images, {len(held):,} of them held out with seed {seed}"
     if len(train) < 50_000 or len(tested) < 10_000:
@@ -261,7 +275,8 @@ def _warn_of_strangers(
         )
 
 
-def _samples(batches: dict[Path, Batch]) -> Samples:
+def _samples(batches: dict[Path, Batch], statistics: str) -> Samples:
     pixels = np.concatenate([batch.pixels for batch in batches.values()])
     labels = np.concatenate([batch.labels for batch in batches.values()])
-    return Samples(standardized(pixels, MEAN, STD), torch.from_numpy(labels))
+    x = standardized(pixels, *STATISTICS[statistics])
+    return Samples(x, torch.from_numpy(labels))

@@ -23,6 +23,10 @@ SOURCES = {
         "https://archive.ics.uci.edu/ml/machine-learning-databases/00280/",
     ),
     "apnea-ecg": ("https://physionet.org/files/apnea-ecg/1.0.0/",),
+    "pretrained-cifar10": (
+        "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/"
+        "d5489e8995e8/pretrained_models/",
+    ),
 }
 
 SHA256 = {
@@ -51,6 +55,12 @@ SHA256 = {
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
     ),
     "apnea-ecg/SHA256SUMS.txt": "970d643ec848af6bbc2bda148d1f8e165d439514948b23e5df76e962ba7a5b61",
+    "pretrained-cifar10/resnet20-12fca82f.th": (
+        "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"
+    ),
+    "pretrained-cifar10/resnet56-4bfd9763.th": (
+        "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"
+    ),
     "higgs/HIGGS.csv.gz": "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
     "higgs/HIGGS_subset35298.csv.gz": (
         "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"

@@ -6,6 +6,7 @@ from sparselib.models.heads import cnn as cnn
 from sparselib.models.mlp import MLP as MLP
 from sparselib.models.mobilenet import MobileNetV2 as MobileNetV2
 from sparselib.models.oscnn import OSCNN as OSCNN
+from sparselib.models.pretrained import cifar10_resnet as cifar10_resnet
 from sparselib.models.resnet import ResNet as ResNet
 from sparselib.models.resnet import resnet20 as resnet20
 from sparselib.models.resnet import resnet34 as resnet34

@@ -10,6 +10,7 @@ from sparselib.nn.gate import Channels
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+SHORTCUTS = ("pad", "pad_both", "project")
 
 
 class ResNet(nn.Module):
@@ -33,9 +34,10 @@ class ResNet(nn.Module):
     stem : {"small", "half", "large"}
         A convolution 3 wide; the same, which halves the size; or one 7 wide and a pool, which both
         halve it.
-    shortcut : {"pad", "project"}
-        Where channels become more, the shortcut fills up with zeros (option A of the paper) or is
-        a convolution 1 wide with batch normalization (option B).
+    shortcut : {"pad", "pad_both", "project"}
+        Where channels become more, the shortcut fills up with zeros behind the given channels, or
+        as many before as behind them (both are option A of the paper; public CIFAR-10 weights are
+        of the second), or is a convolution 1 wide with batch normalization (option B).
     dimensions : {1, 2}
         1 for signals, 2 for images.
 
@@ -115,14 +117,18 @@ class ResNet(nn.Module):
         return found
 
 
-def resnet20(classes: int = 10, inputs: int = 3) -> ResNet:
+def resnet20(
+    classes: int = 10, inputs: int = 3, *, shortcut: str = "pad"
+) -> ResNet:
     """Return the ResNet-20 of CIFAR-10, 0.27 million parameters (He and others, Table 6)."""
-    return ResNet((3, 3, 3), classes=classes, inputs=inputs)
+    return ResNet((3, 3, 3), classes=classes, inputs=inputs, shortcut=shortcut)
 
 
-def resnet56(classes: int = 10, inputs: int = 3) -> ResNet:
+def resnet56(
+    classes: int = 10, inputs: int = 3, *, shortcut: str = "pad"
+) -> ResNet:
     """Return the ResNet-56 of CIFAR-10, 0.85 million parameters (He and others, Table 6)."""
-    return ResNet((9, 9, 9), classes=classes, inputs=inputs)
+    return ResNet((9, 9, 9), classes=classes, inputs=inputs, shortcut=shortcut)
 
 
 def resnet34(classes: int = 1000) -> ResNet:
@@ -202,11 +208,12 @@ class _Bottleneck(nn.Module):
 
 
 class _Padded(nn.Module):
-    """Every other place, and channels of zeros behind the given ones (option A)."""
+    """Every other place, and channels of zeros before and behind the given ones (option A)."""
 
-    def __init__(self, more: int, stride: int) -> None:
+    def __init__(self, before: int, behind: int, stride: int) -> None:
         super().__init__()
-        self.more = more
+        self.before = before
+        self.behind = behind
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,7 +222,8 @@ class _Padded(nn.Module):
             if x.ndim == 3
             else x[:, :, :: self.stride, :: self.stride]
         )
-        return functional.pad(x, (0, 0) * (x.ndim - 2) + (0, self.more))
+        channels = (self.before, self.behind)
+        return functional.pad(x, (0, 0) * (x.ndim - 2) + channels)
 
 
 def _shortcut(
@@ -224,7 +232,10 @@ def _shortcut(
     if stride == 1 and read == width:
         return None
     if shortcut == "pad":
-        return _Padded(width - read, stride)
+        return _Padded(0, width - read, stride)
+    if shortcut == "pad_both":
+        before = (width - read) // 2
+        return _Padded(before, width - read - before, stride)
     conv = CONVS[dimensions](read, width, 1, stride, bias=False)
     return nn.Sequential(conv, NORMS[dimensions](width))
 
@@ -241,12 +252,9 @@ def _check(
             f"a ResNet has stages of at least one block and one channel, as many of the ones as of "
             f"the others, not {tuple(blocks)} and {tuple(widths)}"
         )
-    if stem not in ("small", "half", "large") or shortcut not in (
-        "pad",
-        "project",
-    ):
+    if stem not in ("small", "half", "large") or shortcut not in SHORTCUTS:
         raise ValueError(
-            f"stem must be 'small', 'half' or 'large' and shortcut 'pad' or 'project', "
+            f"stem must be 'small', 'half' or 'large' and shortcut one of {SHORTCUTS}, "
             f"not {stem!r} and {shortcut!r}"
         )
     if dimensions not in CONVS:

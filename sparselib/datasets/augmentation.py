@@ -1,0 +1,50 @@
+"""Random changes of images that leave their class as it is."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def shifted_and_flipped(
+    x: Float[Tensor, "images colors height width"],
+    most: int = 4,
+    flip: bool = True,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "images colors height width"]:
+    """Shift each image by up to `most` pixels in both directions, and flip half of them sideways.
+
+    What enters at a border is zero. With the defaults it is the augmentation of CIFAR-10 by He and
+    others (2016, Section 4.2): a crop of 32 x 32 from the image with a margin of 4, or its mirror
+    image.
+
+    Parameters
+    ----------
+    x : Tensor, shape (images, colors, height, width)
+        Images, unchanged.
+    most : int
+        Pixels of the largest shift.
+    flip : bool
+        Flip each image with a probability of one half.
+    generator : torch.Generator, optional
+        Source of the shifts, on the CPU; torch's default otherwise.
+
+    Raises
+    ------
+    ValueError
+        If `most` is below 0.
+    """
+    if most < 0:
+        raise ValueError(f"a shift is of at least 0 pixels, not {most}")
+    count, _, height, width = x.shape
+    wide = functional.pad(x, (most, most, most, most))
+    draw = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
+    rows = draw[0] + torch.arange(height)
+    columns = draw[1] + torch.arange(width)
+    if flip:
+        is_flipped = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(is_flipped, columns.flip(1), columns)
+    image = torch.arange(count)[:, None, None]
+    places = (image, rows[:, :, None], columns[:, None, :])
+    chosen = wide.movedim(1, 3)[tuple(place.to(x.device) for place in places)]
+    return chosen.movedim(3, 1).contiguous()

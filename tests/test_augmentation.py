@@ -1,0 +1,64 @@
+"""Shifted and flipped images: what enters is zero, and each change is as frequent as the others."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn import functional
+
+import sparselib as sl
+from sparselib import training
+from sparselib.datasets.augmentation import shifted_and_flipped
+
+
+def changes(image: torch.Tensor, most: int) -> dict[tuple[int, int, bool], torch.Tensor]:
+    """Every image that one may become, by shift and flip."""
+    _, height, width = image.shape
+    wide = functional.pad(image, (most, most, most, most))
+    found = {}
+    for row in range(2 * most + 1):
+        for column in range(2 * most + 1):
+            crop = wide[:, row : row + height, column : column + width]
+            found[row, column, False] = crop
+            found[row, column, True] = crop.flip(2)
+    return found
+
+
+def test_each_image_becomes_one_of_its_crops_and_all_are_as_frequent() -> None:
+    image = torch.randn(3, 5, 6)
+    x = image.expand(9000, -1, -1, -1)
+    y = shifted_and_flipped(x, 1, generator=torch.Generator().manual_seed(0))
+    seen: Counter[tuple[int, int, bool]] = Counter()
+    for name, crop in changes(image, 1).items():
+        seen[name] = int((y == crop).flatten(1).all(1).sum())
+    assert seen.total() == 9000
+    assert len(seen) == 18
+    assert all(abs(count - 500) < 5 * 500**0.5 for count in seen.values())
+
+
+def test_without_a_shift_and_a_flip_nothing_changes() -> None:
+    x = torch.randn(4, 3, 8, 7)
+    assert torch.equal(shifted_and_flipped(x, 0, flip=False), x)
+    same = [shifted_and_flipped(x, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], x)
+    with pytest.raises(ValueError, match="at least 0 pixels, not -1"):
+        shifted_and_flipped(x, -1)
+
+
+def test_training_sees_changed_images_and_evaluation_the_given_ones() -> None:
+    data = sl.datasets.digits()
+    seen = []
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return torch.zeros_like(x)
+
+    model = sl.MLP(64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    before = model.layers[0].weight.detach().clone()
+    loss = training.augmented(training.criterion(functional.cross_entropy), change)
+    sl.fit(model, data, optimizer, 1, loss=loss, batch_size=400, progress=False)
+    assert seen == [400, 400, 397]
+    assert torch.equal(model.layers[0].weight, before)  # zeros have no gradient
+    assert not torch.equal(model.layers[0].bias, torch.zeros(10))

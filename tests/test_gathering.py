@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from apart import run_plain
+from apart import run_compiling
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -306,6 +306,7 @@ def compiles_in_one_graph_without_an_evolution():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiled_code_grows_alike():
     here = str(Path(__file__).parent)
     program = (
@@ -313,7 +314,7 @@ def test_compiled_code_grows_alike():
         "t.follows_the_definition(t.Compiled(), 'costliest', False, 3);"
         "t.grows_alike_when_compiled(); t.compiles_in_one_graph_without_an_evolution()"
     )
-    run_plain(program)
+    run_compiling(program)
 
 
 def test_a_copied_trio_and_a_resumed_one_follow_the_definition():

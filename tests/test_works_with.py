@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from apart import run_compiling
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "works_with.md"
 
@@ -66,9 +67,10 @@ def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiled_layers_train_and_evolve(tmp_path) -> None:
     ends = "assert evolution.steps == 1 and model[0].sparsity > 0.85\n"
-    run("\n".join([SETUP, *SECTIONS[COMPILED], ends]), tmp_path)
+    run_compiling("\n".join([SETUP, *SECTIONS[COMPILED], ends]), cwd=tmp_path)
 
 
 @pytest.mark.slow

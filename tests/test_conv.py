@@ -214,7 +214,7 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
     options = {"seed": seed, "regrow": regrow}
     evolution = sl.Evolution(layer, optimizer, sl.drop.magnitude, grow, fraction, **options)
     before = layer.values.numel()
-    for _ in range(6):
+    for _ in range(3):
         layer(torch.randn(2, 3, 20)).square().mean().backward()
         optimizer.step()
         evolution.step()

@@ -1,6 +1,8 @@
 """Parameter groups: what decays, and a step that changes as much at every density."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -160,9 +162,14 @@ def test_three_steps_change_activations_as_much_at_every_density(
     assert spread[False] > 5
 
 
+@functools.cache
+def digits() -> sl.datasets.Split:
+    return sl.datasets.digits()
+
+
 def loss_on_digits(density: float, density_step: bool, lr: float, seed: int) -> float:
     """Loss after 30 steps in which only the sparse layer learns, so that all is due to its step."""
-    data = sl.datasets.digits()
+    data = digits()
     model = network(128, density, seed)
     model[0].requires_grad_(False)
     model[4].requires_grad_(False)
@@ -185,11 +192,12 @@ def best_step(density: float, density_step: bool) -> float:
 
 
 @pytest.mark.slow
-def test_the_best_step_is_that_of_the_dense_twin() -> None:
+def test_the_best_step_is_that_of_the_dense_twin(unchecked: Callable[[bool], None]) -> None:
     """With the rule one search is enough; without it a sparser layer wants a longer step.
 
     At a density of 1/16 by a factor of 16, which is more than the grid's.
     """
+    unchecked(True)
     assert [best_step(density, True) for density in (1.0, 1 / 4, 1 / 16)] == [0.2] * 3
     assert best_step(1 / 16, False) == 1.6
 

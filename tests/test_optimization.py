@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -192,12 +191,11 @@ def best_step(density: float, density_step: bool) -> float:
 
 
 @pytest.mark.slow
-def test_the_best_step_is_that_of_the_dense_twin(unchecked: Callable[[bool], None]) -> None:
+def test_the_best_step_is_that_of_the_dense_twin() -> None:
     """With the rule one search is enough; without it a sparser layer wants a longer step.
 
     At a density of 1/16 by a factor of 16, which is more than the grid's.
     """
-    unchecked(True)
     assert [best_step(density, True) for density in (1.0, 1 / 4, 1 / 16)] == [0.2] * 3
     assert best_step(1 / 16, False) == 1.6
 

@@ -171,7 +171,8 @@ def test_only_limit_and_dry_run_choose(tmp_path):
     assert "2 of 6 runs chosen" in out
     assert out.count("x=2") == 2
     assert place.starts() == []
-    assert place.run("--only", "x=2", "--only", "pause=0.5", "--limit", 1)[0] == 0
+    chosen = ["--only", "x=2", "--only", "pause=0.5", "--limit", 1]
+    assert place.run(*chosen, "--workers", 0)[0] == 0
     assert [start["x"] for start in place.starts()] == [2]
     _, _, err = place.run("--only", "x=9")
     assert "--only x=9: no run has this value; there are 1, 2, 3" in err

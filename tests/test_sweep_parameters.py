@@ -172,16 +172,14 @@ def test_papermill_by_hand_is_refused_what_a_sweep_is(by_hand, given, sentence):
         by_hand(**given)
 
 
-def swept():
-    """Every sweep file of the book, with its page."""
-    for file in sorted(ROOT.glob("book/*/sweeps/*.yml")):
-        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
-        yield pytest.param(spec, (file.parent / spec["notebook"]).resolve(), id=file.stem)
+SWEEPS = sorted(ROOT.glob("book/*/sweeps/*.yml"))
 
 
-@pytest.mark.parametrize(("spec", "path"), [*swept()])
-def test_a_stored_table_has_the_columns_of_its_page(spec, path):
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_stored_table_has_the_columns_of_its_page(file):
     """A row written now can stand beside the stored ones: no parameter's column is missing."""
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    path = (file.parent / spec["notebook"]).resolve()
     known = notebook.parameters(json.loads(path.read_text(encoding="utf-8")))
     table = ROOT / "data/results" / Path(spec["results"]).name
     if not table.is_file():

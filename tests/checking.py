@@ -5,6 +5,7 @@ makes the same calls again and again. `conftest` begins anew for each test and i
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import jaxtyping
 from beartype import beartype
@@ -25,13 +26,17 @@ def begin() -> None:
 
 
 def first(function: Callable[..., object]) -> Callable[..., object]:
-    """Check the arguments of a function by beartype, until there were enough calls."""
-    checked = beartype(function)
+    """Check the arguments of a function by beartype, until there were enough calls.
+
+    beartype writes the checks of a function when it is called for the first time: each process of a
+    test run imports the whole library, and calls a part of it.
+    """
+    checked = cache(partial(beartype, function))
 
     def counted(*arguments: object, **named: object) -> object:
         Calls.checked += 1
         if Calls.checked > CALLS:
             jaxtyping.config.update("jaxtyping_disable", True)
-        return checked(*arguments, **named)
+        return checked()(*arguments, **named)
 
     return counted

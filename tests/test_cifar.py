@@ -219,6 +219,7 @@ def test_without_files_it_says_where_to_put_them(alone: Path) -> None:
         datasets.cifar10(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_cifar_images() -> None:
     with pytest.warns(UserWarning, match="the folder holds 50,000 and 1,000") as caught:

@@ -164,6 +164,7 @@ def test_kernel_compilers_stay_in_ops() -> None:
     assert {pair for pair in heavy if pair[1] in ("numba", "triton")} <= allowed
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import sys, time, torch; before = set(sys.modules); start = time.perf_counter()\n"

@@ -60,6 +60,7 @@ def compare(make, folder, dynamo):
         torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("make", MODELS)
 def test_another_runtime_computes_the_same(make, tmp_path):

@@ -98,6 +98,7 @@ def test_second_derivatives_equal_the_dense_ones():
     torch.testing.assert_close(found[0].double(), found[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("how", [((0, 0), 1), ((1, 3), 2), ((9, 0), 1)])
 def test_the_products_are_closed_under_differentiation(cached, how):

@@ -283,6 +283,7 @@ def test_gates_learn_and_weights_do_not(statistics: str) -> None:
         assert all(p.grad is None for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_operations_alone_close_gates() -> None:
     data, model = placed(96), small()
     gates = pruning.Gates(model)

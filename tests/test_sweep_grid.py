@@ -301,6 +301,7 @@ def test_a_table_is_read_before_anything_runs(tmp_path, capsys, rows, status, to
     assert told in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_rows_of_another_grid_go_only_if_asked_for(tmp_path):
     place = written(tmp_path, "x,square,run\n7,49,older\n")
     assert place.run("--workers", 0)[0] == 2

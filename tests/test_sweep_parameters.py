@@ -149,6 +149,7 @@ def by_hand(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_row_by_hand_has_every_parameter(by_hand):
     row = by_hand(lr=1, hidden=[4, 5])
     assert row["lr"] == 1.0
@@ -158,6 +159,7 @@ def test_a_row_by_hand_has_every_parameter(by_hand):
     assert row["device"] != "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

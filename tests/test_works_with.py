@@ -51,6 +51,7 @@ def run_in_two_processes(program: str, folder: Path) -> None:
         assert process.returncode == 0, errors[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", sorted(SECTIONS.keys() - APART))
 def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
     if title in NEEDS:

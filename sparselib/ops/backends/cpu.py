@@ -30,8 +30,6 @@ from sparselib.ops.backends.cpu_arguments import (
     MASK,
     RELU,
     TILE,
-    Few,
-    FewThrough,
     Gradients,
     Network,
     Row,
@@ -120,21 +118,26 @@ def few(
     elif samples == 1:
         x = x.contiguous()
     y = torch.empty_strided((samples, rows), (1, samples))
-    block = Few(
-        rows,
-        columns,
-        samples,
-        crow.data_ptr(),
-        col.data_ptr(),
-        values.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        _also(bias, relu),
-        x.data_ptr(),
-        0 if copy is None else copy.data_ptr(),
-        y.data_ptr(),
-        rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+    # the counters, and the fields of `Few` in their order; to name them takes a microsecond
+    shared = array(
+        "q",
+        (
+            0,
+            0,
+            rows,
+            columns,
+            samples,
+            crow.data_ptr(),
+            col.data_ptr(),
+            values.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            _also(bias, relu),
+            x.data_ptr(),
+            0 if copy is None else copy.data_ptr(),
+            y.data_ptr(),
+            rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+        ),
     )
-    shared = array("q", (0, 0, *block))
     _start(_few_kernels().few, shared.buffer_info()[0], threads)
     return y
 
@@ -148,22 +151,25 @@ def few_through(
         return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
     table: list[int] = []
-    widest = width
-    rows = width
-    for number, (crow, col, values, bias) in enumerate(layers, 1):
-        rows = crow.shape[0] - 1
-        widest = max(widest, rows)
-        table += Row(
-            rows,
+    widest = max(width, *(layer[0].shape[0] - 1 for layer in layers))
+    rows = layers[-1][0].shape[0] - 1
+    last = len(layers) - 1
+    for number, (crow, col, values, bias) in enumerate(layers):
+        # the fields of `Row` in their order
+        table += (
+            crow.shape[0] - 1,
             crow.data_ptr(),
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _also(bias, number < len(layers)),
+            _also(bias, number < last),
         )
     buffers = torch.empty(2 * widest * samples)
     y = torch.empty_strided((samples, rows), (1, samples))
-    block = FewThrough(
+    # the counters, the fields of `FewThrough` in their order, and the table behind them
+    block = (
+        0,
+        0,
         width,
         samples,
         len(layers),
@@ -171,8 +177,9 @@ def few_through(
         y.data_ptr(),
         buffers.data_ptr(),
         widest,
+        *table,
     )
-    shared = array("q", (0, 0, *block, *table))
+    shared = array("q", block)
     _start(_few_kernels().few_through, shared.buffer_info()[0], 1)
     return y
 
@@ -271,8 +278,9 @@ def gradients(
 
 def _also(bias: Tensor | None, relu: bool) -> int:
     """Return the flags of what is fused into a product."""
-    flag = RELU if relu else 0
-    return flag if bias is None else flag | BIAS
+    if bias is None:
+        return RELU if relu else 0
+    return BIAS | RELU if relu else BIAS
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:

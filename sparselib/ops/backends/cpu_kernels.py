@@ -23,6 +23,7 @@ from sparselib.ops.backends.cpu_arguments import (
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
+    LINE,
     ONE,
     WIDE,
     ZERO,
@@ -586,17 +587,19 @@ def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untype
     """dst[d + c * step + r] = src[s + r * stride + c] for r < rows, c < columns."""
     whole_rows = rows - rows % LANES
     whole_columns = columns - columns % LANES
-    for r in range(0, whole_rows, LANES):
+    # a line of the cache is written as a whole, before others push it out
+    for first in range(0, whole_rows, LINE):
         for c in range(0, whole_columns, LANES):
-            transpose(
-                src,
-                s + r * stride + c,
-                stride,
-                dst,
-                d + c * step + r,
-                step,
-                LANES,
-            )
+            for r in range(first, min(first + LINE, whole_rows), LANES):
+                transpose(
+                    src,
+                    s + r * stride + c,
+                    stride,
+                    dst,
+                    d + c * step + r,
+                    step,
+                    LANES,
+                )
     for r in range(rows):
         for c in range(whole_columns if r < whole_rows else 0, columns):
             dst[d + c * step + r] = src[s + r * stride + c]

@@ -118,24 +118,27 @@ def few(
     elif samples == 1:
         x = x.contiguous()
     y = torch.empty_strided((samples, rows), (1, samples))
-    # the counters, and the fields of `Few` in their order; to name them takes a microsecond
+    # the counters, and the fields of `Few` and `Row` in order; to name them takes a microsecond
     shared = array(
         "q",
         (
             0,
             0,
-            rows,
             columns,
             samples,
+            1,
+            x.data_ptr(),
+            0 if copy is None else copy.data_ptr(),
+            y.data_ptr(),
+            0,
+            0,
+            rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+            rows,
             crow.data_ptr(),
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             _also(bias, relu),
-            x.data_ptr(),
-            0 if copy is None else copy.data_ptr(),
-            y.data_ptr(),
-            rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
         ),
     )
     _start(_few_kernels().few, shared.buffer_info()[0], threads)
@@ -146,41 +149,48 @@ def few_through(
     layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], x: Tensor
 ) -> Tensor:
     """Carry few samples through layers (crow, col, contiguous values, bias) with ReLU between."""
-    samples, width = x.shape
+    samples, columns = x.shape
     if LANES_OF[samples] != samples:
         return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
     table: list[int] = []
-    widest = max(width, *(layer[0].shape[0] - 1 for layer in layers))
-    rows = layers[-1][0].shape[0] - 1
     last = len(layers) - 1
+    widest = 0
+    rows = 0
     for number, (crow, col, values, bias) in enumerate(layers):
+        rows = crow.shape[0] - 1
+        widest = max(widest, rows)
         # the fields of `Row` in their order
         table += (
-            crow.shape[0] - 1,
+            rows,
             crow.data_ptr(),
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             _also(bias, number < last),
         )
-    buffers = torch.empty(2 * widest * samples)
+    size = 4 * widest * samples
+    # x in order, and what each other layer writes in turn
+    scratch = torch.empty((2 * widest + columns) * samples)
+    address = scratch.data_ptr()
     y = torch.empty_strided((samples, rows), (1, samples))
-    # the counters, the fields of `FewThrough` in their order, and the table behind them
+    # the counters, the fields of `Few` in their order, and the table behind them
     block = (
         0,
         0,
-        width,
+        columns,
         samples,
         len(layers),
         x.data_ptr(),
+        address + 2 * size if samples > 1 else 0,
         y.data_ptr(),
-        buffers.data_ptr(),
+        address,
+        size,
         widest,
         *table,
     )
     shared = array("q", block)
-    _start(_few_kernels().few_through, shared.buffer_info()[0], 1)
+    _start(_few_kernels().few, shared.buffer_info()[0], 1)
     return y
 
 

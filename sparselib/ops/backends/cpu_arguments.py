@@ -118,36 +118,21 @@ class Network(NamedTuple):
 
 
 class Few(NamedTuple):
-    """Arguments of `few`."""
+    """Arguments of `few`; a `Row` for each layer follows them in the same array."""
 
-    rows: int  # of the result
-    columns: int  # of the matrix
-    samples: int  # N, 1, 2, 4, 8 or 16
-    crow: int  # int32 [rows + 1]
-    col: int  # int32 [nnz]
-    values: int  # float32 [nnz]
-    bias: int  # float32 [rows], or 0
-    also: int  # sum of BIAS and RELU
-    x: int  # float32 [columns, N], or if there is a copy [N, columns]
-    copy: int  # float32 [columns, N] to bring x into that order, or 0
-    y: int  # float32 [rows, N]
-    step: int  # rows of a piece
-
-
-class FewThrough(NamedTuple):
-    """Arguments of `few_through`; a `Row` for each layer follows them in the same array."""
-
-    width: int  # features of x
+    columns: int  # features of x
     samples: int  # N: 1, 2, 4, 8 or 16
     layers: int  # number of layers
-    x: int  # float32 [N, width]
+    x: int  # float32 [columns, N], or if there is a copy [N, columns]
+    copy: int  # float32 [columns, N] to bring x into that order, or 0
     y: int  # float32 [rows of the last layer, N]
-    buffers: int  # float32 [2, widest, N]
-    widest: int  # most features of x or of any layer
+    buffers: int  # float32 [2, most features of a layer, N] where there are several, or 0
+    size: int  # bytes of one of the two
+    step: int  # rows of a piece; with several layers as many as any has
 
 
 class Row(NamedTuple):
-    """What `network` and `few_through` read of one layer."""
+    """What `network` and `few` read of one layer."""
 
     rows: int  # features that it writes
     crow: int  # int32 [rows + 1]
@@ -157,9 +142,7 @@ class Row(NamedTuple):
     also: int  # sum of BIAS and RELU
 
 
-Block = TypeVar(
-    "Block", Spmm, Sddmm, Gradients, Transposed, Network, Few, FewThrough
-)
+Block = TypeVar("Block", Spmm, Sddmm, Gradients, Transposed, Network, Few)
 
 
 def places(block: type[Block]) -> Block:
@@ -174,7 +157,6 @@ GRADIENTS = places(Gradients)
 TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
 FEW_SAMPLES = places(Few)
-FEW_THROUGH = places(FewThrough)
 ROW = Row(*range(len(Row._fields)))
 ROW_SIZE = len(Row._fields)
-FEW_THROUGH_SIZE = COUNTERS + len(FewThrough._fields)
+FEW_SIZE = COUNTERS + len(Few._fields)

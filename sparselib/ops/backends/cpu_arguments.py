@@ -14,6 +14,7 @@ PACK = 32  # samples whose copy stays in the cache while a product reads it agai
 BIAS = 1
 RELU = 2
 MASK = 4
+PACKS = 8  # by `PACK` columns, as from copies, so that sums are added in the same order
 
 Argument = int | Tensor | None  # tensors travel as addresses, None as 0
 COUNTERS = 2  # shared by all threads, at the head of a kernel's array
@@ -34,7 +35,7 @@ class Spmm(NamedTuple):
     stride: Argument  # from one row of x to the next: N, or 1 where col holds places
     values: Argument  # float32 [nnz]
     bias: Argument  # float32 [M], or 0
-    also: Argument  # sum of BIAS and RELU
+    also: Argument  # sum of BIAS, RELU and PACKS
     x: Argument  # float32 [S, sample]
     sample: Argument  # numbers of x from one sample to the next
     y: Argument  # float32 [S, M, N]
@@ -87,7 +88,7 @@ class Gradients(NamedTuple):
     tcrow: Argument  # int32 [features + 1]
     tcol: Argument  # int32 [nnz]
     values: Argument  # float32 [nnz], in the order of the transposed pattern
-    also: Argument  # MASK, or 0
+    also: Argument  # sum of MASK and PACKS
     copied: Argument  # rows of dy that are copied for a piece of dx; 0 for no copies
     block: Argument  # features that are copied at once for dvalues; 0 for no copies
     bounds: Argument  # int32 [blocks + 1, rows] where there are several blocks, or 0

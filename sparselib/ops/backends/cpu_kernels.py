@@ -13,6 +13,7 @@ from sparselib.ops.backends.cpu_arguments import (
     MASK,
     NETWORK,
     PACK,
+    PACKS,
     RELU,
     ROW,
     ROW_SIZE,
@@ -89,6 +90,33 @@ pack_rows = _rows_of_product(PACK)
 
 
 @inline
+def overlapped(n, end, N):  # type: ignore[no-untyped-def]
+    """Return where to begin, so that a rest overlaps its neighbor: the same values, twice."""
+    if WIDE // 4 < end - n < WIDE <= N:
+        return end - WIDE
+    if LANES < end - n < TILE <= N:
+        return end - TILE
+    if LANES < end - n < PACK <= N:
+        return end - PACK
+    if end - n < LANES <= N:
+        return end - LANES
+    return n
+
+
+@inline
+def in_packs(  # type: ignore[no-untyped-def]
+    o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
+):
+    """Do columns n to end of rows o to e, `PACK` at a time; the last ones overlap."""
+    while n < end:
+        n = min(n, end - PACK)
+        pack_rows(
+            o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+        )
+        n += PACK
+
+
+@inline
 def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
     """Do piece t of `spmm`: a block of columns for some rows of a sample."""
     blocks = (N + WIDE - 1) // WIDE
@@ -100,14 +128,13 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
     end = min(N, n + WIDE)
     i = s * xs
     k = s * M * N
+    if also & PACKS:
+        in_packs(
+            o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
+        )
+        n = end
     while n < end:
-        # a rest overlaps its neighbor: the same values, written twice
-        if WIDE // 4 < end - n < WIDE <= N:
-            n = end - WIDE
-        elif LANES < end - n < TILE <= N:
-            n = end - TILE
-        elif end - n < LANES <= N:
-            n = end - LANES
+        n = overlapped(n, end, N)
         if end - n >= WIDE:
             wide_rows(
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
@@ -118,6 +145,11 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += TILE
+        elif end - n >= PACK:
+            pack_rows(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
+            n += PACK
         elif end - n >= LANES:
             lane_rows(
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N

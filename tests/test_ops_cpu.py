@@ -190,6 +190,19 @@ def test_a_sum_has_one_order_whatever_the_threads(rows, columns, sparsity, batch
         assert all(map(torch.equal, results[0], result))
 
 
+@pytest.mark.parametrize("time", [66, 70, 250])
+def test_a_convolution_has_one_order_whatever_the_threads(time):
+    torch.manual_seed(0)
+    conv = sl.SparseConv1d(3, 40, 5, sparsity=0.3)
+    x, before = torch.randn(7, 3, time), torch.get_num_threads()
+    results = []
+    for threads in (1, 5, 5, 5):
+        torch.set_num_threads(threads)
+        results.append(conv(x).detach())
+    torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results)
+
+
 def test_threads_of_python_may_call_at_once():
     csr, values = layer(100, 100, 0.9)
     x = torch.randn(1000, 100)

@@ -91,7 +91,7 @@ pack_rows = _rows_of_product(PACK)
 
 @inline
 def overlapped(n, end, N):  # type: ignore[no-untyped-def]
-    """Return where to begin, so that a rest overlaps its neighbor: the same values, twice."""
+    """Return where to begin, so that a rest overlaps its neighbor, which is then written again."""
     if WIDE // 4 < end - n < WIDE <= N:
         return end - WIDE
     if LANES < end - n < TILE <= N:
@@ -119,13 +119,15 @@ def in_packs(  # type: ignore[no-untyped-def]
 @inline
 def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
     """Do piece t of `spmm`: a block of columns for some rows of a sample."""
-    blocks = (N + WIDE - 1) // WIDE
+    # a short rest is its neighbor's, so that one thread writes what both compute
+    blocks = max(1, (N - WIDE // 4 + WIDE - 1) // WIDE)
     chunks = (M + step - 1) // step
     o = t % chunks * step
-    n = t // chunks % blocks * WIDE
+    block = t // chunks % blocks
+    n = block * WIDE
     s = t // chunks // blocks
     e = min(M, o + step)
-    end = min(N, n + WIDE)
+    end = N if block == blocks - 1 else n + WIDE
     i = s * xs
     k = s * M * N
     if also & PACKS:

@@ -45,7 +45,7 @@ def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
         return divided(rows, batch)
     # copying pays where each number is read several times, and all threads have something to do
     threads = torch.get_num_threads()
-    if batch < 2 * threads * PACK:
+    if batch <= 2 * threads * PACK:
         # without copies, but sums have the same order, whatever the number of threads
         return divided(rows, batch)._replace(also=PACKS)
     room = columns * PACK

@@ -105,9 +105,9 @@ def function(tmp_path, monkeypatch):
     return module.add
 
 
-def hits(function):
+def hits(function, *sources):
     dispatcher = njit(function)
-    cpu_cache.keep(dispatcher, function)
+    cpu_cache.keep(dispatcher, function, sources)
     assert dispatcher(3, 4) == 11
     return sum(dispatcher.stats.cache_hits.values())
 
@@ -148,6 +148,21 @@ def test_another_source_is_another_kernel(function, tmp_path):
     source = tmp_path / "some_source.py"
     source.write_text(source.read_text(encoding="utf-8") + "# more\n", encoding="utf-8")
     assert hits(function) == 0
+
+
+def test_another_file_that_a_kernel_is_made_of_makes_another_kernel(function, tmp_path):
+    part = tmp_path / "part.py"
+    part.write_text("a = 1\n", encoding="utf-8")
+    assert (hits(function, part), hits(function, part)) == (0, 1)
+    part.write_text("a = 12\n", encoding="utf-8")
+    assert (hits(function, part), hits(function, part)) == (0, 1)
+
+
+def test_every_file_that_kernels_are_made_of_is_known():
+    from sparselib.ops.backends import cpu_vectors
+
+    names = {path.name for path in cpu_vectors.SOURCES}
+    assert {"cpu_vectors.py", "cpu_arguments.py", "cpu_kernels.py", "cpu_few.py"} <= names
 
 
 WITHOUT = """

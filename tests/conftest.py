@@ -88,7 +88,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
         return
     import fcntl
 
-    with tmp_path_factory.getbasetemp().with_name("kernels.lock").open("wb") as lock:
+    with tmp_path_factory.getbasetemp().with_name("kernels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         compile_kernels()
     check_calls()  # anew, for the first test

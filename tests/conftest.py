@@ -55,15 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def check_calls() -> None:
-    """Check shapes and types in the next calls, if the option of pyproject.toml is given."""
-    if "checking" in sys.modules:
-        sys.modules["checking"].begin()
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    check_calls()
+    if "checking" in sys.modules:  # which the option of pyproject.toml loads
+        sys.modules["checking"].begin()
     for marker in ("realdata", "gpu", "browser"):
         if item.get_closest_marker(marker) and (reason := missing(marker)):
             pytest.skip(reason)
@@ -91,7 +86,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     with tmp_path_factory.getbasetemp().with_name("kernels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         compile_kernels()
-    check_calls()  # anew, for the first test
 
 
 def compile_kernels() -> None:

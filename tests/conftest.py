@@ -73,39 +73,6 @@ def seed() -> int:
     return 0
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let one of several processes compile the CPU's kernels, and the others wait for its files.
-
-    In a new checkout each of them would compile the same, for ten seconds of its processor.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ or sys.platform == "win32":
-        return
-    import fcntl
-
-    with tmp_path_factory.getbasetemp().with_name("kernels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        compile_kernels()
-
-
-def compile_kernels() -> None:
-    """Call what most tests call, in this process, so that it is compiled or loaded."""
-    import torch
-
-    import sparselib as sl
-
-    model = sl.MLP(20, 16, 12, 5, layer=sl.CSRLinear, sparsity=0.5)
-    for samples in (4, 64):
-        x = torch.randn(samples, 20, requires_grad=True)
-        for layer in (model, model.layers[0]):
-            layer(x).sum().backward()
-        with torch.no_grad():
-            model(x)
-    signals = torch.randn(2, 2, 30, requires_grad=True)
-    sl.SparseConv1d(2, 3, 5, sparsity=0.5)(signals).sum().backward()
-    sl.nn.extrema(signals, 4).sum().backward()
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Top of the checkout."""

@@ -55,15 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def check_calls() -> None:
-    """Check shapes and types in the next calls, if the option of pyproject.toml is given."""
-    if "checking" in sys.modules:
-        sys.modules["checking"].begin()
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    check_calls()
+    if "checking" in sys.modules:  # which the option of pyproject.toml loads
+        sys.modules["checking"].begin()
     for marker in ("realdata", "gpu", "browser"):
         if item.get_closest_marker(marker) and (reason := missing(marker)):
             pytest.skip(reason)
@@ -76,40 +71,6 @@ def seed() -> int:
 
     torch.manual_seed(0)
     return 0
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let one of several processes compile the CPU's kernels, and the others wait for its files.
-
-    In a new checkout each of them would compile the same, for ten seconds of its processor.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ or sys.platform == "win32":
-        return
-    import fcntl
-
-    with tmp_path_factory.getbasetemp().with_name("kernels.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        compile_kernels()
-    check_calls()  # anew, for the first test
-
-
-def compile_kernels() -> None:
-    """Call what most tests call, in this process, so that it is compiled or loaded."""
-    import torch
-
-    import sparselib as sl
-
-    model = sl.MLP(20, 16, 12, 5, layer=sl.CSRLinear, sparsity=0.5)
-    for samples in (4, 64):
-        x = torch.randn(samples, 20, requires_grad=True)
-        for layer in (model, model.layers[0]):
-            layer(x).sum().backward()
-        with torch.no_grad():
-            model(x)
-    signals = torch.randn(2, 2, 30, requires_grad=True)
-    sl.SparseConv1d(2, 3, 5, sparsity=0.5)(signals).sum().backward()
-    sl.nn.extrema(signals, 4).sum().backward()
 
 
 @pytest.fixture(scope="session")

@@ -215,10 +215,10 @@ def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
     is_recording = torch.is_grad_enabled()
     for tensor in (x, *parameters):
         if tensor is not None and (
-            tensor.dtype is not FLOAT
+            type(tensor) not in PLAIN
+            or tensor.dtype is not FLOAT
             or not tensor.is_cpu
             or tensor.layout is not STRIDED
-            or type(tensor) not in PLAIN
             or tensor.is_neg()
             or not tensor.data_ptr()
             or (is_recording and tensor.requires_grad)

@@ -3,6 +3,9 @@
 A Python takes two seconds to load torch. On Linux a process waits that has loaded it, and nothing
 of ours: each program is a fork of it with its own environment, which ends like any other process.
 Where there is no such fork, each program starts from nothing.
+
+What compiles takes three seconds more, to load the compiler. For that another process waits, which
+has compiled something small; tests that ask for it have the marker ``xdist_group("compiler")``.
 """
 
 import atexit
@@ -12,9 +15,12 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 IS_FORKED = sys.platform == "linux"
@@ -112,15 +118,90 @@ def _carry_out(first: str, *rest: str) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def run(*words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+def run(
+    *words: object, env: Mapping[str, str] | None = None, cwd: Path | str = "."
+) -> subprocess.CompletedProcess:
     """Run a program to its end."""
-    program = Program(*words, env=env)
+    program = Program(*words, env=env, cwd=cwd)
     out, err = program.communicate()
     return subprocess.CompletedProcess(words, program.returncode, out, err)
 
 
 def run_plain(program: str) -> list[str]:
     """Run code without the shape checks of the test run, which refuse torch's symbolic sizes."""
-    done = run("-c", program)
+    return _lines(run("-c", program))
+
+
+def run_compiling(
+    program: str, env: Mapping[str, str] | None = None, cwd: Path | str = "."
+) -> list[str]:
+    """Run code that compiles, likewise."""
+    if not IS_FORKED:
+        return _lines(run("-c", program, env=env, cwd=cwd))
+    environment = dict(os.environ if env is None else env)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        compiler = _compiler()
+        compiler.send((["-c", program], environment, str(cwd), files))
+        status = compiler.recv()
+        out, err = (file.read_text(encoding="utf-8") for file in files)
+    return _lines(subprocess.CompletedProcess(program, status, out, err))
+
+
+def _lines(done: subprocess.CompletedProcess) -> list[str]:
+    """Return what was printed by a program that has to end well."""
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
+
+
+@cache
+def _compiler() -> Connection:
+    """Start the process that has compiled, which waits for programs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    here, there = context.Pipe()
+    with _without_main():
+        context.Process(target=_fork_programs, args=(there,), daemon=True).start()
+    there.close()
+    return here
+
+
+def _fork_programs(asked: Connection) -> None:
+    """Compile something; then carry out each program in a fork, and answer with its status."""
+    _compile()
+    while True:
+        try:
+            given = asked.recv()
+        except EOFError:
+            return
+        process = os.fork()
+        if process == 0:
+            _end_as_python_does(given)
+        _, status = os.waitpid(process, 0)
+        asked.send(os.waitstatus_to_exitcode(status))
+
+
+def _compile() -> None:
+    """Load all that a compilation loads: its front, and what differentiates."""
+    import torch
+
+    layer = torch.nn.Linear(3, 2)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    compiled(torch.randn(2, 3, requires_grad=True)).relu().sum().backward()
+    torch._dynamo.reset()
+
+
+def _end_as_python_does(given: tuple) -> None:
+    """Carry out a program in this fork, tell what it raised, and end."""
+    status = 1
+    try:
+        _become(*given)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

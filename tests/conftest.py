@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "checking" in sys.modules:  # which the option of pyproject.toml loads
+        sys.modules["checking"].begin()
     for marker in ("realdata", "gpu", "browser"):
         if item.get_closest_marker(marker) and (reason := missing(marker)):
             pytest.skip(reason)
@@ -69,15 +71,6 @@ def seed() -> int:
 
     torch.manual_seed(0)
     return 0
-
-
-@pytest.fixture
-def unchecked() -> Iterator[Callable[[bool], None]]:
-    """Call with True to leave out the checks of shapes in a long loop, after its first steps."""
-    import jaxtyping
-
-    yield lambda is_unchecked: jaxtyping.config.update("jaxtyping_disable", is_unchecked)
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Thousands of corrupt state dicts and rewires, in a process of its own: none may crash it.
+"""Many corrupt state dicts and rewires, in a process of its own: none may crash it.
 
 Each ends in a sentence and leaves the layer as it was, or it is accepted and the layer computes
 what its dense twin does. Prints how many were refused and accepted.

@@ -72,6 +72,7 @@ def kept_by(activation, s, size):
     return s.grad
 
 
+@pytest.mark.slow
 @given(
     st.one_of(SIGNALS, IMAGES, SMOOTH),
     st.integers(1, 12),
@@ -88,6 +89,7 @@ def test_extrema_are_those_of_the_sequential_algorithm(s, size, tolerance, defin
             assert torch.equal(activation(s[None, None], size)[0, 0], s * expected)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_signals_index_for_index():
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(2500, 24, generator=draw)
@@ -103,6 +105,7 @@ def test_ten_thousand_random_signals_index_for_index():
                 assert torch.equal(extrema(s[:, None], distance)[:, 0], s * expected)
 
 
+@pytest.mark.slow
 @given(
     arrays(
         "float32", array_shapes(min_dims=2, max_dims=3, max_side=9), elements=st.integers(-3, 3)

@@ -50,6 +50,7 @@ def test_maps_have_the_input_s_size_and_lie_between_0_and_1(length, seed):
     torch.testing.assert_close(cam, apart)
 
 
+@pytest.mark.slow
 def test_it_points_at_the_pulse_that_the_network_was_trained_to_find():
     torch.manual_seed(0)
     place = torch.randint(10, 90, (256,))

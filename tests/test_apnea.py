@@ -119,6 +119,7 @@ def test_without_any_test_night_there_is_no_official_split(tmp_path, monkeypatch
         datasets.apnea_ecg("rr", **where, records=records, by="official")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_test_nights_are_tested_on_the_answers_that_lie_beside_them(tmp_path):
     """The answers themselves are not available: random labels, as many as the night has minutes."""

@@ -42,7 +42,6 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.built
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_pages_read_well_from_disk(html: Path) -> None:
     """Wide and narrow, light and dark: see `reading.faults`."""
     pages = sorted((html / "book").rglob("*.html"))
@@ -53,7 +52,6 @@ def test_pages_read_well_from_disk(html: Path) -> None:
 @needs_axe
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_axe_is_part_of_the_reading(html: Path) -> None:
     """Whoever installs the tests' dependencies has it; without it the pages are read unchecked."""
     script = reading.axe()
@@ -64,7 +62,6 @@ def test_axe_is_part_of_the_reading(html: Path) -> None:
 @pytest.mark.built
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_search_finds_standard_terms(html: Path) -> None:
     terms = TERMS if "BUILT_BOOK" in os.environ else ("page",)
     found = asyncio.run(reading.search(html, [*terms, "zyzzyva"]))
@@ -116,14 +113,12 @@ def read_of_bad_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
 
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_a_good_page_has_no_faults(read_of_bad_pages: dict[str, list[str]]) -> None:
     assert not any(name.endswith("/0.html") for name in read_of_bad_pages)
 
 
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 @pytest.mark.parametrize("expected", [*BAD, *INACCESSIBLE])
 def test_faults_of_pages_are_seen(expected: str, read_of_bad_pages: dict[str, list[str]]) -> None:
     """Each guard is broken on purpose."""
@@ -175,7 +170,6 @@ PRESS = """(async () => {
 @pytest.mark.built
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif("BUILT_BOOK" not in os.environ, reason="the two pages are of the whole book")
 @pytest.mark.parametrize(
     ("page", "key", "before", "after"),

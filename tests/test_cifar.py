@@ -225,6 +225,7 @@ def test_images_are_standardized_as_a_network_wants_them(alone: Path) -> None:
         datasets.cifar10(alone, statistics="mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_cifar_images() -> None:
     with pytest.warns(UserWarning, match="the folder holds 50,000 and 1,000") as caught:

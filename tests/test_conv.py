@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from apart import run_plain
+from apart import run_compiling
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -81,6 +81,7 @@ def test_gradients_are_those_of_differences(padding, dilation):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiles_without_a_graph_break():
     program = """
 import torch, sparselib as sl
@@ -93,7 +94,7 @@ for padding in (sl.nn.replicate_right, sl.nn.centered_zeros):
         print(torch.cat([x.grad.flatten(), *(p.grad for p in layer.parameters())]).tolist())
         layer.zero_grad(), x.grad.zero_()
 """
-    found = [ast.literal_eval(line) for line in run_plain(program)]
+    found = [ast.literal_eval(line) for line in run_compiling(program)]
     for eager, compiled in zip(found[::2], found[1::2], strict=True):
         assert compiled == pytest.approx(eager, abs=1e-5)
 
@@ -213,7 +214,7 @@ def test_evolution_never_leaves_a_region(grow, seed, sparsity, regrow):
     options = {"seed": seed, "regrow": regrow}
     evolution = sl.Evolution(layer, optimizer, sl.drop.magnitude, grow, fraction, **options)
     before = layer.values.numel()
-    for _ in range(6):
+    for _ in range(3):
         layer(torch.randn(2, 3, 20)).square().mean().backward()
         optimizer.step()
         evolution.step()

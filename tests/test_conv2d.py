@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from apart import run_plain
+from apart import run_compiling, run_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -230,6 +230,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_a_compiled_layer_stays_sparse_for_images_of_any_size():
     program = """
 import torch, sparselib as sl
@@ -246,7 +247,7 @@ for size in (9, 12):
     assert torch.allclose(fast(x), model(x), atol=1e-5)
 """
     both = "sparselib.conv1d.default sparselib.conv1d.default"
-    assert set(run_plain(program)) == {both}
+    assert set(run_compiling(program)) == {both}
 
 
 @pytest.mark.parametrize(

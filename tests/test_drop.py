@@ -45,6 +45,7 @@ DISTRIBUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3])
 def test_the_threshold_finds_its_target_within_a_fifth(distribution, fraction):

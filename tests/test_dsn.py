@@ -184,6 +184,7 @@ def test_a_restored_evolution_goes_on_as_the_saved_one():
         sl.DST(model, optimizer, 9, every=1).load_state_dict(evolution.state_dict())
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_a_fast_wave_from_a_slow_one():
     time = torch.linspace(0, 1, 60)
     y = torch.arange(128) % 2

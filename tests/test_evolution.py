@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib.evolution import Plan, Strategy, drop, grow
+from sparselib.evolution import Plan, Strategy, drop, engine, grow
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -175,14 +175,13 @@ def _by_position(layer, optimizer):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.slow
-def test_the_count_is_invariant_over_a_thousand_evolutions(rule, unchecked):
+def test_the_count_is_invariant_over_hundreds_of_evolutions(rule):
     model = network(sizes=(20, 12, 5), sparsity=0.8)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     evolution = rule(model, optimizer, 0.3, repair=True)
     counts = [layer.csr.nnz for layer in model.layers]
     addresses = [layer.values.data_ptr() for layer in model.layers]
-    for step in range(1000):
-        unchecked(step >= 20)
+    for step in range(400):
         train_step(model, optimizer, step)
         evolution.step()
     assert [layer.positions.unique().numel() for layer in model.layers] == counts
@@ -271,15 +270,13 @@ def test_same_seed_same_topology_other_seed_another():
 @pytest.mark.slow
 def test_the_seed_of_a_layer_does_not_hang_on_the_hash_seed_of_the_process():
     program = (
-        "from sparselib.evolution.engine import _generator as g; print(g(0, 'a', 3).initial_seed())"
+        "from sparselib.evolution.engine import _generator as g\n"
+        "print(g(0, 'a', 3).initial_seed(), hash('a'))"
     )
-    seeds = {
-        subprocess.check_output(
-            [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}
-        )
-        for salt in ("1", "2")
-    }
-    assert len(seeds) == 1
+    salted = os.environ | {"PYTHONHASHSEED": "1"}
+    seed, salt = subprocess.check_output([sys.executable, "-c", program], env=salted).split()
+    assert int(salt) != hash("a")
+    assert int(seed) == engine._generator(0, "a", 3).initial_seed()
 
 
 def test_an_impossible_step_changes_no_layer():

@@ -253,6 +253,7 @@ def test_dead_mirror_is_passed_over_at_once(alone, serve, waits):
     assert waits == []
 
 
+@pytest.mark.slow
 def test_killed_download_leaves_no_file_under_the_final_name(alone, serve):
     released = threading.Event()
 
@@ -294,6 +295,7 @@ def test_file_without_a_source_is_only_found(alone):
     assert files.find("toy", "file.bin", alone) == path
 
 
+@pytest.mark.slow
 def test_import_is_light():
     program = "import sys, sparselib.datasets; print(*sys.modules)"
     loaded = subprocess.run(

@@ -90,6 +90,7 @@ def test_a_report_that_is_ended_ends_its_step(tmp_path):
     assert len(file.read_text(encoding="utf-8").splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COPIES, reason="copies of a process are for Linux")
 def test_copies_of_a_process_end_as_processes_do(tmp_path):
     steps = ["--steps", "roofline", "accuracy"]
@@ -136,6 +137,7 @@ def test_limits_fit_the_whole():
     assert sum(without_rest.values()) - without_rest["machine"] <= gpu_report.WHOLE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not gpu_report.can_interpret(), reason="Triton cannot interpret here")
 def test_the_probe_and_the_block_sparse_baseline_compute_what_they_claim():
     from apart import run_plain

@@ -145,6 +145,7 @@ def test_random_growth_takes_free_cells_of_open_rows_only(case, data):
     assert values.count_nonzero() == 0
 
 
+@pytest.mark.slow
 def test_random_growth_is_uniform_over_the_free_cells():
     layer, context = make(4, 5, 0.7, 0)
     hits = torch.zeros(layer.csr.cells)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -30,8 +31,13 @@ FLOORS = {
 NOT_ON_THE_PAGE = {"sparselib.masked_product", "sparselib.sigmoid_squared_error"}
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(LIBRARY.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 PAPERS = sorted((ROOT / "book").glob("*/paper.ipynb"))
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Return what each file of the library is made of."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def room(path: Path) -> str:
@@ -78,7 +84,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_imports_point_down() -> None:
-    faults = [f for p, tree in TREES.items() if room(p) in FLOOR for f in climbing(p, tree)]
+    faults = [f for p, tree in trees().items() if room(p) in FLOOR for f in climbing(p, tree)]
     assert faults == []
 
 
@@ -114,7 +120,7 @@ def inherited_from_final(trees: list[ast.AST]) -> list[str]:
 
 
 def test_classes_are_abstract_or_final() -> None:
-    assert inherited_from_final(list(TREES.values())) == []
+    assert inherited_from_final(list(trees().values())) == []
     broken = ast.parse("class Layer(Module): pass\nclass Special(Layer): pass")
     assert inherited_from_final([broken]) == ["Special"]
 
@@ -123,7 +129,7 @@ def test_modules_do_not_have_the_name_of_a_function_of_theirs() -> None:
     """In the package the function would hide the module."""
     same = {
         name(path)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path.stem
     }
@@ -132,7 +138,7 @@ def test_modules_do_not_have_the_name_of_a_function_of_theirs() -> None:
 
 def test_public_names_are_one_page() -> None:
     library = importlib.import_module("sparselib")
-    tree = TREES[LIBRARY / "__init__.py"]
+    tree = trees()[LIBRARY / "__init__.py"]
     aliases = [a for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names]
     # ruff (RUF022) holds the order of __all__
     assert sorted(library.__all__) == sorted(alias.asname or alias.name for alias in aliases)
@@ -141,7 +147,7 @@ def test_public_names_are_one_page() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_public_things_say_what_they_are(path: Path) -> None:
-    tree = TREES[path]
+    tree = trees()[path]
     kinds = ast.FunctionDef | ast.ClassDef
     things = [node for node in tree.body if isinstance(node, kinds) and node.name[0] != "_"]
     assert ast.get_docstring(tree) or not tree.body
@@ -151,13 +157,14 @@ def test_public_things_say_what_they_are(path: Path) -> None:
 def test_kernel_compilers_stay_in_ops() -> None:
     heavy = {
         (room(path), full.split(".")[0])
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for full in imports(tree, path)
     }
     allowed = {("ops", "numba"), ("ops", "triton"), ("nn", "numba"), ("nn", "triton")}
     assert {pair for pair in heavy if pair[1] in ("numba", "triton")} <= allowed
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import sys, time, torch; before = set(sys.modules); start = time.perf_counter()\n"

@@ -36,7 +36,7 @@ def train_step(model, optimizer, seed, dtype=torch.float64):
     sl.training.step(model, optimizer, x, y, sl.sigmoid_squared_error)
 
 
-def history(rules, rule, case, steps=4):
+def history(rules, rule, case, steps=3):
     """Connections, thresholds and counts after each step; weights and averages at the end."""
     model = network(case["sizes"], case["sparsity"], case["seed"])
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
@@ -58,7 +58,7 @@ def history(rules, rule, case, steps=4):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(case=cases)
 @pytest.mark.slow
 def test_the_same_connections_are_replaced(rule, case):

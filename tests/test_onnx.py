@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 
 import sparselib as sl
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+# all are loaded where they are needed, and not by each process that collects the tests
+is_here = all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+needs_onnx = pytest.mark.skipif(not is_here, reason="onnxscript or onnxruntime is not installed")
 
 
 def network():
@@ -51,6 +53,7 @@ TRACED = MODELS[:-1]  # the old exporter does not write the pool of the last
 
 
 def compare(make, folder, dynamo):
+    onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model, x = make()
     model.eval()
@@ -63,11 +66,14 @@ def compare(make, folder, dynamo):
         torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@needs_onnx
 @pytest.mark.parametrize("make", MODELS)
 def test_another_runtime_computes_the_same(make, tmp_path):
     compare(make, tmp_path, dynamo=True)
 
 
+@needs_onnx
 @pytest.mark.slow
 def test_the_exporter_that_traces_writes_the_same(tmp_path):
     # in a process of its own: while torch.jit traces, sizes are tensors, which a checker of types

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 import torch
-from apart import run_plain
+from apart import run_compiling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -72,6 +72,7 @@ def test_the_products_are_closed_under_differentiation(cached):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
@@ -88,7 +89,7 @@ for sparsity in (0.6, 0.999):
     ):
         print(*torch.library.opcheck(operator, arguments).values())
 """
-    assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
+    assert run_compiling(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 6
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ for sparsity in (0.6, 0.999):
     ["sl.CSRLinear(7, 5, sparsity=0.6)", "sl.MLP(7, 9, 5, layer=sl.CSRLinear, sparsity=0.6)"],
 )
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiles_without_a_graph_break(model):
     program = f"""
 import torch, sparselib as sl
@@ -107,7 +109,7 @@ for run in (model, compiled):
     print(torch.cat([x.grad.flatten(), *(p.grad for p in model.parameters())]).tolist())
     model.zero_grad(), x.grad.zero_()
 """
-    eager, compiled = map(ast.literal_eval, run_plain(program))
+    eager, compiled = map(ast.literal_eval, run_compiling(program))
     assert compiled == pytest.approx(eager, abs=1e-6)
 
 

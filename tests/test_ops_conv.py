@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from apart import run_plain
+from apart import run_compiling
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -98,6 +98,7 @@ def test_second_derivatives_equal_the_dense_ones():
     torch.testing.assert_close(found[0].double(), found[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("how", [((0, 0), 1), ((1, 3), 2), ((9, 0), 1)])
 def test_the_products_are_closed_under_differentiation(cached, how):
@@ -110,6 +111,7 @@ def test_the_products_are_closed_under_differentiation(cached, how):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_the_operators_are_registered_as_torch_demands():
     program = """
 import torch, sparselib as sl
@@ -131,10 +133,11 @@ for kind in (torch.float32, torch.float64):
     ):
         print(*torch.library.opcheck(operator, arguments).values())
 """
-    assert run_plain(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 8
+    assert run_compiling(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 8
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiled_layers_stay_sparse():
     program = """
 import torch, sparselib as sl
@@ -145,7 +148,7 @@ def seen(module, inputs):
     return module
 torch.compile(layer, fullgraph=True, backend=seen)(x)
 """
-    assert run_plain(program) == ["sparselib.conv1d.default"]
+    assert run_compiling(program) == ["sparselib.conv1d.default"]
 
 
 def test_autocast_computes_in_single_precision():

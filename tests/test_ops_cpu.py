@@ -24,7 +24,10 @@ BATCHES = [
     15,
     16,
     17,
+    32,
     37,
+    40,
+    48,
     63,
     64,
     65,
@@ -170,7 +173,7 @@ def test_second_derivatives_in_float32():
 @pytest.mark.parametrize(
     ("rows", "columns", "sparsity"), [(50, 60, 0.8), (61, 600, 0.4), (90, 300, 0.97)]
 )
-@pytest.mark.parametrize("batch", [64, 513, 700])
+@pytest.mark.parametrize("batch", [16, 40, 64, 100, 513, 700])
 def test_a_sum_has_one_order_whatever_the_threads(rows, columns, sparsity, batch):
     csr, values = layer(rows, columns, sparsity)
     dy, x, before = torch.randn(batch, rows), torch.randn(batch, columns), torch.get_num_threads()
@@ -178,12 +181,26 @@ def test_a_sum_has_one_order_whatever_the_threads(rows, columns, sparsity, batch
     results = []
     for threads in (1, 2, 3, 40):
         torch.set_num_threads(threads)
-        results.append(cpu.sddmm(*csr.indices(), dy, x))
-        results.append(cpu.gradients(values, indices, dy, x)[:2])
+        y = cpu.spmm(values, *csr.indices(), x)
+        dvalues, dbias, dx = cpu.gradients(values, indices, dy, x)
+        results.append((y, dvalues, dbias, dx))
+        results.append((y, *cpu.sddmm(*csr.indices(), dy, x), dx))
     torch.set_num_threads(before)
-    for dvalues, dbias in results[1:]:
-        assert torch.equal(results[0][0], dvalues)
-        assert torch.equal(results[0][1], dbias)
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+
+
+@pytest.mark.parametrize("time", [66, 70, 250])
+def test_a_convolution_has_one_order_whatever_the_threads(time):
+    torch.manual_seed(0)
+    conv = sl.SparseConv1d(3, 40, 5, sparsity=0.3)
+    x, before = torch.randn(7, 3, time), torch.get_num_threads()
+    results = []
+    for threads in (1, 5, 5, 5):
+        torch.set_num_threads(threads)
+        results.append(conv(x).detach())
+    torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results)
 
 
 def test_threads_of_python_may_call_at_once():

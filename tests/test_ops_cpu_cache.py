@@ -56,6 +56,7 @@ def test_processes_compile_a_kernel_once_and_a_spoilt_one_again(tmp_path):
     assert kernels(tmp_path) == [path]
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_nothing_is_kept(tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
     assert run(limit + TURN, NUMBA_CACHE_DIR=str(tmp_path))[0] == "fine 0"
@@ -70,6 +71,7 @@ assert ctypes.CDLL(None).capset(header, none) == 0
 """
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
     package = tmp_path / "sparselib"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -103,9 +105,9 @@ def function(tmp_path, monkeypatch):
     return module.add
 
 
-def hits(function):
+def hits(function, *sources):
     dispatcher = njit(function)
-    cpu_cache.keep(dispatcher, function)
+    cpu_cache.keep(dispatcher, function, sources)
     assert dispatcher(3, 4) == 11
     return sum(dispatcher.stats.cache_hits.values())
 
@@ -148,6 +150,21 @@ def test_another_source_is_another_kernel(function, tmp_path):
     assert hits(function) == 0
 
 
+def test_another_file_that_a_kernel_is_made_of_makes_another_kernel(function, tmp_path):
+    part = tmp_path / "part.py"
+    part.write_text("a = 1\n", encoding="utf-8")
+    assert (hits(function, part), hits(function, part)) == (0, 1)
+    part.write_text("a = 12\n", encoding="utf-8")
+    assert (hits(function, part), hits(function, part)) == (0, 1)
+
+
+def test_every_file_that_kernels_are_made_of_is_known():
+    from sparselib.ops.backends import cpu_vectors
+
+    names = {path.name for path in cpu_vectors.SOURCES}
+    assert {"cpu_vectors.py", "cpu_arguments.py", "cpu_kernels.py", "cpu_few.py"} <= names
+
+
 WITHOUT = """
 import sys, warnings
 sys.modules["numba"] = None
@@ -172,6 +189,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_without_numba_the_definition_computes_and_says_so_once():
     assert run(WITHOUT)[0].splitlines() == [
         "1 sparselib.ops.backends.reference True",
@@ -179,12 +197,14 @@ def test_without_numba_the_definition_computes_and_says_so_once():
     ]
 
 
+@pytest.mark.slow
 def test_where_numba_must_not_compile_the_definition_computes():
     code = WITHOUT.replace('sys.modules["numba"] = None\n', "").split("try:")[0]
     answer, _ = run(code, NUMBA_DISABLE_JIT="1")
     assert answer == "1 sparselib.ops.backends.reference True"
 
 
+@pytest.mark.slow
 def test_a_numba_that_does_not_load_is_as_none():
     code = "import sys; sys.modules['llvmlite'] = None\n"
     code += WITHOUT.replace('sys.modules["numba"] = None\n', "").split("try:")[0]

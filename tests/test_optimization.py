@@ -1,5 +1,6 @@
 """Parameter groups: what decays, and a step that changes as much at every density."""
 
+import functools
 import math
 
 import pytest
@@ -160,9 +161,14 @@ def test_three_steps_change_activations_as_much_at_every_density(
     assert spread[False] > 5
 
 
+@functools.cache
+def digits() -> sl.datasets.Split:
+    return sl.datasets.digits()
+
+
 def loss_on_digits(density: float, density_step: bool, lr: float, seed: int) -> float:
     """Loss after 30 steps in which only the sparse layer learns, so that all is due to its step."""
-    data = sl.datasets.digits()
+    data = digits()
     model = network(128, density, seed)
     model[0].requires_grad_(False)
     model[4].requires_grad_(False)

@@ -46,6 +46,7 @@ def deep(value: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 @given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_come_back_by_every_protocol(value: object, protocol: int) -> None:
     if deep(value) <= plain_pickle.DEPTH:

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pdf
 import publishing
 import pytest
 from test_book import build, make_book, write_page
@@ -97,6 +96,8 @@ def test_addresses_of_published_pages() -> None:
 def test_the_book_is_printed_with_an_outline(
     books: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import pdf
+
     html = books[""]
     monkeypatch.chdir(html.parent.parent)
     document = pdf.joined(html, Path.cwd())
@@ -113,5 +114,7 @@ def test_the_book_is_printed_with_an_outline(
 
 @pytest.mark.browser
 def test_a_book_that_is_not_built_is_not_printed(tmp_path: Path) -> None:
+    import pdf
+
     with pytest.raises(SystemExit, match="holds no built book; run make book"):
         pdf.main(tmp_path / "gone", tmp_path / "book.pdf")

@@ -126,6 +126,7 @@ def test_equal_starts_of_the_code_stay_equal_and_random_ones_do_not():
         assert torch.equal(*san.kernels) is same
 
 
+@pytest.mark.slow
 def test_training_finds_a_repeated_pattern():
     """Spikes carried by one kernel are described by less than a fifth of the numbers, exactly."""
     generator = torch.Generator().manual_seed(3)

@@ -218,7 +218,7 @@ def test_a_dense_layer_of_another_kind_is_refused():
 @pytest.mark.slow
 def test_no_corruption_crashes_or_goes_unseen():
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    printed = run_plain(program + "import fuzzed; fuzzed.main(2500)")
+    printed = run_plain(program + "import fuzzed; fuzzed.main(1250)")
     refused, accepted = map(int, printed[-1].split())
-    assert refused + accepted == 2500
-    assert min(refused, accepted) > 300
+    assert refused + accepted == 1250
+    assert min(refused, accepted) > 150

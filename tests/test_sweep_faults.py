@@ -129,12 +129,12 @@ def test_the_disk_of_the_table_is_full(tmp_path):
         f'head -c 4096 /dev/zero > {place.table.parent}/filler; exec "$@"'
     )
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", full, "sh"]
-    code, _, err = place.run_from_a_shell(command=command)
+    code, _, err = place.run_from_a_shell("--workers", 0, command=command)
     assert code == 1
     assert "No space left on device" in err
     assert "its rows are safe in" in err
     assert len(place.starts()) == 3
-    code, out, _ = place.run()
+    code, out, _ = place.run("--workers", 0)
     assert code == 0
     assert place.rows() == [1, 2, 3]
     assert len(place.starts()) == 3, out

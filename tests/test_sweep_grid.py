@@ -172,7 +172,8 @@ def test_only_limit_and_dry_run_choose(tmp_path):
     assert "2 of 6 runs chosen" in out
     assert out.count("x=2") == 2
     assert place.starts() == []
-    assert place.run("--only", "x=2", "--only", "pause=0.5", "--limit", 1)[0] == 0
+    chosen = ["--only", "x=2", "--only", "pause=0.5", "--limit", 1]
+    assert place.run(*chosen, "--workers", 0)[0] == 0
     assert [start["x"] for start in place.starts()] == [2]
     _, _, err = place.run("--only", "x=9")
     assert "--only x=9: no run has this value; there are 1, 2, 3" in err
@@ -301,6 +302,7 @@ def test_a_table_is_read_before_anything_runs(tmp_path, capsys, rows, status, to
     assert told in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_rows_of_another_grid_go_only_if_asked_for(tmp_path):
     place = written(tmp_path, "x,square,run\n7,49,older\n")
     assert place.run("--workers", 0)[0] == 2

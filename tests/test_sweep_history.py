@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -88,14 +89,26 @@ def stored() -> dict[str, set[tuple[str, str]]]:
     }
 
 
+def contents(blobs: list[str]) -> Iterator[bytes]:
+    """What the files with these hashes hold."""
+    command = ["git", "-C", str(ROOT), "cat-file", "--batch"]
+    asked = "".join(f"{blob}\n" for blob in blobs).encode()
+    told = subprocess.run(command, input=asked, capture_output=True, check=True).stdout
+    for _ in blobs:
+        head, _, told = told.partition(b"\n")
+        size = int(head.split()[-1])
+        yield told[:size]
+        told = told[size + 1 :]
+
+
 def source_at(commit: str) -> str:
     """The checksum that rows made by the package of a commit carry."""
-    names = git(ROOT, "ls-tree", "-r", "--name-only", commit, "sparselib").splitlines()
-    paths = sorted(Path(name) for name in names if name.endswith(".py"))
+    lines = git(ROOT, "ls-tree", "-r", commit, "sparselib").splitlines()
+    pairs = [line.split("\t") for line in lines]
+    blobs = {Path(path): facts.split()[2] for facts, path in pairs if path.endswith(".py")}
+    paths = sorted(blobs)
     digest = hashlib.sha256()
-    for path in paths:
-        command = ["git", "-C", str(ROOT), "cat-file", "blob", f"{commit}:{path.as_posix()}"]
-        content = subprocess.run(command, capture_output=True, check=True).stdout
+    for path, content in zip(paths, contents([blobs[path] for path in paths])):
         digest.update(path.relative_to("sparselib").as_posix().encode() + content)
     return digest.hexdigest()[:12]
 

@@ -149,6 +149,7 @@ def by_hand(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_row_by_hand_has_every_parameter(by_hand):
     row = by_hand(lr=1, hidden=[4, 5])
     assert row["lr"] == 1.0
@@ -158,6 +159,7 @@ def test_a_row_by_hand_has_every_parameter(by_hand):
     assert row["device"] != "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -172,16 +174,14 @@ def test_papermill_by_hand_is_refused_what_a_sweep_is(by_hand, given, sentence):
         by_hand(**given)
 
 
-def swept():
-    """Every sweep file of the book, with its page."""
-    for file in sorted(ROOT.glob("book/*/sweeps/*.yml")):
-        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
-        yield pytest.param(spec, (file.parent / spec["notebook"]).resolve(), id=file.stem)
+SWEEPS = sorted(ROOT.glob("book/*/sweeps/*.yml"))
 
 
-@pytest.mark.parametrize(("spec", "path"), [*swept()])
-def test_a_stored_table_has_the_columns_of_its_page(spec, path):
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_stored_table_has_the_columns_of_its_page(file):
     """A row written now can stand beside the stored ones: no parameter's column is missing."""
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    path = (file.parent / spec["notebook"]).resolve()
     known = notebook.parameters(json.loads(path.read_text(encoding="utf-8")))
     table = ROOT / "data/results" / Path(spec["results"]).name
     if not table.is_file():

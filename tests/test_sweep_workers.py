@@ -129,6 +129,7 @@ def test_a_cluster_started_here_listens_on_loopback_and_lets_nobody_else_in(tmp_
     assert {at.ip for at in found} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not workers.is_private(), reason="cryptography is not installed")
 def test_another_user_of_the_machine_cannot_send_programs_to_the_workers():
     from distributed import Client

@@ -28,6 +28,7 @@ def test_synthetic_images_look_like_mnist():
     assert "synthetic" in split.note
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_synthetic_images_need_a_hidden_layer():
     from sklearn.linear_model import RidgeClassifier

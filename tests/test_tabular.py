@@ -299,6 +299,7 @@ def test_isolet_with_a_fault_is_refused(short, change, sentence):
         datasets.isolet(short)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_200_damaged_isolet_files_are_refused_by_name_or_read_as_python_reads_them(
     alone, monkeypatch, ending

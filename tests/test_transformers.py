@@ -1,6 +1,7 @@
 """Models of the package transformers become sparse, train, evolve, and come back from a file."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import nn
 
 import sparselib as sl
 
-transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.slow
+# it is loaded where it is needed, and not by each process that collects the tests
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed"),
+]
 
 WIDTH = 32
 WORDS = 50
@@ -20,6 +24,8 @@ def tokens(samples=2, length=12):
 
 
 def gpt2():
+    import transformers
+
     config = transformers.GPT2Config(
         vocab_size=WORDS, n_positions=32, n_embd=WIDTH, n_layer=2, n_head=4, bos_token_id=0,
         eos_token_id=0,
@@ -28,6 +34,8 @@ def gpt2():
 
 
 def bert():
+    import transformers
+
     config = transformers.BertConfig(
         vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=32,
@@ -36,6 +44,8 @@ def bert():
 
 
 def llama():
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2,
@@ -44,6 +54,8 @@ def llama():
 
 
 def vit():
+    import transformers
+
     config = transformers.ViTConfig(
         hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         image_size=16, patch_size=8,
@@ -53,6 +65,8 @@ def vit():
 
 
 def t5():
+    import transformers
+
     config = transformers.T5Config(
         vocab_size=WORDS, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
         decoder_start_token_id=0,
@@ -64,6 +78,8 @@ def t5():
 
 
 def whisper():
+    import transformers
+
     config = transformers.WhisperConfig(
         vocab_size=WORDS, d_model=WIDTH, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
@@ -76,6 +92,8 @@ def whisper():
 
 
 def mamba():
+    import transformers
+
     config = transformers.MambaConfig(
         vocab_size=WORDS, hidden_size=WIDTH, state_size=4, num_hidden_layers=2
     )
@@ -85,12 +103,16 @@ def mamba():
 
 
 def resnet():
+    import transformers
+
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
     images = torch.randn(2, 3, 32, 32)
     return transformers.ResNetForImageClassification(config), {"pixel_values": images}, 1, ()
 
 
 def mobilenet():
+    import transformers
+
     config = transformers.MobileNetV2Config(depth_multiplier=0.25, image_size=32)
     images = torch.randn(2, 3, 32, 32)
     return transformers.MobileNetV2ForImageClassification(config), {"pixel_values": images}, 1, ()
@@ -149,6 +171,8 @@ def test_gpt2_keeps_its_tie_and_says_so():
 
 
 def test_a_layer_with_a_transposed_weight_gives_what_it_gave():
+    import transformers
+
     torch.manual_seed(0)
     dense = transformers.pytorch_utils.Conv1D(7, 5)
     nn.init.normal_(dense.bias)
@@ -157,20 +181,21 @@ def test_a_layer_with_a_transposed_weight_gives_what_it_gave():
     torch.testing.assert_close(sparse(x), dense(x))
 
 
-class Evolve(transformers.TrainerCallback):
-    """What a user writes: an evolution between the optimizer's step and the gradient's end."""
-
-    def __init__(self, evolution, every):
-        self.evolution = evolution
-        self.every = every
-
-    def on_optimizer_step(self, args, state, control, **_):
-        """Evolve every few steps."""
-        if (state.global_step + 1) % self.every == 0:
-            self.evolution.step()
-
-
 def test_a_trainer_evolves_by_a_callback(tmp_path):
+    import transformers
+
+    class Evolve(transformers.TrainerCallback):
+        """What a user writes: an evolution between the optimizer's step and the gradient's end."""
+
+        def __init__(self, evolution, every):
+            self.evolution = evolution
+            self.every = every
+
+        def on_optimizer_step(self, args, state, control, **_):
+            """Evolve every few steps."""
+            if (state.global_step + 1) % self.every == 0:
+                self.evolution.step()
+
     torch.manual_seed(0)
     model, *_ = gpt2()
     sl.sparsify(model, 0.75)

@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+from apart import Program, run_compiling
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "works_with.md"
 
@@ -38,19 +38,20 @@ def test_the_page_has_its_sections() -> None:
     assert {*NEEDS, *APART} <= SECTIONS.keys()
 
 
-def run(program: str, folder: Path, *launcher: str) -> None:
-    file = folder / "program.py"
-    file.write_text(program, encoding="utf-8")
-    answer = subprocess.run(
-        [sys.executable, *launcher, str(file)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert answer.returncode == 0, answer.stderr[-2000:]
+def run_in_two_processes(program: str, folder: Path) -> None:
+    """Start a program twice, with the environment that ``torchrun`` gives it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    started = [Program("-c", program, env=os.environ | rank, cwd=folder) for rank in ranks]
+    for process in started:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", sorted(SECTIONS.keys() - APART))
 def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
     if title in NEEDS:
@@ -66,9 +67,10 @@ def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compiled_layers_train_and_evolve(tmp_path) -> None:
     ends = "assert evolution.steps == 1 and model[0].sparsity > 0.85\n"
-    run("\n".join([SETUP, *SECTIONS[COMPILED], ends]), tmp_path)
+    run_compiling("\n".join([SETUP, *SECTIONS[COMPILED], ends]), cwd=tmp_path)
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_two_processes_end_with_the_same_network(tmp_path) -> None:
         "torch.distributed.destroy_process_group()\n"
     )
     program = "\n".join([SETUP, *SECTIONS[IN_TWO_PROCESSES], ends])
-    run(program, tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run_in_two_processes(program, tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -145,7 +145,9 @@ def work(rank, count, steps, port):
 
 if __name__ == "__main__":
     number, evolutions, free_port = map(int, sys.argv[1:])
-    # where it can be forked, as nothing has computed here yet, and torch is loaded once
+    # where it can be forked, as nothing has computed here yet, and torch is loaded once, with the
+    # compiler that the first optimizer loads
+    torch.optim.SGD([torch.zeros(1)], 0.1)
     given = (number, evolutions, free_port)
     method = "fork" if sys.platform == "linux" else "spawn"
     multiprocessing.start_processes(work, given, number, start_method=method)

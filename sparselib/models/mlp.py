@@ -78,10 +78,7 @@ class MLP(nn.Module):
         self, x: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, "batch classes"]:
         """Flatten each sample and return the last layer's outputs, without activation."""
-        drops = self.training and self.dropout.p > 0
-        activation = (
-            nn.Sequential(self.activation, self.dropout)
-            if drops
-            else self.activation
-        )
-        return chain(list(self.layers), activation, x.flatten(1))
+        activation = self.activation
+        if self.training and self.dropout.p > 0:
+            activation = nn.Sequential(activation, self.dropout)
+        return chain(list(iter(self.layers)), activation, x.flatten(1))

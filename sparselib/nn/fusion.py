@@ -14,6 +14,7 @@ from sparselib.nn._watch import keepers
 from sparselib.nn.dropout import Dropout
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.fused import at_once, sequence
+from sparselib.ops.products import are_few
 
 Activation = Callable[[Tensor], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
@@ -201,8 +202,10 @@ def chain(
     layers and ``nn.ReLU``, a backend with kernels of its own, and no hook on a layer. The watches
     of an evolution are served; `torch.compile` sees the layers one by one then.
     """
+    # with one layer and few samples there is nothing to join, and the call's own time counts
     is_plain = (
-        isinstance(activation, nn.Module)
+        not (len(layers) == 1 and are_few(x))
+        and isinstance(activation, nn.Module)
         and _is_plain_relu(activation)
         and not _is_every_module_observed()
         and _are_unobserved(layers)

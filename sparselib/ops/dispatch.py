@@ -28,6 +28,8 @@ OLDEST_TRITON = (3, 6)
 HALVES = (torch.float16, torch.bfloat16)
 # the types that autograd may see directly; a subclass of Tensor wants to see operators
 PLAIN = frozenset((Tensor, nn.Parameter))
+FLOAT = torch.float32
+STRIDED = torch.strided
 
 
 def _allowed(name: str, sentence: str) -> str:
@@ -176,15 +178,23 @@ def takes_halves(x: Tensor) -> bool:
     return x.dtype in HALVES and module(x) is not reference
 
 
+def is_overseen(x: Tensor) -> bool:
+    """Whether anybody but autograd has to see each operation on x.
+
+    A compiler, a tracer, autocast, a transform of functions or a subclass of Tensor wants that.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return True
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+        or (torch.is_autocast_enabled("cpu") if x.is_cpu else autocasts(x))
+    )
+
+
 def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether autograd may be written down directly, without a custom operator's cost."""
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or type(x) is not Tensor
-        or autocasts(x)
-        or transformed()
-    ):
+    if is_overseen(x):
         return False
     is_direct = is_written(x)
     for tensor in parameters:
@@ -196,39 +206,25 @@ def is_eager(x: Tensor, *parameters: Tensor | None) -> bool:
 
 
 def is_plain(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether nothing but a kernel has to see a call: no gradient, compiler, tracer or transform.
+    """Whether nothing but a kernel has to see a call: as `is_eager`, and there is no gradient.
 
     All tensors then hold float32 on the CPU, and there are kernels for them.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.maybe_current_level() is not None
-        or type(x) is not Tensor
-    ):
+    if is_overseen(x):
         return False
     is_recording = torch.is_grad_enabled()
-    if not _is_plain_number(x) or (is_recording and x.requires_grad):
-        return False
-    for tensor in parameters:
+    for tensor in (x, *parameters):
         if tensor is not None and (
             type(tensor) not in PLAIN
-            or not _is_plain_number(tensor)
+            or tensor.dtype is not FLOAT
+            or not tensor.is_cpu
+            or tensor.layout is not STRIDED
+            or tensor.is_neg()
+            or not tensor.data_ptr()
             or (is_recording and tensor.requires_grad)
         ):
             return False
-    return module(x) is cpu
-
-
-def _is_plain_number(x: Tensor) -> bool:
-    return (
-        x.dtype is torch.float32
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and x.data_ptr() != 0
-    )
+    return CHOSEN in ("auto", "cpu") and _has_cpu_kernels()
 
 
 def is_written(x: Tensor) -> bool:

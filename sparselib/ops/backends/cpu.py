@@ -30,8 +30,6 @@ from sparselib.ops.backends.cpu_arguments import (
     MASK,
     RELU,
     TILE,
-    Few,
-    FewThrough,
     Gradients,
     Network,
     Row,
@@ -86,7 +84,7 @@ def spmm(
         stride=batch,
         values=values,
         bias=bias,
-        also=_also(bias, relu),
+        also=_also(bias, relu) | work.also,
         x=x,
         sample=0,
         y=y,
@@ -120,21 +118,29 @@ def few(
     elif samples == 1:
         x = x.contiguous()
     y = torch.empty_strided((samples, rows), (1, samples))
-    block = Few(
-        rows,
-        columns,
-        samples,
-        crow.data_ptr(),
-        col.data_ptr(),
-        values.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        _also(bias, relu),
-        x.data_ptr(),
-        0 if copy is None else copy.data_ptr(),
-        y.data_ptr(),
-        rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+    # the counters, and the fields of `Few` and `Row` in order; to name them takes a microsecond
+    shared = array(
+        "q",
+        (
+            0,
+            0,
+            columns,
+            samples,
+            1,
+            x.data_ptr(),
+            0 if copy is None else copy.data_ptr(),
+            y.data_ptr(),
+            0,
+            0,
+            rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+            rows,
+            crow.data_ptr(),
+            col.data_ptr(),
+            values.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            _also(bias, relu),
+        ),
     )
-    shared = array("q", (0, 0, *block))
     _start(_few_kernels().few, shared.buffer_info()[0], threads)
     return y
 
@@ -143,37 +149,48 @@ def few_through(
     layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], x: Tensor
 ) -> Tensor:
     """Carry few samples through layers (crow, col, contiguous values, bias) with ReLU between."""
-    samples, width = x.shape
+    samples, columns = x.shape
     if LANES_OF[samples] != samples:
         return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
     table: list[int] = []
-    widest = width
-    rows = width
-    for number, (crow, col, values, bias) in enumerate(layers, 1):
+    last = len(layers) - 1
+    widest = 0
+    rows = 0
+    for number, (crow, col, values, bias) in enumerate(layers):
         rows = crow.shape[0] - 1
         widest = max(widest, rows)
-        table += Row(
+        # the fields of `Row` in their order
+        table += (
             rows,
             crow.data_ptr(),
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _also(bias, number < len(layers)),
+            _also(bias, number < last),
         )
-    buffers = torch.empty(2 * widest * samples)
+    size = 4 * widest * samples
+    # x in order, and what each other layer writes in turn
+    scratch = torch.empty((2 * widest + columns) * samples)
+    address = scratch.data_ptr()
     y = torch.empty_strided((samples, rows), (1, samples))
-    block = FewThrough(
-        width,
+    # the counters, the fields of `Few` in their order, and the table behind them
+    block = (
+        0,
+        0,
+        columns,
         samples,
         len(layers),
         x.data_ptr(),
+        address + 2 * size if samples > 1 else 0,
         y.data_ptr(),
-        buffers.data_ptr(),
+        address,
+        size,
         widest,
+        *table,
     )
-    shared = array("q", (0, 0, *block, *table))
-    _start(_few_kernels().few_through, shared.buffer_info()[0], 1)
+    shared = array("q", block)
+    _start(_few_kernels().few, shared.buffer_info()[0], 1)
     return y
 
 
@@ -258,7 +275,7 @@ def gradients(
         tcrow=tcrow,
         tcol=tcol,
         values=values.index_select(0, permutation),
-        also=MASK if relu else 0,
+        also=(MASK if relu else 0) | product.also,
         copied=product.copied,
         block=sums.block,
         bounds=sums.bounds,
@@ -271,8 +288,9 @@ def gradients(
 
 def _also(bias: Tensor | None, relu: bool) -> int:
     """Return the flags of what is fused into a product."""
-    flag = RELU if relu else 0
-    return flag if bias is None else flag | BIAS
+    if bias is None:
+        return RELU if relu else 0
+    return BIAS | RELU if relu else BIAS
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:

@@ -14,6 +14,7 @@ PACK = 32  # samples whose copy stays in the cache while a product reads it agai
 BIAS = 1
 RELU = 2
 MASK = 4
+PACKS = 8  # by `PACK` columns, as from copies, so that sums are added in the same order
 
 Argument = int | Tensor | None  # tensors travel as addresses, None as 0
 COUNTERS = 2  # shared by all threads, at the head of a kernel's array
@@ -34,7 +35,7 @@ class Spmm(NamedTuple):
     stride: Argument  # from one row of x to the next: N, or 1 where col holds places
     values: Argument  # float32 [nnz]
     bias: Argument  # float32 [M], or 0
-    also: Argument  # sum of BIAS and RELU
+    also: Argument  # sum of BIAS, RELU and PACKS
     x: Argument  # float32 [S, sample]
     sample: Argument  # numbers of x from one sample to the next
     y: Argument  # float32 [S, M, N]
@@ -87,7 +88,7 @@ class Gradients(NamedTuple):
     tcrow: Argument  # int32 [features + 1]
     tcol: Argument  # int32 [nnz]
     values: Argument  # float32 [nnz], in the order of the transposed pattern
-    also: Argument  # MASK, or 0
+    also: Argument  # sum of MASK and PACKS
     copied: Argument  # rows of dy that are copied for a piece of dx; 0 for no copies
     block: Argument  # features that are copied at once for dvalues; 0 for no copies
     bounds: Argument  # int32 [blocks + 1, rows] where there are several blocks, or 0
@@ -118,36 +119,21 @@ class Network(NamedTuple):
 
 
 class Few(NamedTuple):
-    """Arguments of `few`."""
+    """Arguments of `few`; a `Row` for each layer follows them in the same array."""
 
-    rows: int  # of the result
-    columns: int  # of the matrix
-    samples: int  # N, 1, 2, 4, 8 or 16
-    crow: int  # int32 [rows + 1]
-    col: int  # int32 [nnz]
-    values: int  # float32 [nnz]
-    bias: int  # float32 [rows], or 0
-    also: int  # sum of BIAS and RELU
-    x: int  # float32 [columns, N], or if there is a copy [N, columns]
-    copy: int  # float32 [columns, N] to bring x into that order, or 0
-    y: int  # float32 [rows, N]
-    step: int  # rows of a piece
-
-
-class FewThrough(NamedTuple):
-    """Arguments of `few_through`; a `Row` for each layer follows them in the same array."""
-
-    width: int  # features of x
+    columns: int  # features of x
     samples: int  # N: 1, 2, 4, 8 or 16
     layers: int  # number of layers
-    x: int  # float32 [N, width]
+    x: int  # float32 [columns, N], or if there is a copy [N, columns]
+    copy: int  # float32 [columns, N] to bring x into that order, or 0
     y: int  # float32 [rows of the last layer, N]
-    buffers: int  # float32 [2, widest, N]
-    widest: int  # most features of x or of any layer
+    buffers: int  # float32 [2, most features of a layer, N] where there are several, or 0
+    size: int  # bytes of one of the two
+    step: int  # rows of a piece; with several layers as many as any has
 
 
 class Row(NamedTuple):
-    """What `network` and `few_through` read of one layer."""
+    """What `network` and `few` read of one layer."""
 
     rows: int  # features that it writes
     crow: int  # int32 [rows + 1]
@@ -157,9 +143,7 @@ class Row(NamedTuple):
     also: int  # sum of BIAS and RELU
 
 
-Block = TypeVar(
-    "Block", Spmm, Sddmm, Gradients, Transposed, Network, Few, FewThrough
-)
+Block = TypeVar("Block", Spmm, Sddmm, Gradients, Transposed, Network, Few)
 
 
 def places(block: type[Block]) -> Block:
@@ -174,7 +158,6 @@ GRADIENTS = places(Gradients)
 TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
 FEW_SAMPLES = places(Few)
-FEW_THROUGH = places(FewThrough)
 ROW = Row(*range(len(Row._fields)))
 ROW_SIZE = len(Row._fields)
-FEW_THROUGH_SIZE = COUNTERS + len(FewThrough._fields)
+FEW_SIZE = COUNTERS + len(Few._fields)

@@ -17,6 +17,8 @@ LARGE = 1 << 18  # bytes from which on memory is kept
 LIMIT = 1 << 29  # bytes that may wait, all in all
 
 _waiting: defaultdict[int, deque[np.ndarray]] = defaultdict(deque)
+# by the number of the reference, which Python calls when nobody looks any more
+_held: dict[int, tuple["weakref.ref[np.ndarray]", np.ndarray]] = {}
 
 
 def empty(rows: int, columns: int) -> Tensor:
@@ -25,10 +27,11 @@ def empty(rows: int, columns: int) -> Tensor:
     if size < LARGE:
         return torch.empty(rows, columns)
     memory = _take(size)
-    view = memory.view()
+    view = memory.reshape(rows, columns)
     # torch holds the view as long as any tensor looks at it, and the view holds the memory
-    weakref.finalize(view, _keep, memory).atexit = False
-    return torch.from_numpy(view).view(rows, columns)
+    seen = weakref.ref(view, _keep)
+    _held[id(seen)] = seen, memory
+    return torch.from_numpy(view)
 
 
 def waiting() -> int:
@@ -50,6 +53,7 @@ def _take(size: int) -> np.ndarray:
         return torch.empty(size // 4).numpy()
 
 
-def _keep(memory: np.ndarray) -> None:
+def _keep(seen: "weakref.ref[np.ndarray]") -> None:
+    _, memory = _held.pop(id(seen))
     if waiting() + memory.nbytes <= LIMIT:
         _waiting[memory.nbytes].append(memory)

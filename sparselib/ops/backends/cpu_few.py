@@ -5,8 +5,7 @@ from numba.core.dispatcher import Dispatcher
 from sparselib.ops.backends.cpu_arguments import (
     BIAS,
     FEW_SAMPLES,
-    FEW_THROUGH,
-    FEW_THROUGH_SIZE,
+    FEW_SIZE,
     RELU,
     ROW,
     ROW_SIZE,
@@ -123,10 +122,7 @@ sixteen_flip = _few_flip(16)
 @inline
 def few_flip(N, x, columns, copy):  # type: ignore[no-untyped-def]
     """copy[c, : N] = x[: N, c]."""
-    if N == 1:
-        for c in range(columns):
-            copy[c] = x[c]
-    elif N == 2:
+    if N == 2:
         two_flip(x, columns, copy)
     elif N == 4:
         four_flip(x, columns, copy)
@@ -153,56 +149,44 @@ def few_rows(N, o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-unty
 
 @kernel
 def few(a):  # type: ignore[no-untyped-def]
-    """Y (rows, N) = relu(W X + bias) for N = 1, 2, 4, 8 or 16 samples; see `Few`.
+    """Carry N = 1, 2, 4, 8 or 16 samples through layers with biases and ReLU; see `Few`.
 
-    With room for a copy, X is brought into order first, which only one thread may do.
+    One layer may be divided into pieces; several are one thread's, as is the copy that brings x
+    into order.
     """
-    M = a[FEW_SAMPLES.rows]
     columns = a[FEW_SAMPLES.columns]
     N = a[FEW_SAMPLES.samples]
-    crow = ints(a[FEW_SAMPLES.crow])
-    col = ints(a[FEW_SAMPLES.col])
-    w = floats(a[FEW_SAMPLES.values])
-    bias = floats(a[FEW_SAMPLES.bias])
-    also = a[FEW_SAMPLES.also]
-    x = floats(a[FEW_SAMPLES.x])
-    y = floats(a[FEW_SAMPLES.y])
+    layers = a[FEW_SAMPLES.layers]
+    source = floats(a[FEW_SAMPLES.x])
     step = a[FEW_SAMPLES.step]
+    buffers = a[FEW_SAMPLES.buffers]
+    size = a[FEW_SAMPLES.size]
     if a[FEW_SAMPLES.copy]:
         copy = floats(a[FEW_SAMPLES.copy])
-        few_flip(N, x, columns, copy)
-        x = copy
-    while True:
-        o = ticket(a, 0) * step
-        if o >= M:
-            break
-        few_rows(N, o, min(M, o + step), crow, col, w, bias, also, x, y)
-
-
-@kernel
-def few_through(a):  # type: ignore[no-untyped-def]
-    """Y (rows, N) from x (N, width) through all layers, by one thread; see `FewThrough`."""
-    width = a[FEW_THROUGH.width]
-    N = a[FEW_THROUGH.samples]
-    layers = a[FEW_THROUGH.layers]
-    buffers = a[FEW_THROUGH.buffers]
-    size = 4 * a[FEW_THROUGH.widest] * N
-    few_flip(N, floats(a[FEW_THROUGH.x]), width, floats(buffers))
+        few_flip(N, source, columns, copy)
+        source = copy
     for number in range(layers):
-        t = FEW_THROUGH_SIZE + number * ROW_SIZE
-        source = floats(buffers + number % 2 * size)
-        target = floats(buffers + (number + 1) % 2 * size)
+        t = FEW_SIZE + number * ROW_SIZE
+        rows = a[t + ROW.rows]
+        target = floats(buffers + number % 2 * size)
         if number == layers - 1:
-            target = floats(a[FEW_THROUGH.y])
-        few_rows(
-            N,
-            0,
-            a[t + ROW.rows],
-            ints(a[t + ROW.crow]),
-            ints(a[t + ROW.col]),
-            floats(a[t + ROW.values]),
-            floats(a[t + ROW.bias]),
-            a[t + ROW.also],
-            source,
-            target,
-        )
+            target = floats(a[FEW_SAMPLES.y])
+        if number:
+            a[0] = 0
+        while True:
+            o = ticket(a, 0) * step
+            if o >= rows:
+                break
+            few_rows(
+                N,
+                o,
+                min(rows, o + step),
+                ints(a[t + ROW.crow]),
+                ints(a[t + ROW.col]),
+                floats(a[t + ROW.values]),
+                floats(a[t + ROW.bias]),
+                a[t + ROW.also],
+                source,
+                target,
+            )
+        source = target

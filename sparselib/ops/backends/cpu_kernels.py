@@ -13,6 +13,7 @@ from sparselib.ops.backends.cpu_arguments import (
     MASK,
     NETWORK,
     PACK,
+    PACKS,
     RELU,
     ROW,
     ROW_SIZE,
@@ -23,6 +24,7 @@ from sparselib.ops.backends.cpu_arguments import (
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
+    LINE,
     ONE,
     WIDE,
     ZERO,
@@ -88,25 +90,53 @@ pack_rows = _rows_of_product(PACK)
 
 
 @inline
+def overlapped(n, end, N):  # type: ignore[no-untyped-def]
+    """Return where to begin, so that a rest overlaps its neighbor, which is then written again."""
+    if WIDE // 4 < end - n < WIDE <= N:
+        return end - WIDE
+    if LANES < end - n < TILE <= N:
+        return end - TILE
+    if LANES < end - n < PACK <= N:
+        return end - PACK
+    if end - n < LANES <= N:
+        return end - LANES
+    return n
+
+
+@inline
+def in_packs(  # type: ignore[no-untyped-def]
+    o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
+):
+    """Do columns n to end of rows o to e, `PACK` at a time; the last ones overlap."""
+    while n < end:
+        n = min(n, end - PACK)
+        pack_rows(
+            o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+        )
+        n += PACK
+
+
+@inline
 def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
     """Do piece t of `spmm`: a block of columns for some rows of a sample."""
-    blocks = (N + WIDE - 1) // WIDE
+    # a short rest is its neighbor's, so that one thread writes what both compute
+    blocks = max(1, (N - WIDE // 4 + WIDE - 1) // WIDE)
     chunks = (M + step - 1) // step
     o = t % chunks * step
-    n = t // chunks % blocks * WIDE
+    block = t // chunks % blocks
+    n = block * WIDE
     s = t // chunks // blocks
     e = min(M, o + step)
-    end = min(N, n + WIDE)
+    end = N if block == blocks - 1 else n + WIDE
     i = s * xs
     k = s * M * N
+    if also & PACKS:
+        in_packs(
+            o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
+        )
+        n = end
     while n < end:
-        # a rest overlaps its neighbor: the same values, written twice
-        if WIDE // 4 < end - n < WIDE <= N:
-            n = end - WIDE
-        elif LANES < end - n < TILE <= N:
-            n = end - TILE
-        elif end - n < LANES <= N:
-            n = end - LANES
+        n = overlapped(n, end, N)
         if end - n >= WIDE:
             wide_rows(
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
@@ -117,6 +147,11 @@ def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # 
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += TILE
+        elif end - n >= PACK:
+            pack_rows(
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+            )
+            n += PACK
         elif end - n >= LANES:
             lane_rows(
                 o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
@@ -586,17 +621,19 @@ def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untype
     """dst[d + c * step + r] = src[s + r * stride + c] for r < rows, c < columns."""
     whole_rows = rows - rows % LANES
     whole_columns = columns - columns % LANES
-    for r in range(0, whole_rows, LANES):
+    # a line of the cache is written as a whole, before others push it out
+    for first in range(0, whole_rows, LINE):
         for c in range(0, whole_columns, LANES):
-            transpose(
-                src,
-                s + r * stride + c,
-                stride,
-                dst,
-                d + c * step + r,
-                step,
-                LANES,
-            )
+            for r in range(first, min(first + LINE, whole_rows), LANES):
+                transpose(
+                    src,
+                    s + r * stride + c,
+                    stride,
+                    dst,
+                    d + c * step + r,
+                    step,
+                    LANES,
+                )
     for r in range(rows):
         for c in range(whole_columns if r < whole_rows else 0, columns):
             dst[d + c * step + r] = src[s + r * stride + c]

@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -39,6 +40,7 @@ AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 # a compiled kernel on disk is of these files as they are
 SOURCES = tuple(sorted(Path(__file__).parent.glob("cpu_*.py")))
 LANES = 16 if AVX512 else 8  # of one register
+LINE = 16  # of a cache
 WIDE = (
     256 if AVX512 else 64
 )  # columns that a row of the result holds in registers
@@ -352,7 +354,15 @@ longs = _pointer(LONGS)
 
 def inline(function: Function) -> Dispatcher:
     """Compile a function that kernels call; a checker of types wrapped around it is taken off."""
-    return njit(error_model="numpy")(inspect.unwrap(function))
+    # neither Python nor C calls it, and what they would need takes a sixth of the time
+    options: dict[str, Any] = {
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+    }
+    compiled: Dispatcher = njit(error_model="numpy", **options)(
+        inspect.unwrap(function)
+    )
+    return compiled
 
 
 def kernel(function: Callable[..., None]) -> Callable[[], CFunc]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparselib.ops.backends import cpu_buffers
-from sparselib.ops.backends.cpu_arguments import PACK
+from sparselib.ops.backends.cpu_arguments import PACK, PACKS
 
 BLOCK = 256  # features of a tile: half of them fit the L1 of a core
 PER_ROW = 16  # connections of a row in a block of features that pay for its costs' second reading
@@ -20,14 +20,13 @@ PER_FEATURE = 4  # connections that pay for the copy of a feature
 
 
 class Product(NamedTuple):
-    """How a product is divided."""
+    """How a product is divided, and its kernel's flag."""
 
     step: int  # rows of a piece
     pieces: int
-    copied: int = (
-        0  # rows of the input that are copied for a piece; 0 for no copies
-    )
+    copied: int = 0  # rows of x that are copied for a piece; 0 for no copies
     room: int = 0  # numbers that are copied for a piece
+    also: int = 0  # PACKS, or 0
 
 
 class Samples(NamedTuple):
@@ -42,16 +41,22 @@ class Samples(NamedTuple):
 
 def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
     """Divide a product into blocks of samples that are copied, or into rows."""
+    if batch < 2 * PACK or nnz < PER_FEATURE * columns:
+        return divided(rows, batch)
+    # copying pays where each number is read several times, and all threads have something to do
     threads = torch.get_num_threads()
-    # copying pays if each number is read several times, and all threads have something to do
-    if batch >= 2 * threads * PACK and nnz >= PER_FEATURE * columns:
-        return Product(rows, ceil(batch, PACK), columns, columns * PACK)
-    return divided(rows, batch)
+    if batch <= 2 * threads * PACK:
+        # without copies, but sums have the same order, whatever the number of threads
+        return divided(rows, batch)._replace(also=PACKS)
+    room = columns * PACK
+    return Product(rows, ceil(batch, PACK), columns, room, PACKS)
 
 
 def divided(rows: int, columns: int, samples: int = 1) -> Product:
     """Divide a product into rows, so that each thread gets several pieces."""
-    blocks = samples * ceil(columns, _wide())
+    wide = _wide()
+    # a rest of a quarter is its neighbor's
+    blocks = samples * max(1, ceil(columns - wide // 4, wide))
     threads = torch.get_num_threads()
     if blocks >= 4 * threads:
         return Product(rows, blocks)

@@ -34,6 +34,7 @@ def speed() -> list[dict[str, Any]]:
     for machine, name in ertl.MACHINES.items():
         rows = pd.read_csv(ROOT / f"data/results/{name}.csv")
         rows = rows[rows["mode"].isin(MODES) & rows.sparse_ms.notna()]
+        rows = rows[rows.measured_threads == 2]
         for (mode, sizes, batch), runs in rows.groupby(["mode", "sizes", "batch"]):
             middle = {
                 key: np.median([sweep.curve(cell) for cell in runs[key]], axis=0)

@@ -174,7 +174,7 @@ PRESS = """(async () => {
 @pytest.mark.parametrize(
     ("page", "key", "before", "after"),
     [
-        ("csr/speed.html", "Home", "Speedup 24.5×.", "50 % sparsity"),
+        ("csr/speed.html", "Home", "Speedup 14.0×.", "50 % sparsity"),
         ("csr/evolution.html", "End", "0 of 2,258 connections", "; 512 start at pixels"),
     ],
 )

@@ -11,6 +11,10 @@ const reader = {
   theme(name) {
     document.documentElement.dataset.mode = name;
     document.documentElement.dataset.theme = name;
+    // colors that fade from one theme to the other are read at their end
+    for (const fading of document.getAnimations()) {
+      if (Number.isFinite(fading.effect.getComputedTiming().endTime)) fading.finish();
+    }
   },
 
   /** All mathematics is typeset, all images are there, each with a text. */

@@ -1,5 +1,7 @@
 """Samples and splits: what fits, checksums, and what is held out."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,3 +98,12 @@ def test_samples_may_be_signals_or_images_of_one_shape() -> None:
         datasets.Split(samples, datasets.Samples(x[..., :2, :2], y), samples, 1, "x", "")
     with pytest.raises(ValueError, match=r"\(samples, channels, height, width\)"):
         datasets.Samples(x[:, 0, 0, 0], y)
+
+
+def test_samples_and_splits_stay_what_their_checksum_was_made_of():
+    part = samples(4)
+    split = Split(part, part, part, 2, "a", "")
+    for thing, name in ((part, "x"), (split, "train"), (split, "checksum")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, name, None)
+    assert part != samples(4)  # compared by identity: tensors have no truth

@@ -194,15 +194,14 @@ class _Convolution(torch.autograd.Function):
             x = operands.resolved(x)
             backend = module(x)
             dvalues, dbias = backend.correlate(indices_of(csr), dy, x, sizes)
-            dx = (
-                _input_gradient(values, csr, dy, sizes, time) if has_x else None
-            )
+            dx = input_gradient(values, csr, dy, sizes, time) if has_x else None
         return dvalues, dbias if has_bias else None, dx, None, None
 
 
-def _input_gradient(
+def input_gradient(
     values: Tensor, csr: CSR, dy: Tensor, sizes: Sizes, time: int
 ) -> Tensor:
+    """Return the gradient of signals of `time` points, which autograd does not see."""
     indices = (*indices_of(csr), *transposed_of(csr))
     return module(dy).convolve_t(values, indices, dy, sizes, time)
 

@@ -16,9 +16,9 @@ from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands
 from sparselib.ops.backends import Backend, Sizes
-from sparselib.ops.conv import check_numbers, convolved
+from sparselib.ops.conv import check_numbers, convolved, input_gradient
 from sparselib.ops.dispatch import fast, module, note
-from sparselib.ops.operands import STALE, indices_of, transposed_of
+from sparselib.ops.operands import STALE, indices_of
 from sparselib.ops.registration import own
 
 Pair = tuple[int, int]
@@ -74,6 +74,13 @@ class Frame(NamedTuple):
         height, width = self.output
         return (height - 1) * self.row + width
 
+    @property
+    def read(self) -> int:
+        """Points of the input, zeros included, from the first one that is read to the last."""
+        rows, across = self.kernel
+        down = (rows - 1) * self.dilation[0] * self.row
+        return self.written + down + (across - 1) * self.dilation[1]
+
     def sizes(self, channels: int) -> Sizes:
         """Return the convolution of signals that this is."""
         rows, across = self.kernel
@@ -122,8 +129,7 @@ def conv2d(
     """
     frame = _frame(csr, x, kernel_size, margins, dilation)
     sizes = frame.sizes(int(x.shape[1]))  # a tensor while torch.jit traces
-    time = frame.written + sizes.extent - 1
-    check_numbers(csr, values, x, bias, sizes, time)
+    check_numbers(csr, values, x, bias, sizes, frame.read)
     if not fast(x, values, *([] if bias is None else [bias])):
         return _composed(csr, values, x, bias, frame)
     note("spmm of taps", (csr,), x, values, bias)
@@ -199,7 +205,7 @@ class _Convolution(torch.autograd.Function):
         ctx.frame = frame
         backend = module(x)
         sizes = frame.sizes(x.shape[1])
-        signals = _signals(backend, x, frame, sizes)
+        signals = _signals(backend, x, frame)
         y = backend.convolve(values, indices_of(csr), signals, sizes, bias)
         return own(_cut(backend, y, frame.output, frame.row, 0))
 
@@ -215,12 +221,11 @@ class _Convolution(torch.autograd.Function):
         operands.check_numbers(dy, "output gradient")
         operands.check_gradient(dy, x, values)
         sizes = frame.sizes(x.shape[1])
-        time = frame.written + sizes.extent - 1
         # memory may have been exchanged since the forward pass
-        check_numbers(csr, values, x, bias, sizes, time)
+        check_numbers(csr, values, x, bias, sizes, frame.read)
         values = operands.resolved(values)
         backend = module(x)
-        signals = _signals(backend, operands.resolved(x), frame, sizes)
+        signals = _signals(backend, operands.resolved(x), frame)
         costs = _laid(
             backend, operands.resolved(dy), frame.row, 0, frame.written
         )
@@ -230,8 +235,7 @@ class _Convolution(torch.autograd.Function):
         _, has_bias, has_x, *_ = ctx.needs_input_grad
         dx = None
         if has_x:
-            indices = (*indices_of(csr), *transposed_of(csr))
-            found = backend.convolve_t(values, indices, costs, sizes, time)
+            found = input_gradient(values, csr, costs, sizes, frame.read)
             size = (frame.height, frame.width)
             dx = own(_cut(backend, found, size, frame.row, frame.start))
         return dvalues, dbias if has_bias else None, dx, None, None
@@ -259,9 +263,8 @@ def _differentiable(
     )
 
 
-def _signals(backend: Backend, x: Tensor, frame: Frame, sizes: Sizes) -> Tensor:
-    time = frame.written + sizes.extent - 1
-    return _laid(backend, x, frame.row, frame.start, time)
+def _signals(backend: Backend, x: Tensor, frame: Frame) -> Tensor:
+    return _laid(backend, x, frame.row, frame.start, frame.read)
 
 
 def _laid(

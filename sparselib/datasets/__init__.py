@@ -10,16 +10,19 @@ from .localization import placed_digits, placed_spells
 from .physionet_records import RECORDS, apnea_excerpt, physionet
 from .split import Samples, Split
 from .tabular import epilepsy, higgs, isolet
+from .text import Text, coriolanus, shakespeare
 
 __all__ = [
     "RECORDS",
     "DataUnavailable",
     "Samples",
     "Split",
+    "Text",
     "apnea_ecg",
     "apnea_excerpt",
     "augmentation",
     "cifar10",
+    "coriolanus",
     "digits",
     "epilepsy",
     "fashion_mnist",
@@ -30,5 +33,6 @@ __all__ = [
     "physionet",
     "placed_digits",
     "placed_spells",
+    "shakespeare",
     "synthetic",
 ]

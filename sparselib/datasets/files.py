@@ -27,6 +27,9 @@ SOURCES = {
         "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/"
         "d5489e8995e8/pretrained_models/",
     ),
+    "tinyshakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b/data/tinyshakespeare/",
+    ),
 }
 
 SHA256 = {
@@ -61,6 +64,7 @@ SHA256 = {
     "pretrained-cifar10/resnet56-4bfd9763.th": (
         "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"
     ),
+    "tinyshakespeare/input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "higgs/HIGGS.csv.gz": "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
     "higgs/HIGGS_subset35298.csv.gz": (
         "349a4327922ac108a075b59b84eef6bc50a7a210bf1bcc351e4d0e27c015faf3"
@@ -116,6 +120,7 @@ EMBEDDED = {
     "higgs": "datasets.synthetic.collisions()",
     "isolet": "datasets.synthetic.letters()",
     "physionet": "datasets.synthetic.signals()",
+    "tinyshakespeare": "datasets.coriolanus()",
     "uci-epilepsy": "datasets.synthetic.signals()",
     "apnea-ecg": 'datasets.apnea_ecg("synthetic")',
 }

@@ -2,6 +2,7 @@
 
 from sparselib.models.dsn import DSN as DSN
 from sparselib.models.ecgresnet import ECGResNet as ECGResNet
+from sparselib.models.gpt import GPT as GPT
 from sparselib.models.heads import cnn as cnn
 from sparselib.models.mlp import MLP as MLP
 from sparselib.models.mobilenet import MobileNetV2 as MobileNetV2

@@ -14,4 +14,5 @@ from sparselib.evolution.liset import LiSET as LiSET
 from sparselib.evolution.liset import feature_weights as feature_weights
 from sparselib.evolution.plans import Plan as Plan
 from sparselib.evolution.plans import evolve as evolve
+from sparselib.evolution.schedule import CosineSchedule as CosineSchedule
 from sparselib.evolution.strategies import Strategy as Strategy

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from sparselib._types import StateDict
@@ -144,7 +146,13 @@ def compress(
 def transpose(
     crow_indices: Tensor, col_indices: Tensor, columns: int
 ) -> Transposed:
-    """Build the transposed pattern by one stable sort: rows ascend within each column."""
+    """Build the transposed pattern: rows ascend within each column.
+
+    On the processor SciPy counts the entries of each column and distributes them; elsewhere one
+    stable sort does it.
+    """
+    if type(col_indices) is Tensor and col_indices.device.type == "cpu":
+        return _distributed(crow_indices, col_indices, columns)
     ascending, permutation = torch.sort(col_indices, stable=True)
     rows = rows_of(crow_indices, col_indices.numel())
     starts = torch.arange(
@@ -154,6 +162,20 @@ def transpose(
     return Transposed(
         pointers, rows[permutation].to(torch.int32), permutation.to(torch.int32)
     )
+
+
+def _distributed(
+    crow_indices: Tensor, col_indices: Tensor, columns: int
+) -> Transposed:
+    entries = np.arange(col_indices.numel(), dtype=np.int32)
+    arrays = (entries, col_indices.numpy(), crow_indices.numpy())
+    shape = (crow_indices.numel() - 1, columns)
+    turned = csr_array(arrays, shape=shape).tocsc()
+    pointers, rows, permutation = (
+        torch.from_numpy(array).to(torch.int32)
+        for array in (turned.indptr, turned.indices, turned.data)
+    )
+    return Transposed(pointers, rows, permutation)
 
 
 class CSR(nn.Module):
@@ -371,7 +393,8 @@ class CSR(nn.Module):
 
     def _rewire_trusted(self, positions: Tensor) -> None:
         """As `rewire`, for positions that are known to be valid: the device is not waited for."""
-        self._adopt(*compress(positions.to(torch.int64), self.shape))
+        positions = positions.to(torch.int64)
+        self._adopt(*compress(positions, self.shape), positions)
 
     def _replace(self, positions: Tensor) -> None:
         """Put as many connections as there are valid positions, in new memory."""
@@ -414,13 +437,18 @@ class CSR(nn.Module):
         self._turned = None
         self._settle()
 
-    def _adopt(self, crow_indices: Tensor, col_indices: Tensor) -> None:
+    def _adopt(
+        self,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        positions: Tensor | None = None,
+    ) -> None:
         """Take a valid pattern of as many nonzeros, where the old one was."""
         self._crow.copy_(crow_indices)
         self._col.copy_(col_indices)
-        self._settle()
+        self._settle(positions)
 
-    def _settle(self) -> None:
+    def _settle(self, positions: Tensor | None = None) -> None:
         """Bring up to date what follows from the pattern, in place where there is a place."""
         self.nnz = self._col.numel()
         columns = self.shape[1]
@@ -431,7 +459,9 @@ class CSR(nn.Module):
             else:
                 for array, new in zip(self._turned, fresh):
                     array.copy_(new)
-        number = fingerprint(_flat(self._crow, self._col, columns))
+        if positions is None:
+            positions = _flat(self._crow, self._col, columns)
+        number = fingerprint(positions)
         if self.topology_id is None or self._own.device != number.device:
             self._own = _owned(number)
             self._shared = _owned(number)

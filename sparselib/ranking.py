@@ -83,8 +83,9 @@ def draw(
             cells, (2 * (count - drawn.numel()) + 8,), generator=generator
         )
         drawn = torch.cat([drawn, more]).unique()
-    surplus = torch.randperm(drawn.numel(), generator=generator)[:count]
-    return drawn[surplus].sort().values
+    chosen = torch.zeros_like(drawn, dtype=torch.bool)
+    chosen[torch.randperm(drawn.numel(), generator=generator)[:count]] = True
+    return drawn[chosen]
 
 
 def weighted_draw(

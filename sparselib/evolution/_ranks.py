@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed
 
-from sparselib.csr import fingerprint
+from sparselib.csr import CSR, fingerprint
 
 Group = distributed.ProcessGroup | Literal["alone"] | None
 
@@ -55,14 +55,12 @@ class Ranks:
         share = self.average(torch.full((1,), float(fact), device=like.device))
         return float(share) == 1.0
 
-    def hold_the_same(self, positions: Tensor, values: Tensor) -> bool:
+    def hold_the_same(self, csr: CSR, values: Tensor) -> bool:
         """Whether connections and, but for rounding, weights are equal in every process."""
         if self.count == 1:
             return True
-        number = fingerprint(positions)
-        pattern = torch.stack(
-            [torch.full_like(number, positions.numel()), number]
-        )
+        number = fingerprint(csr.positions)
+        pattern = torch.stack([torch.full_like(number, csr.nnz), number])
         is_equal = torch.equal(pattern, self.share(pattern))
         if not self.is_true_everywhere(is_equal, values):
             return False

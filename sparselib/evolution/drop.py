@@ -71,14 +71,13 @@ def set_fractions(
     negative = (values < 0).nonzero().flatten()
     positive = (values >= 0).nonzero().flatten()
     from_negative = round(fraction * negative.numel())
-    dropped = [
-        side[largest(-values[side].abs(), count)]
-        for side, count in (
-            (negative, from_negative),
-            (positive, total - from_negative),
-        )
-    ]
-    return torch.cat(dropped).sort().values
+    is_dropped = torch.zeros_like(values, dtype=torch.bool)
+    for side, count in (
+        (negative, from_negative),
+        (positive, total - from_negative),
+    ):
+        is_dropped[side[largest(-values[side].abs(), count)]] = True
+    return is_dropped.nonzero().flatten()
 
 
 def adaptive_threshold(

@@ -228,20 +228,22 @@ class Evolution:
             if contexts is None:
                 plans[name] = unchanged(layer)
                 continue
-            context = contexts[name]._replace(rows=self._open_rows(name, plans))
+            rows = self._open_rows(name, plans)
+            context = contexts.pop(name)._replace(rows=rows)
             plans[name] = self._plan(name, layer, states[name], context, ranks)
-        for name, planned in plans.items():
+        counts: dict[str, Tensor] = {}
+        for name in list(plans):
+            planned = plans.pop(name)  # large layers leave memory to the next
             evolve(layers[name], planned, self.optimizer)
             self._rewire_twins(layers[name], planned)
+            counts[name] = (planned.source < 0).sum()
         for watch in self._watches.values():
             watch.forget()
         self.state = states
         self.steps += 1
         if self.after is not None:
             self.after()
-        return Replaced(
-            {name: (plans[name].source < 0).sum() for name in layers}
-        )
+        return Replaced({name: counts[name] for name in layers})
 
     def state_dict(self) -> StateDict:
         """Return what the next step depends on besides model and optimizer."""
@@ -336,7 +338,7 @@ class Evolution:
                     f"layer {name!r}: {broken} of {layer.values.numel()} weights are not finite; "
                     f"the topology was kept"
                 )
-            if not ranks.hold_the_same(layer.positions, layer.values):
+            if not ranks.hold_the_same(layer.csr, layer.values):
                 raise ValueError(
                     f"layer {name!r} differs from process to process; processes that train one "
                     f"model start from the same weights and average their gradients, as "

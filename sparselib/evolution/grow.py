@@ -161,7 +161,7 @@ def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     """Grow anywhere with equal probability, at zero (SET as Ertl describes it, Section 3.2.4)."""
     region = layer.region
     rows = context.rows
-    taken = region.number(_within(context, layer.shape[1]), rows)
+    taken = region.number(_within(layer, context), rows)
     free = int(region.room[rows].sum()) - taken.numel()
     _check_room(count, free)
     rank = draw(free, count, context.generator).to(rows.device)
@@ -235,7 +235,7 @@ def full_gradient(layer: SparseLayer, count: int, context: Context) -> Grown:
     in time, but never in memory.
     """
     room = int(layer.region.room[context.rows].sum())
-    _check_room(count, room - _within(context, layer.shape[1]).numel())
+    _check_room(count, room - _within(layer, context).numel())
     return _largest_gradients(layer, count, context, context.rows)
 
 
@@ -273,7 +273,7 @@ def linear_features(
         )
     columns = layer.shape[1]
     height = context.rows.numel()
-    cells = _within(context, columns).cpu()
+    cells = _within(layer, context).cpu()
     taken = (cells % columns * height + cells // columns).sort().values
     drawn = weighted_draw(weights, height, taken, count, context.generator).to(
         context.rows.device
@@ -341,7 +341,7 @@ def _largest_gradients(
 ) -> Grown:
     _check_finite(context)
     columns = layer.shape[1]
-    taken = _within(context._replace(rows=rows), columns)
+    taken = _within(layer, context._replace(rows=rows))
     positions = torch.empty(0, dtype=torch.int64, device=layer.values.device)
     values = layer.values.detach()[:0]
     # what is not larger than the smallest of `count` found before has no chance
@@ -372,9 +372,8 @@ def _largest_gradients(
 
 def _free_cells(layer: SparseLayer, context: Context) -> Int[Tensor, "free"]:
     """Free cells of the open rows, counted as if no other rows existed."""
-    columns = layer.shape[1]
     free = layer.region.mask(context.rows).flatten()
-    free[_within(context, columns)] = False
+    free[_within(layer, context)] = False
     return free.nonzero().flatten()
 
 
@@ -391,8 +390,11 @@ def _checked_importance(layer: SparseLayer, importance: Tensor) -> Tensor:
     return weights
 
 
-def _within(context: Context, columns: int) -> Int[Tensor, "taken"]:
+def _within(layer: SparseLayer, context: Context) -> Int[Tensor, "taken"]:
     """Occupied cells of the open rows, counted as if no other rows existed."""
+    rows, columns = layer.shape
+    if context.rows.numel() == rows:
+        return context.occupied
     if context.rows.numel() == 0:
         return context.rows
     row = context.occupied // columns

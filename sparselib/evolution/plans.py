@@ -34,6 +34,13 @@ class Plan(NamedTuple):
     trusted: bool = False
 
 
+class Ascending(NamedTuple):
+    """Numbers in ascending order, and where each stood before."""
+
+    values: Tensor
+    indices: Tensor
+
+
 def unchanged(layer: SparseLayer) -> Plan:
     """Return the plan that keeps every connection."""
     values = layer.values.detach()
@@ -69,20 +76,35 @@ def lay_out(
         If what the grow rule returns cannot be connections of this layer.
     """
     old = layer.values.detach()
-    count = int(leaving.sum())
     kept = (~leaving).nonzero().flatten()
+    count = old.numel() - kept.numel()
     grown, values = grow(layer, count, context)
-    check_grown(layer, grown, values, count, context)
+    ascending = check_grown(layer, grown, values, count, context)
     layer.region.check(grown)
-    order = torch.sort(torch.cat([positions[kept], grown.to(torch.int64)]))
-    source = torch.cat([kept, kept.new_full((count,), -1)])
-    weights = torch.cat([old[kept], values.to(old)])
-    return Plan(
-        order.values,
-        weights[order.indices],
-        source[order.indices],
-        trusted=True,
+    return _merged(
+        positions, old, kept, ascending.values, values[ascending.indices]
     )
+
+
+def _merged(
+    positions: Tensor, old: Tensor, kept: Tensor, grown: Tensor, values: Tensor
+) -> Plan:
+    """Merge the connections that are kept with those that grow; both ascend."""
+    stay = positions[kept]
+    place = torch.arange(grown.numel(), device=grown.device)
+    place += torch.searchsorted(stay, grown)
+    total = stay.numel() + grown.numel()
+    source = grown.new_zeros(total)
+    source[place] = -1
+    is_old = source == 0
+    source[is_old] = kept
+    merged = torch.empty_like(source)
+    merged[place] = grown
+    merged[is_old] = stay
+    weights = old.new_empty(source.shape)
+    weights[place] = values.to(old)
+    weights[is_old] = old[kept]
+    return Plan(merged, weights, source, trusted=True)
 
 
 def evolve(
@@ -210,8 +232,13 @@ def check_grown(
     values: Tensor,
     count: int,
     context: grows.Context,
-) -> None:
+) -> Ascending:
     """Refuse what a grow rule returned unless it is `count` free cells and their finite weights.
+
+    Returns
+    -------
+    Ascending
+        The positions, int64, in ascending order, and where each stood.
 
     Raises
     ------
@@ -233,23 +260,32 @@ def check_grown(
         raise ValueError(
             f"the grow rule returned values of {values.dtype}, not of a real type"
         )
+    ascending = _in_order(positions.to(torch.int64))
     if count == 0:
-        return
-    first = int(positions.min())
-    last = int(positions.max())
+        return ascending
+    first = int(ascending.values[0])
+    last = int(ascending.values[-1])
     if first < 0 or last >= layer.csr.cells:
         raise ValueError(
             f"the grow rule returned positions from {first} to {last}; the layer has the cells "
             f"0..{layer.csr.cells - 1}"
         )
-    ascending = positions.sort().values
-    occurs_twice = (ascending[1:] == ascending[:-1]).any()
-    if occurs_twice or contains(context.occupied, ascending).any():
+    occurs_twice = (ascending.values[1:] == ascending.values[:-1]).any()
+    if occurs_twice or contains(context.occupied, ascending.values).any():
         raise ValueError(
             "the grow rule returned a position twice or one that is taken"
         )
     if not torch.isfinite(values).all():
         raise ValueError("the grow rule returned weights that are not finite")
+    return ascending
+
+
+def _in_order(positions: Tensor) -> Ascending:
+    """Sort positions, unless they ascend already, as those that are drawn do."""
+    if (positions.diff() > 0).all():
+        places = torch.arange(positions.numel(), device=positions.device)
+        return Ascending(positions, places)
+    return Ascending(*positions.sort())
 
 
 def check_dropped(indices: Tensor, connections: int) -> None:

@@ -129,7 +129,7 @@ class CSRLinear(SparseLayer):
         """Every cell."""
         rows, columns = self.shape
         reach = torch.full((rows,), columns, device=self.values.device)
-        return Region(reach, max(columns, 1), columns)
+        return Region(reach, max(columns, 1), columns, is_whole=True)
 
     @property
     def cells(self) -> int:

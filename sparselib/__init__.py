@@ -1,6 +1,7 @@
 """Truly sparse, evolving layers for PyTorch, and what five papers need around them."""
 
 from sparselib import checkpoint as checkpoint
+from sparselib import comparison as comparison
 from sparselib import cost as cost
 from sparselib import cuda_graphs as graphs
 from sparselib import datasets as datasets
@@ -68,6 +69,7 @@ __all__ = [
     "__version__",
     "average",
     "checkpoint",
+    "comparison",
     "cost",
     "criterion",
     "datasets",

@@ -1,0 +1,115 @@
+"""Who is ahead: differences paired by seed, with intervals, and fronts of cost and quality."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Difference(NamedTuple):
+    """A mean difference and its interval.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        The mean of the differences, and the ends of the interval.
+    pairs : int
+        How many there were.
+    """
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def __format__(self, spec: str) -> str:
+        signed = f"+{spec.removeprefix('+')}"
+        low, high = format(self.low, signed), format(self.high, signed)
+        return f"{format(self.mean, signed)} ({low} to {high})"
+
+
+def paired_difference(
+    ours: Sequence[float] | np.ndarray,
+    theirs: Sequence[float] | np.ndarray,
+    level: float = 0.95,
+) -> Difference:
+    r"""Return the mean of :math:`d_i = a_i - b_i` with Student's interval (1908).
+
+    .. math:: \bar d \pm t_{n-1} \, s_d / \sqrt n
+
+    Pairs share what makes runs differ besides what is compared, such as the seed, which then
+    cancels. The interval holds the true difference in `level` of all experiments if differences
+    are about normal.
+
+    Parameters
+    ----------
+    ours, theirs : sequence of float
+        Runs in the same order of seeds.
+    level : float
+        Confidence, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        If there are not at least two pairs of finite numbers, or the level is impossible.
+    """
+    a = np.asarray(ours, dtype=float)
+    b = np.asarray(theirs, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(
+            f"an interval needs two sequences of at least two paired numbers, not {a.shape} and "
+            f"{b.shape}"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"a level of confidence lies in (0, 1), not {level}")
+    differences = a - b
+    if not np.isfinite(differences).all():
+        raise ValueError(
+            f"an interval needs finite numbers, but a difference is {differences}"
+        )
+    from scipy.stats import t
+
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) / len(a) ** 0.5
+    half = float(t.ppf((1 + level) / 2, len(a) - 1)) * error
+    return Difference(mean, mean - half, mean + half, len(a))
+
+
+def front(
+    costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray
+) -> list[int]:
+    """Return the indices of the points that no other point undercuts, cheapest first.
+
+    A point is off the front if another one costs no more and loses no more, and less in one of the
+    two (Pareto, 1906). Of equal points the first is on it.
+
+    Parameters
+    ----------
+    costs, losses : sequence of float
+        One of each per point; less is better.
+
+    Raises
+    ------
+    ValueError
+        If their numbers differ or one is not finite.
+    """
+    cost = np.asarray(costs, dtype=float)
+    loss = np.asarray(losses, dtype=float)
+    if cost.shape != loss.shape or cost.ndim != 1:
+        raise ValueError(
+            f"a front needs one cost and one loss per point, not {cost.shape} and {loss.shape}"
+        )
+    if not (np.isfinite(cost).all() and np.isfinite(loss).all()):
+        raise ValueError("a front needs finite costs and losses")
+    found: list[int] = []
+    least = np.inf
+    for index in np.lexsort((loss, cost)):
+        if loss[index] < least:
+            least = loss[index]
+            found.append(int(index))
+    return found

@@ -1,0 +1,74 @@
+"""Paired differences and fronts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sparselib.comparison import Difference, front, paired_difference
+
+NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 2))
+POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=9), st.floats(0.5, 0.99))
+def test_the_interval_is_that_of_the_paired_t_test(pairs, level):
+    ours, theirs = np.array(pairs).T
+    found = paired_difference(ours, theirs, level)
+    if np.ptp(ours - theirs) < 1e-9:
+        assert found.high - found.low == pytest.approx(0, abs=1e-6)
+        return
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-9)
+    assert found.pairs == len(pairs)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_promises():
+    draw = np.random.default_rng(0)
+    runs = draw.normal(0.3, 1, (4000, 5))
+    held = [d.low <= 0.3 <= d.high for d in (paired_difference(r, 0 * r) for r in runs)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+
+
+def test_pairs_cancel_what_seeds_have_in_common():
+    seeds = np.array([5.0, -3.0, 1.0, 4.0, -2.0])
+    ours = seeds + np.array([0.11, 0.09, 0.1, 0.12, 0.08])
+    assert paired_difference(ours, seeds).is_decided
+    assert not paired_difference(ours, seeds[::-1]).is_decided
+    assert f"{Difference(0.1, 0.08, 0.12, 5):.2f}" == "+0.10 (+0.08 to +0.12)"
+    assert not Difference(0.1, -0.01, 0.2, 5).is_decided
+    assert Difference(-0.1, -0.2, -0.01, 5).is_decided
+
+
+@given(POINTS)
+def test_a_front_is_what_nothing_undercuts(points):
+    costs = [cost for cost, _ in points]
+    losses = [loss for _, loss in points]
+    found = front(costs, losses)
+    on = {points[index] for index in found}
+    assert len(on) == len(found)
+    for point in points:
+        better = [
+            other
+            for other in points
+            if other[0] <= point[0] and other[1] <= point[1] and other != point
+        ]
+        assert (point in on) == (not better)
+    assert [costs[i] for i in found] == sorted(costs[i] for i in found)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paired_difference([1.0], [2.0]), r"not \(1,\) and \(1,\)"),
+        (lambda: paired_difference([1.0, 2.0], [2.0]), r"not \(2,\) and \(1,\)"),
+        (lambda: paired_difference([1.0, 2.0], [2.0, np.nan]), "finite numbers"),
+        (lambda: paired_difference([1.0, 2.0], [2.0, 1.0], 1.0), r"in \(0, 1\), not 1.0"),
+        (lambda: front([1.0, 2.0], [1.0]), r"not \(2,\) and \(1,\)"),
+        (lambda: front([1.0, np.inf], [1.0, 1.0]), "finite costs and losses"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
-        *("guarded", "compilation", "ranking", "init", "metrics"),
+        *("guarded", "compilation", "ranking", "init", "metrics", "comparison"),
         *("export", "atomic", "plot", "tables", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint"],

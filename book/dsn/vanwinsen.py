@@ -62,6 +62,13 @@ def balanced() -> pd.Series:
     return 100 * groups.balanced_accuracy.mean()
 
 
+def by_trees() -> pd.Series:
+    """Return the balanced accuracy in percent of boosted trees on one minute, by split."""
+    rows = sweep.stored("dsn-yardsticks")
+    rows = rows[(rows.model == "boosting") & (rows.normalize == "night") & (rows.neighbors == 0)]
+    return 100 * rows.groupby("by").balanced_accuracy.mean()
+
+
 def right_grades() -> float:
     """Return the share of unseen nights whose severity the 95 % sparse network predicts right."""
     rows = by_night()

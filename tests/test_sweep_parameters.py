@@ -174,6 +174,15 @@ def test_papermill_by_hand_is_refused_what_a_sweep_is(by_hand, given, sentence):
         by_hand(**given)
 
 
+@pytest.mark.slow
+def test_a_recall_beyond_its_layer_is_refused_before_anything_trains(tmp_path):
+    training = ROOT / "book/csr/training.ipynb"
+    out = tmp_path / "out.ipynb"
+    given = {"recall": [64, 129], "epochs": 10**9}  # which would never end
+    with pytest.raises(papermill.PapermillExecutionError, match="second layer's 128"):
+        papermill.execute_notebook(training, out, given, progress_bar=False)
+
+
 SWEEPS = sorted(ROOT.glob("book/*/sweeps/*.yml"))
 
 

@@ -115,6 +115,24 @@ def test_taylor_and_mest_weigh_the_gradient_as_published():
         drop.taylor(*four([1.0, 2.0, 3.0, 4.0], None)[:1], 0.5, context._replace(gradient=None))
 
 
+def test_relative_importance_compares_a_weight_with_those_of_its_neurons():
+    # rows {1, 2} and {3, 6}; columns {1, 3} and {2, 6}
+    layer = sl.CSRLinear(2, 3, sparsity=1 / 3)
+    layer.rewire(torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, -2.0, 3.0, 6.0]))
+    context = Context(occupied=layer.positions, rows=torch.arange(3))
+    # 1/3 + 1/4, 2/3 + 1/4, 1/3 + 3/4, 2/3 + 3/4
+    assert drop.relative_importance(layer, 0.25, context).tolist() == [0]
+    assert drop.relative_importance(layer, 0.5, context).tolist() == [0, 1]
+    # a large weight among larger ones matters less than a small one alone
+    layer = sl.CSRLinear(3, 3, sparsity=5 / 9)
+    layer.rewire(torch.tensor([0, 1, 4, 8]), torch.tensor([5.0, 50.0, 40.0, 0.1]))
+    context = Context(occupied=layer.positions, rows=torch.arange(3))
+    assert drop.relative_importance(layer, 0.25, context).tolist() == [0]
+    assert drop.magnitude(layer.values, 0.25).tolist() == [3]
+    layer.values.data.zero_()
+    assert drop.relative_importance(layer, 0.5, context).tolist() == [0, 1]
+
+
 def trained(drop_rule, grow_rule=sl.grow.random, steps=3, **options):
     torch.manual_seed(0)
     model = sl.MLP(12, 16, 5, layer=sl.CSRLinear, sparsity=0.5)

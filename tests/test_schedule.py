@@ -1,12 +1,13 @@
 """When an evolution happens: RigL's schedule."""
 
+import copy
 import math
 
 import pytest
 import torch
 
 import sparselib as sl
-from sparselib.evolution import CosineSchedule
+from sparselib.evolution import CosineSchedule, GradualPruning
 
 
 def learning(seed=0):
@@ -78,3 +79,93 @@ def test_states_of_other_schedules_change_nothing():
 def test_impossible_numbers_are_refused(numbers):
     with pytest.raises(ValueError, match=f"not stop={numbers[0]} and every={numbers[1]}"):
         CosineSchedule(learning()[2], *numbers)
+
+
+# --- pruning while training
+
+
+def pruned(options, sparsity=0.0, stop=20, every=4):
+    torch.manual_seed(0)
+    layer = sl.CSRLinear(40, 25, sparsity=sparsity)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    return layer, optimizer, GradualPruning(layer, optimizer, 0.9, stop, every, **options)
+
+
+def trained(layer, optimizer, schedule, steps, start=0):
+    counts = {}
+    for step in range(start + 1, start + steps + 1):
+        x = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        optimizer.step()
+        if schedule.step():
+            counts[step] = layer.csr.nnz
+    return counts
+
+
+GRANET = {"grow": sl.grow.full_gradient_at_zero, "fraction": 0.2}
+
+
+@pytest.mark.parametrize("options", [{}, GRANET], ids=["pruning", "granet"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_counts_follow_the_cubic_equation(options, sparsity):
+    layer, optimizer, schedule = pruned(options, sparsity, stop=18)
+    counts = trained(layer, optimizer, schedule, 30)
+    wanted = {t: 0.9 + (sparsity - 0.9) * (1 - t / 18) ** 3 for t in (4, 8, 12, 16, 18)}
+    assert counts == {t: round((1 - s) * 1000) for t, s in wanted.items()}
+    assert layer.values.shape == layer.values.grad.shape == (100,)
+    assert optimizer.state[layer.values]["exp_avg"].shape == (100,)
+
+
+def test_what_is_pruned_are_the_smallest_weights_and_memory_follows_the_others():
+    layer, optimizer, schedule = pruned({}, stop=1)
+    x = torch.randn(16, 40)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    before = layer.values.detach().clone()
+    memory = optimizer.state[layer.values]["exp_avg"].clone()
+    assert schedule.step()[""] == 0
+    kept = before.abs().topk(100).indices.sort().values
+    assert torch.equal(layer.positions, kept)
+    assert torch.equal(layer.values, before[kept])
+    assert torch.equal(optimizer.state[layer.values]["exp_avg"], memory[kept])
+
+
+def test_granet_replaces_a_share_by_the_largest_gradients_at_zero():
+    layer, _, schedule = pruned(GRANET, sparsity=0.5, stop=1)
+    before = set(layer.positions.tolist())
+    layer(torch.randn(16, 40)).square().sum().backward()
+    assert schedule.step()[""] == 20
+    zeros = layer.positions[layer.values == 0]
+    assert len(zeros) == 20
+    assert len(before & set(layer.positions.tolist())) >= 80
+
+
+def test_a_restored_pruning_goes_on_as_the_saved_one():
+    layer, optimizer, schedule = pruned(GRANET)
+    trained(layer, optimizer, schedule, 9)
+    saved = copy.deepcopy([schedule.state_dict(), layer, optimizer.state_dict()])
+    trained(layer, optimizer, schedule, 15, start=9)
+    state, other, memory = saved
+    descent = torch.optim.Adam(other.parameters(), lr=0.01)
+    descent.load_state_dict(memory)
+    again = GradualPruning(other, descent, 0.9, 20, 4, **GRANET)
+    again.load_state_dict(state)
+    trained(other, descent, again, 15, start=9)
+    assert torch.equal(other.positions, layer.positions)
+    assert torch.equal(other.values, layer.values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 1.0, "stop": 9}, r"lies in \[0, 1\), not at 1.0"),
+        ({"sparsity": 0.5, "stop": 0}, "not stop=0 and every=100"),
+        ({"sparsity": 0.5, "stop": 9, "fraction": 0.2}, "grow=None and fraction=0.2"),
+        ({"sparsity": 0.5, "stop": 9, "grow": sl.grow.random}, "a rule and a fraction"),
+    ],
+)
+def test_impossible_prunings_are_refused(options, message):
+    layer, optimizer, _ = learning()
+    with pytest.raises(ValueError, match=message):
+        GradualPruning(layer, optimizer, **options)

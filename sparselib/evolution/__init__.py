@@ -15,4 +15,6 @@ from sparselib.evolution.liset import feature_weights as feature_weights
 from sparselib.evolution.plans import Plan as Plan
 from sparselib.evolution.plans import evolve as evolve
 from sparselib.evolution.schedule import CosineSchedule as CosineSchedule
+from sparselib.evolution.schedule import GradualPruning as GradualPruning
+from sparselib.evolution.schedule import Schedule as Schedule
 from sparselib.evolution.strategies import Strategy as Strategy

@@ -173,6 +173,28 @@ def magnitude_and_gradient(
     return largest(-importance, round(fraction * values.numel()))
 
 
+@with_context
+def relative_importance(
+    layer: SparseLayer, fraction: float, context: Context
+) -> Int[Tensor, "dropped"]:
+    r"""Drop the `fraction` of weights that matter least to their neurons at both ends.
+
+    .. math:: \frac{|w_{ij}|}{\sum_k |w_{ik}|} + \frac{|w_{ij}|}{\sum_k |w_{kj}|}
+
+    The relative importance of Zhang and others (2024, ICLR): the share that a weight has of those
+    that neuron i reads by and of those that input j is read by. Unlike `magnitude` it leaves few
+    neurons without connections.
+    """
+    sizes = layer.values.detach().abs()
+    rows = context.occupied // layer.shape[1]
+    columns = context.occupied % layer.shape[1]
+    importance = torch.zeros_like(sizes)
+    for places, count in ((rows, layer.shape[0]), (columns, layer.shape[1])):
+        total = sizes.new_zeros(count).index_add_(0, places, sizes)[places]
+        importance += torch.where(total > 0, sizes / total, 0.0)
+    return largest(-importance, round(fraction * sizes.numel()))
+
+
 def gradient_of(context: Context) -> Float[Tensor, "nnz"]:
     """Return the gradient of the connections.
 

@@ -194,11 +194,11 @@ class Evolution:
             ]
             for head in heads:
                 _check_tied(head, found[head], name, layer)
-            is_trained = (
-                layer.values.requires_grad
-                and layer.values.numel() < layer.cells
+            has_room = (
+                not self.strategy.needs_room
+                or layer.values.numel() < layer.cells
             )
-            if is_trained and not heads:
+            if layer.values.requires_grad and has_room and not heads:
                 found[name] = layer
         return found
 

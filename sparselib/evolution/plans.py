@@ -54,6 +54,7 @@ def lay_out(
     leaving: Tensor,
     grow: grows.Grow,
     context: grows.Context,
+    count: int | None = None,
 ) -> Plan:
     """Lay out the topology without the connections marked `leaving` and with as many new ones.
 
@@ -69,6 +70,8 @@ def lay_out(
         The grow rule.
     context : Context
         What the grow rule may know.
+    count : int, optional
+        How many new ones, if not as many.
 
     Raises
     ------
@@ -77,7 +80,8 @@ def lay_out(
     """
     old = layer.values.detach()
     kept = (~leaving).nonzero().flatten()
-    count = old.numel() - kept.numel()
+    if count is None:
+        count = old.numel() - kept.numel()
     grown, values = grow(layer, count, context)
     ascending = check_grown(layer, grown, values, count, context)
     layer.region.check(grown)

@@ -33,12 +33,15 @@ class Strategy(ABC):
         refused, and it has to keep the topology itself.
     can_repair : bool
         Whether it keeps to the rows of the context in what it drops, too.
+    needs_room : bool
+        Whether it leaves layers alone that have every connection.
     """
 
     rules: dict[str, str]
     needs_gradient: bool = True
     is_device_resident: bool = False
     can_repair: bool = False
+    needs_room: bool = True
 
     @abstractmethod
     def plan(

@@ -67,7 +67,7 @@ def test_states_of_other_schedules_change_nothing():
     state = CosineSchedule(evolution, stop=30, every=3).state_dict()
     for stop, every in ((31, 3), (30, 4)):
         other = CosineSchedule(evolution, stop=stop, every=every)
-        with pytest.raises(ValueError, match=r"a schedule of .*'stop': 30, 'every': 3"):
+        with pytest.raises(ValueError, match=r"a CosineSchedule with .*'stop': 30, 'every': 3"):
             other.load_state_dict(state)
     own = CosineSchedule(evolution, stop=30, every=3)
     with pytest.raises(ValueError, match="a number of steps, not -1"):

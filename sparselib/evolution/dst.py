@@ -6,17 +6,18 @@ from typing import Unpack, cast, final
 import torch
 from torch import nn
 
-from sparselib._types import SavedState, StateDict
 from sparselib.evolution import drop as drops
 from sparselib.evolution import grow as grows
 from sparselib.evolution._options import SeededOptions
-from sparselib.evolution.engine import Evolution, Replaced
+from sparselib.evolution.engine import Evolution
 from sparselib.evolution.plans import Plan, check_dropped, lay_out
+from sparselib.evolution.schedule import Schedule
 from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
 
 
-class DST:
+@final
+class DST(Schedule):
     r"""Dynamic sparse training of regions (Xiao and others, 2022), used as an `Evolution` is.
 
     Every `every`-th step, each group of filters with the same reach loses
@@ -47,11 +48,6 @@ class DST:
     **options
         Passed on to `Evolution`.
 
-    Attributes
-    ----------
-    evolution : Evolution
-        What changes the topology.
-
     Raises
     ------
     ValueError
@@ -76,63 +72,33 @@ class DST:
                 f"DST needs epochs and every from 1 and 0 <= last <= fraction <= 1, not "
                 f"epochs={epochs}, every={every}, last={last}, fraction={fraction}"
             )
-        self.epochs = epochs
-        self.fraction = fraction
-        self.last = last
-        self.every = every
-        self.epoch = 0
-        self.evolution = Evolution(
+        evolution = Evolution(
             model,
             optimizer,
             fraction=fraction,
             strategy=ByGroup(drop, grow),
             **options,
         )
+        super().__init__(evolution, epochs, every)
+        self.fraction = fraction
+        self.last = last
 
     def rate(self, epoch: int) -> float:
         """Share of the connections that a change at the end of an epoch replaces."""
-        turn = math.cos(math.pi * min(epoch / (0.8 * self.epochs), 1.0))
+        turn = math.cos(math.pi * min(epoch / (0.8 * self.stop), 1.0))
         return self.last + (self.fraction - self.last) * (1 + turn) / 2
 
-    def step(self) -> Replaced:
-        """Count an epoch; return how many connections each layer replaced, nothing in between."""
-        self.epoch += 1
-        if self.epoch % self.every:
-            return Replaced({})
-        self.evolution.fraction = self.rate(self.epoch)
-        return self.evolution.step()
+    def is_due(self, step: int) -> bool:
+        """Whether it is a multiple: in the end, the last share is replaced."""
+        return step % self.every == 0
 
-    def state_dict(self) -> StateDict:
-        """Return what the next step depends on besides model and optimizer."""
-        return {
-            "epoch": self.epoch,
-            "schedule": self._schedule(),
-            "evolution": self.evolution.state_dict(),
-        }
+    def prepare(self, step: int) -> None:
+        """Set the share."""
+        self.evolution.fraction = self.rate(step)
 
-    def load_state_dict(self, state_dict: SavedState) -> None:
-        """Take over what `state_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If it belongs to another schedule, and as `Evolution`; nothing is changed then.
-        """
-        schedule = state_dict.get("schedule", self._schedule())
-        if schedule != self._schedule():
-            raise ValueError(
-                f"the state belongs to a DST with {schedule}, this one has {self._schedule()}"
-            )
-        epoch = state_dict.get("epoch")
-        if not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(
-                f"the state of a DST has a number of epochs, not {epoch!r}"
-            )
-        self.evolution.load_state_dict(state_dict["evolution"])
-        self.epoch = epoch
-
-    def _schedule(self) -> dict[str, int | float]:
-        return {"epochs": self.epochs, "last": self.last, "every": self.every}
+    def identity(self) -> dict[str, int | float]:
+        """All epochs, last share and distance."""
+        return {"epochs": self.stop, "last": self.last, "every": self.every}
 
 
 @final

@@ -32,8 +32,10 @@ class Schedule(ABC):
 
     Attributes
     ----------
+    evolution : Evolution
+        What changes the topology.
     steps : int
-        Training steps so far.
+        Calls of `step` so far.
 
     Raises
     ------
@@ -90,7 +92,8 @@ class Schedule(ABC):
         schedule = state_dict.get("schedule")
         if schedule != self.identity():
             raise ValueError(
-                f"the state belongs to a schedule of {schedule}, this one has {self.identity()}"
+                f"the state belongs to a {type(self).__name__} with {schedule}, this one has "
+                f"{self.identity()}"
             )
         steps = state_dict.get("steps")
         if not isinstance(steps, int) or steps < 0:

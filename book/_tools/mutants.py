@@ -1,18 +1,19 @@
 """Break random lines of the library, and see that a test fails: ``python book/_tools/mutants.py``.
 
-Each mutant is one change of one line, made in a copy of the tree. It is killed if a test of its
-module fails, and survives if all pass. The same seed draws the same mutants. Each is tried in a
-fork of this process, which has loaded torch and pytest, and nothing of the library; one file of
-tests follows the other, the module's own first, until one fails.
+Each mutant is one change of one line, made in a copy of the tree. It is killed if a test that runs
+its line fails, and survives if all pass. The same seed draws the same mutants. `covering` knows the
+tests of a line. First come those of the files that have most of them, then the others, each time
+the quickest first and every function before the second parameters of one, as many as take
+`--budget` seconds. They run in a fork of this process, which has loaded torch and pytest, and
+nothing of the library. A test fails, too, if it takes 30 s more than ten times as long as usual.
+In the end each test that killed has to pass with the library unbroken.
 """
 
 import argparse
 import ast
-import copy
 import importlib
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -23,8 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-SEEN = [*("sparselib", "tests", "book", "data", "README.md", "pyproject.toml"), "constraints.txt"]
+import covering
+import pytest
+
+ROOT = covering.ROOT
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -47,9 +50,12 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
-LOADED = ("torch", "pytest", "hypothesis", "jaxtyping", "beartype", "nbformat", "pandas", "scipy")
-OF_THE_BOOK = {"test_house.py", "test_book.py", "test_browser.py"}
-MOST = 5  # files of tests for one mutant
+LOADED = [
+    *("torch._dynamo", "pytest", "hypothesis", "jaxtyping", "beartype", "nbformat", "pandas"),
+    *("scipy.stats", "sklearn", "numba", "lightning"),
+]
+FIRST = 3  # files of tests that are tried before the others
+MEMORY = 12 << 30  # bytes that a broken line may ask for
 Change = Callable[[], None]
 
 
@@ -110,105 +116,182 @@ def remove(block: list[ast.stmt], place: int) -> Change:
 
 
 class Mutant(NamedTuple):
-    """A module with one change."""
+    """A module with one change: its path in the tree, its line there and in the copy."""
 
     path: Path
     line: int
+    copied: int
     what: str
     source: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.path.relative_to(ROOT)}:{self.line} {self.what}: {self.source}"
+        return f"{self.path}:{self.line} {self.what}: {self.source}"
 
 
-def draw(modules: list[Path], count: int, seed: int) -> Iterator[Mutant]:
-    """Choose mutants, each as likely as any other."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules}
+def draw(top: Path, modules: list[Path], count: int, seed: int) -> Iterator[Mutant]:
+    """Choose mutants of modules of a copied tree, each as likely as any other."""
+    trees = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in modules}
     every = [(path, n) for path, tree in trees.items() for n, _ in enumerate(changes(tree))]
     for path, number in random.Random(seed).sample(every, min(count, len(every))):
-        tree = copy.deepcopy(trees[path])
-        line, what, change = list(changes(tree))[number]
-        source = path.read_text(encoding="utf-8").splitlines()[line - 1].strip()
+        text = (top / path).read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        copied, what, change = list(changes(tree))[number]
+        line = list(changes(trees[path]))[number][0]
         change()
-        text = ast.unparse(ast.fix_missing_locations(tree))
-        yield Mutant(path, line, what, source, text)
+        broken = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+        yield Mutant(path, line, copied, what, text.splitlines()[copied - 1].strip(), broken)
 
 
-def covering(module: Path) -> list[str]:
-    """Files of tests that use what a module defines: its own, then those that name most of it."""
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    names = {module.stem, *(name for name in defined if name[0] != "_")} - {"__init__"}
-    mentions = {}
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
-        words = re.findall(r"\w+", path.read_text(encoding="utf-8"))
-        if path.name not in OF_THE_BOOK and names & set(words):
-            mentions[path] = sum(word in names for word in words)
-    own = ROOT / f"tests/test_{module.stem}.py"
-    chosen = sorted(mentions, key=lambda path: (path != own, -mentions[path]))[:MOST]
-    return [str(path.relative_to(ROOT)) for path in chosen] or ["tests"]
+class Chosen:
+    """The tests to run, in their order, as a plugin of pytest that writes down which one fails."""
+
+    def __init__(self, tests: list[str], seconds: dict[str, float], report: Path) -> None:
+        self.place = {test: place for place, test in enumerate(tests)}
+        self.seconds = seconds
+        self.report = report
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out the others."""
+        chosen = [item for item in items if item.nodeid in self.place]
+        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
+        for item in items:
+            limit = pytest.mark.timeout(10 * self.seconds[item.nodeid] + 30, method="thread")
+            item.add_marker(limit, append=False)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Expect the worst: only a test that ends is reported."""
+        self.report.write_text(f"{nodeid} (without an end)", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """It ended."""
+        if report.failed:
+            self.report.write_text(report.nodeid, encoding="utf-8")
 
 
-def killer(top: Path, tests: list[str], timeout: float) -> str:
-    """Return the file of tests of which one fails, or that does not end; or nothing."""
-    for test in tests:
-        if not passes(top, test, timeout):
-            return test
-    return ""
+def batches(tests: set[str], seconds: dict[str, float], budget: float) -> list[list[str]]:
+    """Choose from the tests of a line: from the files with most of them, and from the others."""
+    size = Counter(file_of(test) for test in tests)
+    first = {name for name, _ in size.most_common(FIRST)}
+    near = {test for test in tests if file_of(test) in first}
+    parts = [within(part, seconds, budget / 2) for part in (near, tests - near)]
+    return [part for part in parts if part]
 
 
-def passes(top: Path, test: str, timeout: float) -> bool:
-    """Whether a file of tests passes in a copy of the tree."""
+def within(tests: set[str], seconds: dict[str, float], budget: float) -> list[str]:
+    """As many tests as take so many seconds, or the quickest."""
+    order = []
+    seen: Counter[str] = Counter()
+    for test in sorted(tests, key=lambda test: (seconds[test], test)):
+        function = test.partition("[")[0]
+        order.append((seen[function], seconds[test], test))
+        seen[function] += 1
+    chosen: list[str] = []
+    for _, took, test in sorted(order):
+        budget -= took
+        if budget >= 0 or not chosen:
+            chosen.append(test)
+    return chosen
+
+
+def file_of(test: str) -> str:
+    """The file of a test."""
+    return test.partition("::")[0]
+
+
+def failing(top: Path, tests: list[str], seconds: dict[str, float]) -> str:
+    """Return the first test that fails in a copy of the tree, or nothing if all pass."""
+    report = top.parent / "report"
+    report.write_text("what imports it", encoding="utf-8")
     child = os.fork()
     if not child:
         os.setsid()
-        os._exit(run_tests(top, test))
-    end = time.monotonic() + timeout
+        os._exit(run_tests(top, tests, Chosen(tests, seconds, report)))
+    end = time.monotonic() + 600 + 10 * sum(seconds[test] for test in tests)
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            # 5: no test was chosen
-            return os.waitstatus_to_exitcode(status) in (0, 5)
+            # 5: no test is left
+            passed = os.waitstatus_to_exitcode(status) in (0, 5)
+            return "" if passed else report.read_text(encoding="utf-8")
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False
+    return report.read_text(encoding="utf-8")
 
 
-def run_tests(top: Path, test: str) -> int:
-    """Run a file of tests in this process, which then has to end."""
+def run_tests(top: Path, tests: list[str], plugin: Chosen) -> int:
+    """Run tests in this process, which then has to end."""
+    import resource  # which Windows does not have
+
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     os.chdir(top)
     os.environ |= {"PYTHONPATH": str(top), "SPARSELIB_DATA": "", "CI": "true"}
     sys.path.insert(0, str(top))
-    import pytest
-
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
-    chosen = "not realdata and not browser and not slow"
-    return int(pytest.main([*options, "-m", chosen, test]))
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--basetemp={top.parent / 'files'}"]
+    files = dict.fromkeys(file_of(test) for test in tests)
+    return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
-def copy_of_tree(folder: Path) -> Path:
-    """Copy what tests read."""
-    top = folder / "tree"
-    for name in SEEN:
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, top / name)
-    return top
+class Verdict(NamedTuple):
+    """The test that kills a mutant, or nothing, and how many were chosen of those that run it."""
+
+    test: str
+    chosen: int
+    every: int
+
+    def __str__(self) -> str:
+        return self.test or f"{self.chosen} of {self.every} tests"
 
 
-def tried(mutant: Mutant, top: Path, timeout: float) -> str:
-    """Put a mutant into the copy of the tree, and return the file of tests that kills it."""
-    place = top / mutant.path.relative_to(ROOT)
-    original = place.read_text(encoding="utf-8")
-    place.write_text(mutant.text, encoding="utf-8")
-    try:
-        return killer(top, covering(mutant.path), timeout)
-    finally:
-        place.write_text(original, encoding="utf-8")
+class Judge:
+    """Tries mutants in a copy of a tree.
+
+    Parameters
+    ----------
+    tests : Covering
+        The tests of each line.
+    folder : path
+        Where the copy is made.
+    budget : float
+        Seconds that the tests of one mutant take.
+    """
+
+    def __init__(self, tests: covering.Covering, folder: Path, budget: float) -> None:
+        self.tests = tests
+        self.top = folder / "tree"
+        self.budget = budget
+        shutil.copytree(tests.top, self.top)
+
+    def tried(self, mutant: Mutant) -> Verdict:
+        """Put a mutant into the copy, and run its tests."""
+        every = self.tests.tests(self.tests.top / mutant.path, mutant.copied)
+        chosen = batches(every, self.tests.seconds, self.budget)
+        (self.top / mutant.path).write_text(mutant.text, encoding="utf-8")
+        failed = (failing(self.top, part, self.tests.seconds) for part in chosen)
+        test = next(filter(None, failed), "")
+        self.mend()
+        return Verdict(test, sum(map(len, chosen)), len(every))
+
+    def mend(self) -> None:
+        """Make the library whole again, with the kernels that were compiled."""
+        shutil.rmtree(self.top / "sparselib")
+        shutil.copytree(self.tests.top / "sparselib", self.top / "sparselib")
+
+    def unfit(self, killers: set[str]) -> set[str]:
+        """Tests that fail without a mutant."""
+        found = set()
+        left = sorted(killers & self.tests.seconds.keys())
+        while failed := left and failing(self.top, left, self.tests.seconds):
+            test = failed.removesuffix(" (without an end)")
+            # where the files do not even load, no test fits
+            found |= {test} if test in left else set(left)
+            left = [test for test in left if test not in found]
+        return found
 
 
 def main() -> int:
@@ -217,25 +300,38 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", type=Path, help="files of sparselib; all by default")
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for a file of tests")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant")
+    parser.add_argument("--map", type=Path, default=ROOT / "_build/mutants", help="kept folder")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the map's pass")
     given = parser.parse_args()
     modules = [path.resolve() for path in given.modules] or sorted(ROOT.glob("sparselib/**/*.py"))
+    tests = covering.recorded(ROOT, given.map.resolve(), given.processes)
     for name in LOADED:
         importlib.import_module(name)
     drawn: Counter[str] = Counter()
-    survived: Counter[str] = Counter()
+    killed: Counter[str] = Counter()
+    killers: dict[str, list[Mutant]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        top = copy_of_tree(Path(folder))
-        for mutant in draw(modules, given.count, given.seed):
-            test = tried(mutant, top, given.timeout)
-            module = str(mutant.path.relative_to(ROOT))
-            drawn[module] += 1
-            survived[module] += not test
-            print(f"{'killed  ' if test else 'SURVIVED'} {mutant}  {test}", flush=True)
+        judge = Judge(tests, Path(folder), given.budget)
+        paths = [path.relative_to(ROOT) for path in modules]
+        for mutant in draw(tests.top, paths, given.count, given.seed):
+            begun = time.monotonic()
+            verdict = judge.tried(mutant)
+            drawn[str(mutant.path)] += 1
+            if verdict.test:
+                killed[str(mutant.path)] += 1
+                killers.setdefault(verdict.test, []).append(mutant)
+            word = "killed  " if verdict.test else "SURVIVED"
+            took = time.monotonic() - begun
+            print(f"{word} {mutant}  {took:.0f} s  {verdict}", flush=True)
+        for test in judge.unfit(set(killers)):
+            for mutant in killers[test]:
+                killed[str(mutant.path)] -= 1
+                print(f"SURVIVED {mutant}  {test} fails without it, too")
     for module, count in sorted(drawn.items()):
-        print(f"{module}: {count - survived[module]} of {count}")
-    print(f"{drawn.total() - survived.total()} of {drawn.total()} mutants are killed")
-    return 1 if survived.total() else 0
+        print(f"{module}: {killed[module]} of {count}")
+    print(f"{killed.total()} of {drawn.total()} mutants are killed, in {given.budget:.0f} s each")
+    return 0 if killed == drawn else 1
 
 
 if __name__ == "__main__":

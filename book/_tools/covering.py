@@ -256,12 +256,37 @@ def named(scope: Scope) -> set[str]:
 
 @cache
 def uses(top: Path) -> dict[str, set[Use]]:
-    """The lines of a tree that use each name, imports aside."""
+    """The lines of a tree that use each name of a module or an attribute, imports aside."""
     found = defaultdict(set)
     for path in (top / "sparselib").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                found[node.id].add(Use(path, node.lineno))
-            elif isinstance(node, ast.Attribute):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        known = bound(tree)
+        inside = scopes(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
                 found[node.attr].add(Use(path, node.lineno))
+            elif isinstance(node, ast.Name) and node.id in known:
+                around = [s for s in inside[node.lineno] if _holds(s, node.lineno)]
+                if not any(node.id in bound(scope) for scope in around):
+                    found[node.id].add(Use(path, node.lineno))
+    return found
+
+
+@cache
+def bound(scope: ast.AST) -> set[str]:
+    """The names that a module or a function gives itself."""
+    found = set()
+    todo = list(ast.iter_child_nodes(scope))
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+        todo += ast.iter_child_nodes(node)
     return found

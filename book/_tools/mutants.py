@@ -55,7 +55,6 @@ LOADED = [
     *("scipy.stats", "sklearn", "numba", "lightning"),
 ]
 FIRST = 3  # files of tests that are tried before the others
-MEMORY = 12 << 30  # bytes that a broken line may ask for
 Change = Callable[[], None]
 
 
@@ -223,16 +222,24 @@ def failing(top: Path, tests: list[str], seconds: dict[str, float]) -> str:
 
 def run_tests(top: Path, tests: list[str], plugin: Chosen) -> int:
     """Run tests in this process, which then has to end."""
-    import resource  # which Windows does not have
-
+    # a broken line may ask for all memory: then it is this process that is ended
+    if (score := Path("/proc/self/oom_score_adj")).exists():
+        score.write_text("1000", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     os.chdir(top)
     os.environ |= {"PYTHONPATH": str(top), "SPARSELIB_DATA": "", "CI": "true"}
     sys.path.insert(0, str(top))
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--basetemp={top.parent / 'files'}"]
+    options = [
+        "-x",
+        "-q",
+        "--tb=no",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={top.parent / 'files'}",
+    ]
     files = dict.fromkeys(file_of(test) for test in tests)
     return int(pytest.main([*options, *files], plugins=[plugin]))
 

@@ -164,6 +164,18 @@ def test_compiled_extrema_are_those_of_the_definition(shape, dtype):
             assert torch.equal(cpu_extrema.greedy(s, *options), reference.extrema(s, *options))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 3, 2), (3, 1, 40), (2, 2, 5, 7), (1, 3, 1, 1)])
+def test_compiled_extrema_stay_within_their_memory(shape, monkeypatch):
+    """Run as Python, where numpy checks every index, they do what they do when compiled."""
+    s = torch.randn(shape).round(decimals=1)
+    settings = list(product((1, 4), (True, False), (True, False)))
+    compiled = [cpu_extrema.greedy(s, *options) for options in settings]
+    for name in ("_turn", "_turns", "_divide", "_sort"):
+        monkeypatch.setattr(cpu_extrema, name, getattr(cpu_extrema, name).py_func)
+    for expected, options in zip(compiled, settings):
+        assert torch.equal(cpu_extrema.greedy(s, *options), expected)
+
+
 def test_extrema_keep_their_distance():
     s = torch.randn(8, 2, 500)
     for size, tolerance in ((1, 0), (5, 0), (20, 3), (250, 0)):

@@ -527,6 +527,13 @@ def test_a_minute_and_its_neighbors_are_consecutive_windows_of_the_night():
     assert torch.equal(wide.x[:, 240:480], narrow.x)
 
 
+def test_beats_lie_within_the_night_and_follow_its_intervals():
+    assert synthetic_ecg._beats(np.ones(40), 5).tolist() == [0, 100, 200, 300, 400]
+    # an interval is read where the heart is: one of a second, and then those of a half
+    quick = np.repeat([1.0, 0.5], [synthetic_ecg.RATE, 40])
+    assert synthetic_ecg._beats(quick, 3).tolist() == [0, 100, 150, 200, 250]
+
+
 def test_synthetic_apnea_is_a_slow_wave_of_20_to_60_seconds():
     slow = []
     for number, name in enumerate(apnea_records.LEARNING[:20]):

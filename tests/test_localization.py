@@ -43,6 +43,17 @@ def test_placed_digits_lie_in_their_boxes() -> None:
     assert np.mean(inside) > 2 * float(data.train.x.mean())
 
 
+def test_pieces_of_digits_lie_outside_of_the_box_too() -> None:
+    data, boxes = datasets.placed_digits(200, 20, 20)
+    outside = data.train.x[:, 0].clone()
+    for image, (top, left, low, far) in zip(outside, boxes["train"].tolist()):
+        image[top:low, left:far] = 0
+    # the background alone is darker than 0.2; two pieces have 25 pixels each
+    ink = (outside > 0.21).sum((1, 2))
+    assert int(ink.max()) <= 50
+    assert float((ink > 0).float().mean()) > 0.9
+
+
 def test_a_seed_places_the_same_digits_and_parts_share_none() -> None:
     first, second = (datasets.placed_digits(50, 10, 10, seed=1)[0] for _ in range(2))
     assert first.checksum == second.checksum

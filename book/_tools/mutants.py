@@ -11,6 +11,7 @@ processor. In the end each test that killed has to pass with the library unbroke
 
 import argparse
 import ast
+import gc
 import importlib
 import os
 import random
@@ -19,9 +20,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import NamedTuple
 
 import covering
@@ -55,6 +59,7 @@ LOADED = [
     *("scipy.stats", "sklearn", "numba", "lightning"),
 ]
 FIRST = 3  # files of tests that are tried before the others
+ENDLESS = " (without an end)"
 Change = Callable[[], None]
 
 
@@ -142,32 +147,6 @@ def draw(top: Path, modules: list[Path], count: int, seed: int) -> Iterator[Muta
         yield Mutant(path, line, copied, what, text.splitlines()[copied - 1].strip(), broken)
 
 
-class Chosen:
-    """The tests to run, in their order, as a plugin of pytest that writes down which one fails."""
-
-    def __init__(self, tests: list[str], seconds: dict[str, float], report: Path) -> None:
-        self.place = {test: place for place, test in enumerate(tests)}
-        self.seconds = seconds
-        self.report = report
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out the others."""
-        chosen = [item for item in items if item.nodeid in self.place]
-        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Expect the worst: only a test that ends is reported."""
-        # of the processor, since the machine may be busy; the signal ends the process
-        signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[nodeid] + 30)
-        self.report.write_text(f"{nodeid} (without an end)", encoding="utf-8")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """It ended."""
-        if report.failed:
-            self.report.write_text(report.nodeid, encoding="utf-8")
-
-
 def batches(tests: set[str], seconds: dict[str, float], budget: float) -> list[list[str]]:
     """Choose from the tests of a line: from the files with most of them, and from the others."""
     size = Counter(file_of(test) for test in tests)
@@ -198,49 +177,40 @@ def file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
-def failing(top: Path, tests: list[str], seconds: dict[str, float]) -> str:
-    """Return the first test that fails in a copy of the tree, or nothing if all pass."""
-    report = top.parent / "report"
-    report.write_text("what imports it", encoding="utf-8")
+def ends_well(work: Callable[[], int], seconds: float) -> bool:
+    """Whether a function returns 0 in a child of this process, in so many seconds."""
     child = os.fork()
     if not child:
         os.setsid()
-        os._exit(run_tests(top, tests, Chosen(tests, seconds, report)))
-    end = time.monotonic() + 1800 + 10 * sum(seconds[test] for test in tests)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        # a broken line may ask for all memory: then it is this process that is ended
+        if (score := Path("/proc/self/oom_score_adj")).exists():
+            score.write_text("1000", encoding="utf-8")
+        os._exit(work())
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            # 5: no test is left
-            passed = os.waitstatus_to_exitcode(status) in (0, 5)
-            return "" if passed else report.read_text(encoding="utf-8")
-        time.sleep(0.05)
+            return status == 0
+        time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return report.read_text(encoding="utf-8")
+    return False
 
 
-def run_tests(top: Path, tests: list[str], plugin: Chosen) -> int:
-    """Run tests in this process, which then has to end."""
-    # a broken line may ask for all memory: then it is this process that is ended
-    if (score := Path("/proc/self/oom_score_adj")).exists():
-        score.write_text("1000", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
+def settle(top: Path) -> None:
+    """Work in a copy of the tree from here on, as do the processes that tests start."""
     os.chdir(top)
     os.environ |= {"PYTHONPATH": str(top), "SPARSELIB_DATA": "", "CI": "true"}
     sys.path.insert(0, str(top))
-    options = [
-        "-x",
-        "-q",
-        "--tb=no",
-        "-n0",
-        "-p",
-        "no:cacheprovider",
-        f"--basetemp={top.parent / 'files'}",
-    ]
-    files = dict.fromkeys(file_of(test) for test in tests)
-    return int(pytest.main([*options, *files], plugins=[plugin]))
+
+
+def pytested(top: Path, files: list[str], plugin: object) -> int:
+    """Collect files of tests for a plugin that runs them."""
+    options = ["-q", "-s", "--tb=no", "-n0", "-p", "no:cacheprovider"]
+    return int(pytest.main([*options, f"--basetemp={top.parent / 'files'}", *files], [plugin]))
 
 
 class Verdict(NamedTuple):
@@ -252,6 +222,49 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return self.test or f"{self.chosen} of {self.every} tests"
+
+
+class Trial:
+    """Tests in an order of their own, until one fails, as a plugin of pytest.
+
+    Parameters
+    ----------
+    tests : list of str
+        Which, of all that pytest collects.
+    seconds : dict
+        How long they usually take.
+    report : path
+        Where the one that fails is written down.
+    """
+
+    def __init__(self, tests: list[str], seconds: dict[str, float], report: Path) -> None:
+        self.tests = tests
+        self.seconds = seconds
+        self.report = report
+        self.report.write_text("what imports it", encoding="utf-8")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run them, unless a file could not be loaded."""
+        if not session.testsfailed:
+            self.run(session)
+        return True
+
+    def run(self, session: pytest.Session) -> int:
+        """Return 1 if a test fails; of those that do not end the processor's time is over."""
+        every = {item.nodeid: item for item in session.items}
+        items = [every[test] for test in self.tests if test in every]
+        for item, following in zip(items, [*items[1:], None]):
+            self.report.write_text(item.nodeid + ENDLESS, encoding="utf-8")
+            signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[item.nodeid] + 30)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.testsfailed:
+                self.report.write_text(item.nodeid, encoding="utf-8")
+                return 1
+        return 0
+
+
+Run = Callable[[list[str], Mutant | None], str]
 
 
 class Judge:
@@ -271,33 +284,155 @@ class Judge:
         self.tests = tests
         self.top = folder / "tree"
         self.budget = budget
+        self.fit: set[str] = set()
+        self.unfit: set[str] = set()
         shutil.copytree(tests.top, self.top)
 
-    def tried(self, mutant: Mutant) -> Verdict:
-        """Put a mutant into the copy, and run its tests."""
+    def is_patched(self, mutant: Mutant) -> bool:
+        """Whether the change is in what tests run as Python, and nothing runs when imported."""
+        lines = self.tests.lines(self.tests.top / mutant.path)
+        return "" not in lines.get(mutant.copied, [""])
+
+    def tried(self, mutant: Mutant, run: Run) -> Verdict:
+        """Put a mutant into the copy, and run its tests; a test that fails has to pass without."""
         every = self.tests.tests(self.tests.top / mutant.path, mutant.copied)
-        chosen = batches(every, self.tests.seconds, self.budget)
-        (self.top / mutant.path).write_text(mutant.text, encoding="utf-8")
-        failed = (failing(self.top, part, self.tests.seconds) for part in chosen)
-        test = next(filter(None, failed), "")
-        self.mend()
-        return Verdict(test, sum(map(len, chosen)), len(every))
+        while True:
+            chosen = batches(every - self.unfit, self.tests.seconds, self.budget)
+            test = next(filter(None, (run(part, mutant) for part in chosen)), "")
+            name = test.removesuffix(ENDLESS)
+            if name not in self.tests.seconds or name in self.fit or not run([name], None):
+                self.fit.add(name)
+                return Verdict(test, sum(map(len, chosen)), len(every))
+            self.unfit.add(name)
 
-    def mend(self) -> None:
-        """Make the library whole again, with the kernels that were compiled."""
-        shutil.rmtree(self.top / "sparselib")
-        shutil.copytree(self.tests.top / "sparselib", self.top / "sparselib")
+    def fresh(self, tests: list[str], mutant: Mutant | None) -> str:
+        """Return the test that fails in a process that imports the library, or nothing."""
+        trial = Trial(tests, self.tests.seconds, self.top.parent / "report")
+        files = list(dict.fromkeys(file_of(test) for test in tests))
 
-    def unfit(self, killers: set[str]) -> set[str]:
-        """Tests that fail without a mutant."""
-        found = set()
-        left = sorted(killers & self.tests.seconds.keys())
-        while failed := left and failing(self.top, left, self.tests.seconds):
-            test = failed.removesuffix(" (without an end)")
-            # where the files do not even load, no test fits
-            found |= {test} if test in left else set(left)
-            left = [test for test in left if test not in found]
-        return found
+        def work() -> int:
+            settle(self.top)
+            return pytested(self.top, files, trial)
+
+        with self.broken(mutant):
+            passed = ends_well(work, self.patience(tests))
+        return "" if passed else trial.report.read_text("utf-8")
+
+    @contextmanager
+    def broken(self, mutant: Mutant | None) -> Iterator[None]:
+        """Put a mutant into the copy, for a while; its kernels go with it."""
+        if mutant:
+            (self.top / mutant.path).write_text(mutant.text, encoding="utf-8")
+        yield
+        if mutant:
+            shutil.rmtree(self.top / "sparselib")
+            shutil.copytree(self.tests.top / "sparselib", self.top / "sparselib")
+
+    def patience(self, tests: list[str]) -> float:
+        """Seconds until a process is given up, on a busy machine too."""
+        return 1800 + 10 * sum(self.tests.seconds[test] for test in tests)
+
+
+class Functions:
+    """The functions of a library that this process has imported, by file, name and line."""
+
+    def __init__(self, top: Path) -> None:
+        self.found = defaultdict(list)
+        for function in gc.get_objects():
+            if type(function) is FunctionType:
+                code = function.__code__
+                if code.co_filename.startswith(str(top / "sparselib")):
+                    self.found[place_of(code)].append(function)
+
+    def change(self, path: Path, text: str) -> None:
+        """Give each function of a file the code that it has in another text."""
+        (module,) = (m for m in sys.modules.values() if getattr(m, "__file__", "") == str(path))
+        todo = [module.__loader__.source_to_code(text.encode(), str(path))]
+        changed = 0
+        while todo:
+            code = todo.pop()
+            todo += [part for part in code.co_consts if isinstance(part, CodeType)]
+            for function in self.found[place_of(code)]:
+                if function.__code__ != code:
+                    function.__code__ = code
+                    changed += 1
+        assert changed
+
+
+def place_of(code: CodeType) -> tuple[str, str, int]:
+    """Where a function is defined."""
+    return code.co_filename, code.co_qualname, code.co_firstlineno
+
+
+class Live:
+    """Tries mutants where pytest would run tests, as a plugin of it.
+
+    Parameters
+    ----------
+    judge : Judge
+        What chooses the tests.
+    mutants : list of Mutant
+        All in functions.
+    tell : callable
+        What takes each verdict.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        mutants: list[Mutant],
+        tell: Callable[[Mutant, Callable[[], Verdict]], None],
+    ) -> None:
+        self.judge = judge
+        self.mutants = mutants
+        self.tell = tell
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Try one after the other."""
+        functions = Functions(self.judge.top)
+        gc.freeze()
+
+        def run(tests: list[str], mutant: Mutant | None) -> str:
+            trial = Trial(tests, self.judge.tests.seconds, self.judge.top.parent / "report")
+
+            def work() -> int:
+                if mutant:
+                    functions.change(self.judge.top / mutant.path, mutant.text)
+                return trial.run(session)
+
+            with self.judge.broken(mutant):
+                passed = ends_well(work, self.judge.patience(tests))
+            return "" if passed else trial.report.read_text("utf-8")
+
+        for mutant in self.mutants:
+            self.tell(mutant, partial(self.judge.tried, mutant, run))
+        return True
+
+
+class Table:
+    """Prints verdicts, and counts them by module."""
+
+    def __init__(self) -> None:
+        self.drawn: Counter[str] = Counter()
+        self.killed: Counter[str] = Counter()
+
+    def tell(self, mutant: Mutant, judged: Callable[[], Verdict]) -> None:
+        """Take the time of a trial, and print what comes out."""
+        begun = time.monotonic()
+        verdict = judged()
+        took = time.monotonic() - begun
+        word = "killed  " if verdict.test else "SURVIVED"
+        self.drawn[str(mutant.path)] += 1
+        self.killed[str(mutant.path)] += bool(verdict.test)
+        print(f"{word} {mutant}  {took:.0f} s  {verdict}", flush=True)
+
+    def conclude(self, budget: float) -> None:
+        """Print how many are killed of each module, and of all."""
+        for module, count in sorted(self.drawn.items()):
+            print(f"{module}: {self.killed[module]} of {count}")
+        total = f"{self.killed.total()} of {self.drawn.total()} mutants are killed"
+        print(f"{total}, each by tests of {budget:.0f} s at most")
 
 
 def main() -> int:
@@ -314,30 +449,19 @@ def main() -> int:
     tests = covering.recorded(ROOT, given.map.resolve(), given.processes)
     for name in LOADED:
         importlib.import_module(name)
-    drawn: Counter[str] = Counter()
-    killed: Counter[str] = Counter()
-    killers: dict[str, list[Mutant]] = {}
+    table = Table()
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(tests, Path(folder), given.budget)
+        judge = Judge(tests, Path(folder).resolve(), given.budget)
         paths = [path.relative_to(ROOT) for path in modules]
-        for mutant in draw(tests.top, paths, given.count, given.seed):
-            begun = time.monotonic()
-            verdict = judge.tried(mutant)
-            drawn[str(mutant.path)] += 1
-            if verdict.test:
-                killed[str(mutant.path)] += 1
-                killers.setdefault(verdict.test, []).append(mutant)
-            word = "killed  " if verdict.test else "SURVIVED"
-            took = time.monotonic() - begun
-            print(f"{word} {mutant}  {took:.0f} s  {verdict}", flush=True)
-        for test in judge.unfit(set(killers)):
-            for mutant in killers[test]:
-                killed[str(mutant.path)] -= 1
-                print(f"SURVIVED {mutant}  {test} fails without it, too")
-    for module, count in sorted(drawn.items()):
-        print(f"{module}: {killed[module]} of {count}")
-    print(f"{killed.total()} of {drawn.total()} mutants are killed, in {given.budget:.0f} s each")
-    return 0 if killed == drawn else 1
+        mutants = list(draw(tests.top, paths, given.count, given.seed))
+        patched = [mutant for mutant in mutants if judge.is_patched(mutant)]
+        for mutant in mutants:
+            if mutant not in patched:
+                table.tell(mutant, partial(judge.tried, mutant, judge.fresh))
+        settle(judge.top)
+        pytested(judge.top, ["tests"], Live(judge, patched, table.tell))
+    table.conclude(given.budget)
+    return 0 if table.killed == table.drawn else 1
 
 
 if __name__ == "__main__":

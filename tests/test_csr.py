@@ -129,8 +129,12 @@ def test_a_corrupt_saved_topology_is_refused_and_the_old_one_stays():
     csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))
     saved = {name: array.clone() for name, array in csr.state_dict().items()}
     saved["col_indices"][1] = 7
-    with pytest.raises(RuntimeError, match=r"col_indices\[1\] is 7"):
+    with pytest.raises(RuntimeError, match=r"the pattern: .*col_indices\[1\] is 7"):
         csr.load_state_dict(saved)
+    # a part of a model is named as the model names it
+    named = {f"encoder.{name}": array for name, array in saved.items()}
+    with pytest.raises(RuntimeError, match=r"\tencoder: .*col_indices\[1\] is 7"):
+        torch.nn.ModuleDict({"encoder": csr}).load_state_dict(named)
     assert csr.positions.tolist() == [0, 2, 5]
 
 

@@ -27,6 +27,21 @@ def test_placed_spells_lie_where_the_data_set_states() -> None:
         datasets.placed_spells(1, 1, 1, seconds=5)
 
 
+def test_hearts_beat_at_an_even_pace_outside_of_the_spell() -> None:
+    data, spells = datasets.placed_spells(60, 1, 1, seconds=20)
+    for x, label, (start, end) in zip(
+        data.train.x[:, 0].numpy(), data.train.y, spells["train"].tolist()
+    ):
+        if label == 1:  # its own beats are as high
+            continue
+        peak = (x[1:-1] > x[:-2]) & (x[1:-1] >= x[2:]) & (x[1:-1] > 0.5 * np.quantile(x, 0.999))
+        beats = np.flatnonzero(peak) + 1
+        between = [np.diff(part) for part in (beats[beats < start], beats[beats >= end])]
+        seconds = np.concatenate(between) / 100
+        assert 0.7 < seconds.mean() < 1.05
+        assert seconds.std() < 0.07 * seconds.mean()
+
+
 def test_placed_digits_lie_in_their_boxes() -> None:
     data, boxes = datasets.placed_digits(200, 20, 20)
     assert data.train.x.shape == (200, 1, 32, 32)

@@ -228,6 +228,15 @@ def test_a_pattern_is_trusted_for_its_own_shape_only():
         torch.ops.sparselib.spmm(values, narrow, COLUMNS, indices)
 
 
+def test_arrays_of_nobody_are_verified_once_for_each_shape():
+    csr, values, _, _ = parts()
+    indices = [array.clone() for array in operands.operator_indices(csr)]
+    first = operands.verified(indices, (ROWS, COLUMNS))
+    assert operands.verified(indices, (ROWS, COLUMNS)) is first
+    with pytest.raises(ValueError, match=r"columns run 0\.\.2"):
+        torch.ops.sparselib.spmm(values, torch.randn(BATCH, 3), 3, indices)
+
+
 def test_the_transposed_pattern_must_be_that_of_the_pattern():
     csr, values, _, _ = parts()
     other = sl.CSRLinear(COLUMNS, ROWS, sparsity=0.8).csr

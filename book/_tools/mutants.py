@@ -188,7 +188,11 @@ def ends_well(work: Callable[[], int], seconds: float) -> bool:
         # a broken line may ask for all memory: then it is this process that is ended
         if (score := Path("/proc/self/oom_score_adj")).exists():
             score.write_text("1000", encoding="utf-8")
-        os._exit(work())
+        code = 1
+        try:
+            code = work()
+        finally:
+            os._exit(code)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -290,8 +294,13 @@ class Judge:
 
     def is_patched(self, mutant: Mutant) -> bool:
         """Whether the change is in what tests run as Python, and nothing runs when imported."""
-        lines = self.tests.lines(self.tests.top / mutant.path)
-        return "" not in lines.get(mutant.copied, [""])
+        path = self.tests.top / mutant.path
+        if "" in self.tests.lines(path).get(mutant.copied, [""]):
+            return False
+        before = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        after = compile(mutant.text, str(path), "exec")
+        # a function can take the code of another only if that reads as many of its surroundings
+        return [c.co_freevars for c in parts(before)] == [c.co_freevars for c in parts(after)]
 
     def tried(self, mutant: Mutant, run: Run) -> Verdict:
         """Put a mutant into the copy, and run its tests; a test that fails has to pass without."""
@@ -347,16 +356,17 @@ class Functions:
     def change(self, path: Path, text: str) -> None:
         """Give each function of a file the code that it has in another text."""
         (module,) = (m for m in sys.modules.values() if getattr(m, "__file__", "") == str(path))
-        todo = [module.__loader__.source_to_code(text.encode(), str(path))]
-        changed = 0
-        while todo:
-            code = todo.pop()
-            todo += [part for part in code.co_consts if isinstance(part, CodeType)]
+        for code in parts(module.__loader__.source_to_code(text.encode(), str(path))):
             for function in self.found[place_of(code)]:
-                if function.__code__ != code:
-                    function.__code__ = code
-                    changed += 1
-        assert changed
+                function.__code__ = code
+
+
+def parts(code: CodeType) -> Iterator[CodeType]:
+    """The code of a module or a function, and of all functions in it."""
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from parts(part)
 
 
 def place_of(code: CodeType) -> tuple[str, str, int]:

@@ -119,20 +119,32 @@ def digest(source: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def recorded(source: Path, folder: Path, processes: int) -> "Covering":
-    """Return the tests of each line, after a pass over the suite unless it was made already."""
+def recorded(source: Path, folder: Path, processes: int, marks: str = CHOSEN) -> "Covering":
+    """Return the tests of each line, after a pass over the suite unless it was made already.
+
+    Parameters
+    ----------
+    source : path
+        The library with its tests.
+    folder : path
+        Where what was found is kept, with a copy of the tree.
+    processes : int
+        How many run the tests.
+    marks : str
+        Which tests, as pytest's option `-m` takes it.
+    """
     done = folder / "digest"
-    state = digest(source)
+    state = f"{digest(source)} {marks}"
     if not done.exists() or done.read_text(encoding="utf-8") != state:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tree").mkdir(parents=True)
         copied(source, folder / "tree")
-        record(folder / "tree", folder, processes)
+        record(folder / "tree", folder, processes, marks)
         done.write_text(state, encoding="utf-8")
     return Covering(folder / "tree", folder)
 
 
-def record(top: Path, folder: Path, processes: int) -> None:
+def record(top: Path, folder: Path, processes: int, marks: str) -> None:
     """Run the suite in a copy of the tree, and write down who runs what for how long."""
     settings = folder / "coverage.ini"
     text = SETTINGS.format(library=top / "sparselib", folder=folder)
@@ -150,7 +162,7 @@ def record(top: Path, folder: Path, processes: int) -> None:
     }
     environment.pop("PYTEST_CURRENT_TEST", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "covering", "-p", "no:cacheprovider"]
-    options = ["-n", str(processes), "--dist", "loadfile", "-m", CHOSEN, "tests"]
+    options = ["-n", str(processes), "--dist", "loadfile", "-m", marks, "tests"]
     skipped = [f"--ignore=tests/{name}" for name in SKIPPED]
     subprocess.run([*command, *options, *skipped], cwd=top, env=environment)
     whole = coverage.Coverage(data_file=str(folder / "coverage"))

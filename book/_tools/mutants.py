@@ -1,12 +1,17 @@
 """Break random lines of the library, and see that a test fails: ``python book/_tools/mutants.py``.
 
 Each mutant is one change of one line, made in a copy of the tree. It is killed if a test that runs
-its line fails, and survives if all pass. The same seed draws the same mutants. `covering` knows the
-tests of a line. First come those of the files that have most of them, then the others, each time
-the quickest first and every function before the second parameters of one, as many as take
-`--budget` seconds. They run in a fork of this process, which has loaded torch and pytest, and
-nothing of the library. A test fails, too, if it takes ten times as long as usual and 30 s of the
-processor. In the end each test that killed has to pass with the library unbroken.
+its line fails, and survives if all pass. The same seed draws the same mutants.
+
+`covering` knows the tests of a line. First come those of its module's own file and of the files
+that have most of them, then the others: each time every function before a second parameter of one,
+the quickest first, as many as take `--budget` seconds. A test fails, too, if it takes ten times as
+long as usual and 30 s of the processor. It has to pass without the mutant, or is no judge.
+
+What tests run as Python is changed in a child of a process that has imported the library and all
+tests, where functions get their new code. For what is compiled, or runs when it is imported, a
+child imports everything anew, and has loaded torch and pytest only. What an error says, docstrings
+and annotations are left alone.
 """
 
 import argparse
@@ -147,10 +152,12 @@ def draw(top: Path, modules: list[Path], count: int, seed: int) -> Iterator[Muta
         yield Mutant(path, line, copied, what, text.splitlines()[copied - 1].strip(), broken)
 
 
-def batches(tests: set[str], seconds: dict[str, float], budget: float) -> list[list[str]]:
-    """Choose from the tests of a line: from the files with most of them, and from the others."""
+def batches(
+    tests: set[str], seconds: dict[str, float], budget: float, own: str = ""
+) -> list[list[str]]:
+    """Choose from the tests of a line: from its own file and those with most, and the others."""
     size = Counter(file_of(test) for test in tests)
-    first = {name for name, _ in size.most_common(FIRST)}
+    first = {own, *(name for name, _ in size.most_common(FIRST))}
     near = {test for test in tests if file_of(test) in first}
     parts = [within(part, seconds, budget / 2) for part in (near, tests - near)]
     return [part for part in parts if part]
@@ -306,7 +313,8 @@ class Judge:
         """Put a mutant into the copy, and run its tests; a test that fails has to pass without."""
         every = self.tests.tests(self.tests.top / mutant.path, mutant.copied)
         while True:
-            chosen = batches(every - self.unfit, self.tests.seconds, self.budget)
+            own = f"tests/test_{mutant.path.stem}.py"
+            chosen = batches(every - self.unfit, self.tests.seconds, self.budget, own)
             test = next(filter(None, (run(part, mutant) for part in chosen)), "")
             name = test.removesuffix(ENDLESS)
             if name not in self.tests.seconds or name in self.fit or not run([name], None):
@@ -453,10 +461,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant")
     parser.add_argument("--map", type=Path, default=ROOT / "_build/mutants", help="kept folder")
+    parser.add_argument("--marks", default=covering.CHOSEN, help="which tests, as for pytest -m")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the map's pass")
     given = parser.parse_args()
     modules = [path.resolve() for path in given.modules] or sorted(ROOT.glob("sparselib/**/*.py"))
-    tests = covering.recorded(ROOT, given.map.resolve(), given.processes)
+    tests = covering.recorded(ROOT, given.map.resolve(), given.processes, given.marks)
     for name in LOADED:
         importlib.import_module(name)
     table = Table()

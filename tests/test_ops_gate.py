@@ -181,7 +181,11 @@ def exchange(tensor):
     tensor.data = torch.full_like(tensor, 10**8)
 
 
-SPOILS = [spoil_data, spoil_by_numpy, spoil_in_place, exchange]
+def exchange_by_more(tensor):
+    tensor.data = tensor.new_full((tensor.numel() + 1,), 10**8)
+
+
+SPOILS = [spoil_data, spoil_by_numpy, spoil_in_place, exchange, exchange_by_more]
 
 
 @pytest.mark.parametrize("place", range(5))

@@ -587,6 +587,13 @@ def test_synthetic_nights_are_many_patients_and_the_same_for_a_seed():
     assert "synthetic nights" in first.note
 
 
+def test_a_night_of_a_seed_is_that_of_every_release():
+    night = synthetic_ecg.draw_night("a01", 0)
+    ecg = np.rint(synthetic_ecg.waveform(night.beats, 30_000) * 200).astype(np.int16)
+    sums = [hashlib.sha256(part.tobytes()).hexdigest()[:12] for part in (*night[1:], ecg)]
+    assert sums == ["38b962f4db04", "ae84d7293681", "351e5667f58f"]
+
+
 def test_a_drawn_part_trains_alone():
     data = datasets.apnea_ecg()
     fewer = data.drawn(100, seed=1)

@@ -23,6 +23,7 @@ def test_placed_spells_lie_where_the_data_set_states() -> None:
     assert float(saw[y == 2][:, 17:19].sum(1).median()) > float(saw[pause][:, 17:19].sum(1).max())
     again, _ = datasets.placed_spells(90, 20, 20, seconds=20)
     assert again.checksum == data.checksum
+    assert datasets.placed_spells(9, 3, 3, seconds=20)[0].checksum == "cad40e34c982"
     with pytest.raises(ValueError, match="5 seconds have no room"):
         datasets.placed_spells(1, 1, 1, seconds=5)
 
@@ -71,5 +72,5 @@ def test_pieces_of_digits_lie_outside_of_the_box_too() -> None:
 
 def test_a_seed_places_the_same_digits_and_parts_share_none() -> None:
     first, second = (datasets.placed_digits(50, 10, 10, seed=1)[0] for _ in range(2))
-    assert first.checksum == second.checksum
+    assert first.checksum == second.checksum == "23c1bc1bf2d2"
     assert first.checksum != datasets.placed_digits(50, 10, 10, seed=2)[0].checksum

@@ -181,11 +181,7 @@ def exchange(tensor):
     tensor.data = torch.full_like(tensor, 10**8)
 
 
-def exchange_by_more(tensor):
-    tensor.data = tensor.new_full((tensor.numel() + 1,), 10**8)
-
-
-SPOILS = [spoil_data, spoil_by_numpy, spoil_in_place, exchange, exchange_by_more]
+SPOILS = [spoil_data, spoil_by_numpy, spoil_in_place, exchange]
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -201,6 +197,23 @@ def test_arrays_that_changed_after_they_were_verified_are_verified_again(spoil, 
     spoil(indices[place])
     with pytest.raises(ValueError, match=r"crow_indices|col_indices|permutation"):
         torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
+
+
+@pytest.mark.parametrize("place", [2, 3, 4])
+def test_arrays_that_became_longer_are_verified_again(place):
+    csr, values, _, _ = parts()
+    dy = torch.randn(BATCH, ROWS)
+    indices = [t.clone() for t in (*csr.indices(), *csr.transposed_indices())]
+    torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
+    indices[place].data = torch.cat([indices[place], indices[place][-1:]])
+    with pytest.raises(ValueError, match="is not that of the pattern"):
+        torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
+
+
+def test_an_input_that_is_not_dense_is_refused_by_the_operators():
+    csr, values, _, x = parts()
+    with pytest.raises(ValueError, match=r"the input must be a dense tensor.*sparse_coo"):
+        torch.ops.sparselib.spmm(values, x.to_sparse(), COLUMNS, csr.indices())
 
 
 def test_arrays_that_became_another_pattern_are_followed():

@@ -138,6 +138,14 @@ def test_a_corrupt_saved_topology_is_refused_and_the_old_one_stays():
     assert csr.positions.tolist() == [0, 2, 5]
 
 
+@pytest.mark.parametrize("name", ["crow_indices", "col_indices"])
+def test_an_index_array_that_is_assigned_is_refused_and_the_old_one_stays(name):
+    csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))
+    with pytest.raises(ValueError, match=f"{name} cannot be assigned"):
+        setattr(csr, name, torch.tensor([0, 1, 1]))
+    assert csr.positions.tolist() == [0, 2, 5]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda csr: pickle.loads(pickle.dumps(csr))])
 def test_a_copy_is_equal_and_independent(copied):
     csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))

@@ -17,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "book" / "_tools"
 LIBRARY = '''
 """Sums."""
 
-from numba import njit
+from sparselib import kernels
 
 STEP = 3  # what is counted
 
@@ -27,13 +27,8 @@ def total(values):
     return sum(values) * STEP
 
 
-@njit
-def twice(number):
-    return 2 * number
-
-
 def doubled(number):
-    return twice(number)
+    return kernels.twice(number)
 
 
 def spelled(number):
@@ -51,6 +46,14 @@ def made():
 def forgotten() -> int:
     return 1
 '''
+KERNELS = """
+from numba import njit
+
+
+@njit
+def twice(number):
+    return 2 * number
+"""
 TESTS = """
 import inspect
 import os
@@ -112,6 +115,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
         shutil.copy(TOOLS / name, top / "book/_tools")
     (top / "sparselib/__init__.py").touch()
     (top / "sparselib/sums.py").write_text(LIBRARY, encoding="utf-8")
+    (top / "sparselib/kernels.py").write_text(KERNELS, encoding="utf-8")
     (top / "tests/test_sums.py").write_text(TESTS, encoding="utf-8")
     (top / "pyproject.toml").write_text("[tool.pytest.ini_options]\n", encoding="utf-8")
     code = "import mutants; mutants.LOADED = ['numba']; raise SystemExit(mutants.main())"

@@ -200,8 +200,14 @@ class Covering:
             self.of_file[test.partition("::")[0]].append(test)
 
     def tests(self, path: Path, line: int) -> set[str]:
-        """Tests that run a line; else those that run its function, or use what it defines."""
-        return self._of_line(path, line) or self._of_names(path, line) or self._of_module(path)
+        """Tests that run a line; else those that run its function, or use what it defines.
+
+        What is compiled is kept on disk: few tests run its lines, and all that use it count.
+        """
+        found = self._of_line(path, line)
+        if not found or is_compiled(path):
+            found |= self._of_names(path, line) or self._of_module(path)
+        return found
 
     def _lines(self, path: Path) -> Lines:
         return self.data.contexts_by_lineno(str(path))
@@ -227,11 +233,13 @@ class Covering:
             for use in todo:
                 for scope in self.scopes(use.path)[use.line]:
                     names |= named(scope)
-                    found |= self._of_lines(use.path, scope)
+                    if not is_compiled(use.path):
+                        found |= self._of_lines(use.path, scope)
             todo = {use for name in names - seen for use in users[name]}
             seen |= names
             for use in todo:
-                found |= self._of_line(*use)
+                if not is_compiled(use.path):
+                    found |= self._of_line(*use)
         return found
 
     def _of_lines(self, path: Path, scope: Scope) -> set[str]:
@@ -240,6 +248,13 @@ class Covering:
 
     def _of_module(self, path: Path) -> set[str]:
         return set().union(*(self._of_line(path, line) for line in self.scopes(path)))
+
+
+@cache
+def is_compiled(path: Path) -> bool:
+    """Whether a module imports a compiler of kernels."""
+    text = path.read_text(encoding="utf-8")
+    return re.search(r"^(from|import) (numba|triton)\b", text, re.MULTILINE) is not None
 
 
 def scopes(path: Path) -> dict[int, list[Scope]]:

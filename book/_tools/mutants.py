@@ -302,7 +302,7 @@ class Judge:
     def is_patched(self, mutant: Mutant) -> bool:
         """Whether the change is in what tests run as Python, and nothing runs when imported."""
         path = self.tests.top / mutant.path
-        if "" in self.tests.lines(path).get(mutant.copied, [""]):
+        if covering.is_compiled(path) or "" in self.tests.lines(path).get(mutant.copied, [""]):
             return False
         before = compile(path.read_text(encoding="utf-8"), str(path), "exec")
         after = compile(mutant.text, str(path), "exec")

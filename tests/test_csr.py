@@ -138,6 +138,13 @@ def test_a_corrupt_saved_topology_is_refused_and_the_old_one_stays():
     assert csr.positions.tolist() == [0, 2, 5]
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_a_matrix_without_rows_or_columns_has_no_connections(shape):
+    csr = CSR.from_positions(torch.zeros(0, dtype=torch.int64), shape)
+    assert csr.nnz == 0
+    assert csr.mask().shape == shape
+
+
 @pytest.mark.parametrize("name", ["crow_indices", "col_indices"])
 def test_an_index_array_that_is_assigned_is_refused_and_the_old_one_stays(name):
     csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))

@@ -4,7 +4,7 @@ Colors are Okabe and Ito's, which color-blind readers can distinguish; lines dif
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -229,12 +229,12 @@ def heat(
     axes.grid(False)
 
 
-def topologies(axes: Sequence[Axes], masks: Mapping[str, ArrayLike]) -> None:
+def topologies(axes: Iterable[Axes], masks: Mapping[str, ArrayLike]) -> None:
     """Draw topologies as small multiples: connections kept since the one before, and new ones.
 
     Parameters
     ----------
-    axes : sequence of Axes
+    axes : iterable of Axes
         One for each mask.
     masks : mapping
         Title to boolean matrix (rows, columns), in order of time.
@@ -286,15 +286,23 @@ def compressed_rows(
                 colors[row] if name != "crow_indices" or place < rows else None
             )
             _cell(axes, left + 0.5 + place, y, f"{entry:g}", shown)
+    longest = max(len(owner), rows + 1)
+    tallest = max(rows, 5)  # as the arrays, which take the height of five rows
     axes.set(
-        xlim=(-0.6, left + len(owner) + 0.6),
-        ylim=(rows - 0.2, -0.8),
+        xlim=(-0.6, left + longest + 0.6),
+        ylim=(tallest - 0.2, -0.8),
         aspect="equal",
     )
     axes.axis("off")
 
 
-def _cell(axes: Axes, x: float, y: float, text: str, color: str | None) -> None:
+def _cell(
+    axes: Axes,
+    x: int | float,
+    y: int | float,
+    text: str,
+    color: str | None,
+) -> None:
     face = color or "#F2F2F2"
     axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, color=face))
     axes.text(

@@ -56,12 +56,9 @@ def even_fan_in(
     slices = torch.arange(total) - (counts.cumsum(0) - counts)[rows]
     start = slices * in_features // counts[rows]
     width = (slices + 1) * in_features // counts[rows] - start
+    # below 1 by at least 2^-53, so that its product with a width never rounds up to it
     uniform = torch.rand(total, dtype=torch.float64, generator=generator)
-    return (
-        rows * in_features
-        + start
-        + torch.minimum((uniform * width).long(), width - 1)
-    )
+    return rows * in_features + start + (uniform * width).long()
 
 
 def erdos_renyi(

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +163,17 @@ def test_compiled_extrema_are_those_of_the_definition(shape, dtype):
     for s in (wide[..., : shape[-1]].contiguous(), wide[..., ::2]):
         for options in product((1, 3, 400), (True, False), (True, False)):
             assert torch.equal(cpu_extrema.greedy(s, *options), reference.extrema(s, *options))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 3, 2), (3, 1, 40), (2, 2, 5, 7), (1, 3, 1, 1)])
+def test_compiled_extrema_stay_within_their_memory(shape):
+    """Run as Python, where numpy checks every index, they do what they do when compiled."""
+    text = Path(cpu_extrema.__file__).read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(compile(text.replace("@compiled\n", ""), "extrema, not compiled", "exec"), names)
+    s = torch.randn(shape).round(decimals=1)
+    for options in product((1, 4), (True, False), (True, False)):
+        assert torch.equal(names["greedy"](s, *options), cpu_extrema.greedy(s, *options))
 
 
 def test_extrema_keep_their_distance():

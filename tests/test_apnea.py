@@ -353,6 +353,21 @@ def checksummed(folder):
     (folder / "SHA256SUMS.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def test_a_record_with_a_baseline_holds_the_same_millivolts(tmp_path, cache):
+    import wfdb
+
+    where = written(tmp_path)
+    first = datasets.apnea_ecg("ecg", **where, **WHOLE)
+    database = tmp_path / "made-up"
+    record = wfdb.rdrecord(str(database / "a02"), physical=False)
+    shifted = (record.d_signal + 100).astype(np.int16)
+    options = {"fmt": ["16"], "adc_gain": record.adc_gain, "baseline": [100], "units": ["mV"]}
+    wfdb.wrsamp("a02", 100, sig_name=["ECG"], d_signal=shifted, write_dir=str(database), **options)
+    checksummed(database)
+    again = datasets.apnea_ecg("ecg", **where, **WHOLE)
+    assert torch.equal(again.train.x, first.train.x)
+
+
 def test_written_nights_are_read_as_they_were_made(tmp_path):
     where = written(tmp_path)
     made = [
@@ -527,6 +542,33 @@ def test_a_minute_and_its_neighbors_are_consecutive_windows_of_the_night():
     assert torch.equal(wide.x[:, 240:480], narrow.x)
 
 
+def loudest(signal, rate, lowest):
+    """The frequency from `lowest` to 1 Hz at which a signal has most of its power."""
+    power = np.abs(np.fft.rfft(signal - signal.mean())) ** 2
+    frequency = np.fft.rfftfreq(len(signal), 1 / rate)
+    power[(frequency < lowest) | (frequency > 1)] = 0
+    return frequency[power.argmax()]
+
+
+def test_synthetic_people_breathe_12_to_18_times_a_minute():
+    found = []
+    for number in range(12):
+        beats = synthetic_ecg.draw_night("c01", number).beats / 100
+        times = np.arange(1, beats[-1], 0.25)
+        found.append(loudest(np.interp(times, beats[1:], np.diff(beats)), 4, 0.15))
+    assert 0.2 < np.median(found) < 0.3
+    # the floor of an ECG, here without a beat
+    floors = [synthetic_ecg.waveform(np.zeros(0, np.int64), 30_000, seed) for seed in range(12)]
+    assert all(0.19 < loudest(floor, 100, 0.01) < 0.31 for floor in floors)
+
+
+def test_beats_lie_within_the_night_and_follow_its_intervals():
+    assert synthetic_ecg._beats(np.ones(40), 5).tolist() == [0, 100, 200, 300, 400]
+    # an interval is read where the heart is: one of a second, and then those of a half
+    quick = np.repeat([1.0, 0.5], [synthetic_ecg.RATE, 40])
+    assert synthetic_ecg._beats(quick, 3).tolist() == [0, 100, 150, 200, 250]
+
+
 def test_synthetic_apnea_is_a_slow_wave_of_20_to_60_seconds():
     slow = []
     for number, name in enumerate(apnea_records.LEARNING[:20]):
@@ -543,6 +585,13 @@ def test_synthetic_nights_are_many_patients_and_the_same_for_a_seed():
     assert [len(set(part.groups.tolist())) for part in parts(first)] == [21, 7, 7]
     assert 0.2 < first.train.y.double().mean() < 0.6
     assert "synthetic nights" in first.note
+
+
+def test_a_night_of_a_seed_is_that_of_every_release():
+    night = synthetic_ecg.draw_night("a01", 0)
+    ecg = np.rint(synthetic_ecg.waveform(night.beats, 30_000) * 200).astype(np.int16)
+    sums = [hashlib.sha256(part.tobytes()).hexdigest()[:12] for part in (*night[1:], ecg)]
+    assert sums == ["38b962f4db04", "ae84d7293681", "351e5667f58f"]
 
 
 def test_a_drawn_part_trains_alone():

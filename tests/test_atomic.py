@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def test_writers_at_the_same_time_do_not_remove_each_others_parts(tmp_path: Path
     assert len(lines) == 1000
     assert len(set(lines)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_part_that_another_process_took_for_a_leftover_is_given_up(tmp_path: Path) -> None:
+    import fcntl
+
+    path = tmp_path / "part"
+    path.touch()
+    with path.open() as theirs, path.open() as ours:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        assert not atomic._locked(ours.fileno(), str(path))
+        fcntl.flock(theirs, fcntl.LOCK_UN)
+        assert atomic._locked(ours.fileno(), str(path))
+        path.unlink()
+        assert not atomic._locked(ours.fileno(), str(path))
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

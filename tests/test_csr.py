@@ -129,8 +129,27 @@ def test_a_corrupt_saved_topology_is_refused_and_the_old_one_stays():
     csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))
     saved = {name: array.clone() for name, array in csr.state_dict().items()}
     saved["col_indices"][1] = 7
-    with pytest.raises(RuntimeError, match=r"col_indices\[1\] is 7"):
+    with pytest.raises(RuntimeError, match=r"the pattern: .*col_indices\[1\] is 7"):
         csr.load_state_dict(saved)
+    # a part of a model is named as the model names it
+    named = {f"encoder.{name}": array for name, array in saved.items()}
+    with pytest.raises(RuntimeError, match=r"\tencoder: .*col_indices\[1\] is 7"):
+        torch.nn.ModuleDict({"encoder": csr}).load_state_dict(named)
+    assert csr.positions.tolist() == [0, 2, 5]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_a_matrix_without_rows_or_columns_has_no_connections(shape):
+    csr = CSR.from_positions(torch.zeros(0, dtype=torch.int64), shape)
+    assert csr.nnz == 0
+    assert csr.mask().shape == shape
+
+
+@pytest.mark.parametrize("name", ["crow_indices", "col_indices"])
+def test_an_index_array_that_is_assigned_is_refused_and_the_old_one_stays(name):
+    csr = CSR.from_positions(torch.tensor([0, 2, 5]), (2, 3))
+    with pytest.raises(ValueError, match=f"{name} cannot be assigned"):
+        setattr(csr, name, torch.tensor([0, 1, 1]))
     assert csr.positions.tolist() == [0, 2, 5]
 
 

@@ -204,6 +204,7 @@ def test_impossible_numbers_are_refused():
         sl.DST(model, torch.optim.Adam(model.parameters()), epochs=10, every=0)
     with pytest.raises(ValueError, match="at least one layer, not 0"):
         sl.DSN(layers=0)
+    assert len(sl.nn.sparse_layers(sl.DSN(layers=1))) == 1
 
 
 def test_the_dense_twin_refuses_what_it_would_ignore():

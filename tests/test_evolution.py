@@ -601,6 +601,16 @@ def test_values_of_which_a_process_holds_a_part_and_copies_are_refused():
         evolution.step()
 
 
+def test_values_that_are_computed_from_other_parameters_are_refused():
+    model = network()
+    evolution = sl.SET(model, OPTIMIZERS["sgd"](model.parameters()))
+    computed = model.layers[0].values.detach() * 2
+    del model.layers[0].values
+    model.layers[0].values = computed
+    with pytest.raises(ValueError, match="parametrized cannot evolve"):
+        evolution.step()
+
+
 def test_a_hook_of_the_users_own_is_no_watch():
     class Recorder:
         keep = None

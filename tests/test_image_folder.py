@@ -10,6 +10,7 @@ from corrupting import corruptions, read_or_refused
 from PIL import Image
 
 from sparselib import datasets
+from sparselib.datasets import image_folder
 from sparselib.datasets.image_folder import ANNOTATIONS, MEAN, STD
 
 
@@ -236,3 +237,15 @@ def test_200_damaged_pictures_are_refused_by_name_or_read(tmp_path: Path, kind: 
         refused += found is None
         assert found is None or kind != "PNG" or torch.equal(found.x, good.x)
     assert refused > (50 if kind != "BMP" else 20)
+
+
+def test_a_png_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cat" / "one.png"
+    save(path)
+    content = bytearray(path.read_bytes())
+    data = content.index(b"IDAT")
+    length = int.from_bytes(content[data - 4 : data], "big")
+    content[data + 4 + length] ^= 1  # of the checksum, so that the pixels are as before
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"one\.png is refused: Pillow cannot read it"):
+        image_folder._decoded(path)

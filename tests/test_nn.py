@@ -146,6 +146,8 @@ def test_the_distribution_of_the_papers_values_is_ertls():
     assert layer.values.std().item() == pytest.approx(2 / (2000 * 0.1) ** 0.5, rel=0.02)
     plain = sl.CSRLinear(1000, 1000, sparsity=0.9, init=sl.init.xavier_)
     assert plain.values.std().item() == pytest.approx(2 / 2000**0.5, rel=0.02)
+    # five standard errors of the mean of 100,000
+    assert abs(plain.values.mean().item()) < 5 * plain.values.std().item() / 100_000**0.5
     assert layer.bias.count_nonzero() == 0
 
 

@@ -136,6 +136,20 @@ for kind in (torch.float32, torch.float64):
     assert run_compiling(program) == ["SUCCESS SUCCESS SUCCESS SUCCESS"] * 8
 
 
+def test_taps_that_lie_on_each_other_are_refused_by_every_operator():
+    layer = sl.SparseConv1d(2, 5, 3, sparsity=0.6)
+    indices = [*layer.csr.indices(), *layer.csr.transposed_indices()]
+    values, x, dy = torch.randn(layer.csr.nnz), torch.randn(4, 2, 9), torch.randn(4, 5, 12)
+    sizes = [2, 3, 1, 2, 0, 3, 0]
+    for call in (
+        lambda: torch.ops.sparselib.conv1d(values, x, sizes, indices),
+        lambda: torch.ops.sparselib.conv1d_t(values, dy, 9, sizes, indices),
+        lambda: torch.ops.sparselib.conv1d_weight(dy, x, sizes, indices),
+    ):
+        with pytest.raises(ValueError, match=r"a dilation is the distance of two taps.*not 0"):
+            call()
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiler")
 def test_compiled_layers_stay_sparse():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparselib as sl
+from sparselib.ops import dispatch
 from sparselib.ops.backends import cpu, reference
 
 # around the widths of a register, of a row of the result, and of the smaller ones without AVX-512
@@ -226,6 +227,19 @@ x = torch.randn(300, 60)
 exact = sl.masked_product(layer.csr, layer.values, x, layer.bias)
 torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)
 """
+
+
+def test_where_kernels_do_not_load_the_definition_computes_with_a_warning(monkeypatch):
+    def kernels():
+        raise ImportError("no llvmlite for this machine")
+
+    monkeypatch.setattr(cpu, "kernels", kernels)
+    dispatch._has_cpu_kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"ImportError: no llvmlite.*pip install numba"):
+            assert not dispatch._has_cpu_kernels()
+    finally:
+        dispatch._has_cpu_kernels.cache_clear()
 
 
 @pytest.mark.slow

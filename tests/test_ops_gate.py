@@ -199,6 +199,23 @@ def test_arrays_that_changed_after_they_were_verified_are_verified_again(spoil, 
         torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
 
 
+@pytest.mark.parametrize("place", [2, 3, 4])
+def test_arrays_that_became_longer_are_verified_again(place):
+    csr, values, _, _ = parts()
+    dy = torch.randn(BATCH, ROWS)
+    indices = [t.clone() for t in (*csr.indices(), *csr.transposed_indices())]
+    torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
+    indices[place].data = torch.cat([indices[place], indices[place][-1:]])
+    with pytest.raises(ValueError, match="is not that of the pattern"):
+        torch.ops.sparselib.spmm_t(values, dy, COLUMNS, indices)
+
+
+def test_an_input_that_is_not_dense_is_refused_by_the_operators():
+    csr, values, _, x = parts()
+    with pytest.raises(ValueError, match=r"the input must be a dense tensor.*sparse_coo"):
+        torch.ops.sparselib.spmm(values, x.to_sparse(), COLUMNS, csr.indices())
+
+
 def test_arrays_that_became_another_pattern_are_followed():
     csr, values, _, x = parts()
     indices = [t.clone() for t in csr.indices()]
@@ -226,6 +243,15 @@ def test_a_pattern_is_trusted_for_its_own_shape_only():
         torch.ops.sparselib.spmm(values, narrow, 3, indices)
     with pytest.raises(ValueError, match=r"needs a batch \(samples, 64\), not \(17, 3\)"):
         torch.ops.sparselib.spmm(values, narrow, COLUMNS, indices)
+
+
+def test_arrays_of_nobody_are_verified_once_for_each_shape():
+    csr, values, _, _ = parts()
+    indices = [array.clone() for array in operands.operator_indices(csr)]
+    first = operands.verified(indices, (ROWS, COLUMNS))
+    assert operands.verified(indices, (ROWS, COLUMNS)) is first
+    with pytest.raises(ValueError, match=r"columns run 0\.\.2"):
+        torch.ops.sparselib.spmm(values, torch.randn(BATCH, 3), 3, indices)
 
 
 def test_the_transposed_pattern_must_be_that_of_the_pattern():

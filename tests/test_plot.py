@@ -6,7 +6,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from sparselib import plot
 
@@ -45,3 +45,57 @@ def test_every_run_is_a_dot_with_its_mean_as_a_bar(axes) -> None:
     assert [np.asarray(line).tolist() for line in lines[::2]] == [[0.1, 0.3], [0.5], [0.4, 0.4]]
     np.testing.assert_allclose(lines[1], [0.2, 0.2])
     assert [text.get_text() for text in axes.texts] == ["paper"]
+
+
+def test_a_map_of_ratios_is_white_at_one_and_its_first_row_is_lowest(axes) -> None:
+    ratios = np.array([[1.0, 0.5, 16.0], [1 / 64, 2.0, 64.0]])
+    plot.heat(axes, ratios, rows=["few", "many"], columns=[10, 20, 30])
+    (image,) = axes.images
+    colors = [to_hex(color) for row in image.to_rgba(image.get_array()) for color in row]
+    np.testing.assert_allclose(to_rgb(colors[0]), to_rgb("white"), atol=0.01)
+    assert [colors[3], colors[2], colors[5]] == [plot.ORANGE.lower(), *[plot.BLUE.lower()] * 2]
+    bottom, top = axes.get_ylim()
+    assert bottom < 0 < 1 < top
+    shown = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert [shown[place][0] for place in ((0, 0), (1, 0), (2, 0))] == ["1.0", "0.5", "16"]
+    assert [shown[place][0] for place in ((0, 1), (1, 1), (2, 1))] == ["0.0", "2.0", "64"]
+    assert {place for place, (_, color) in shown.items() if color == "white"} == {
+        *((2, 0), (0, 1), (2, 1))
+    }
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "20", "30"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["few", "many"]
+
+
+def test_connections_that_are_new_have_a_color_of_their_own() -> None:
+    figure, panels = plt.subplots(1, 2)
+    plot.topologies(panels, {"before": [[1, 0], [1, 0]], "after": [[1, 1], [0, 0]]})
+    first, second = (panel.images[0].get_array().tolist() for panel in panels)
+    assert first == [[1, 0], [1, 0]]
+    assert second == [[1, 2], [0, 0]]
+    assert [panel.get_title(loc="left") for panel in panels] == ["before", "after"]
+    plt.close(figure)
+
+
+def test_each_number_of_compressed_rows_stands_in_a_square_of_its_rows_color(axes) -> None:
+    matrix = np.array([[0, 2, 0], [3, 0, 4], [0, 0, 5]])
+    plot.compressed_rows(axes, matrix, [0, 1, 3, 4], [1, 0, 2, 2], [2, 3, 4, 5])
+    names = ("crow_indices", "col_indices", "values")
+    numbers = [text for text in axes.texts if text.get_text() not in names]
+    assert len(numbers) == len(axes.texts) - 3
+    squares = {tuple(np.round(box.get_center(), 6)): box for box in axes.patches}
+    assert len(numbers) == len(squares) == len(axes.patches) == 9 + 4 + 4 + 4
+    found = {}
+    for text in numbers:
+        box = squares[tuple(np.round(text.get_position(), 6))]
+        found.setdefault(to_hex(box.get_facecolor()).upper(), []).append(text.get_text())
+    # in the matrix, of crow_indices, col_indices and values
+    assert found[plot.COLORS[0]] == ["2", "0", "1", "2"]
+    assert found[plot.COLORS[1]] == ["3", "4", "1", "0", "2", "3", "4"]
+    assert found[plot.COLORS[2]] == ["5", "3", "2", "5"]
+    # nothing is cut, and less than a square is empty around it
+    corners = np.concatenate([box.get_bbox().get_points() for box in axes.patches])
+    frame = np.array([axes.get_xlim(), sorted(axes.get_ylim())]).T
+    margin = np.array([corners.min(0) - frame[0], frame[1] - corners.max(0)])
+    assert (margin > 0).all()
+    assert (margin < 0.75).all()
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]

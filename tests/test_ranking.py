@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparselib.ranking import draw, largest
+from sparselib.ranking import contains, draw, largest, nth_free
 
 scores = st.lists(st.integers(-3, 3) | st.just(float("-inf")), max_size=40)
 
@@ -51,3 +51,17 @@ def test_draw_is_uniform(count):
 
 def test_draw_needs_no_room_for_the_cells():
     assert len(draw(10**15, 1000)) == 1000
+
+
+@given(st.sets(st.integers(0, 12)), st.lists(st.integers(0, 12)))
+def test_what_is_contained_is_found_to_the_last_number(numbers, wanted):
+    ascending = torch.tensor(sorted(numbers), dtype=torch.int64)
+    found = contains(ascending, torch.tensor(wanted, dtype=torch.int64))
+    assert found.tolist() == [number in numbers for number in wanted]
+
+
+@given(st.sets(st.integers(0, 12)))
+def test_free_cells_are_counted_past_the_taken_ones(taken):
+    free = [cell for cell in range(20) if cell not in taken]
+    ascending = torch.tensor(sorted(taken), dtype=torch.int64)
+    assert nth_free(torch.arange(len(free)), ascending).tolist() == free

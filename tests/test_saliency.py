@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import sparselib as sl
 from sparselib import metrics, models, saliency
+from sparselib.models.unet import UNet
 from sparselib.saliency import Selector
 
 SIZE = (32, 32)
@@ -340,3 +341,12 @@ def test_impossible_choices_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert saliency.sample(f, noise="none") is f
+
+
+def test_scales_that_are_not_doubled_are_refused_unless_they_are_resized() -> None:
+    shapes = [(4, 9), (8, 4)]
+    with pytest.raises(ValueError, match=r"\(9,\) is not twice the next, \(4,\).*resize=True"):
+        UNet(shapes, 2)
+    scales = [torch.randn(3, *shape) for shape in shapes]
+    numbers = UNet(shapes, 2, resize=True)(scales, torch.tensor([0, 1, 1]))
+    assert numbers.shape == (3, 2)

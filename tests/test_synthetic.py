@@ -46,6 +46,7 @@ def test_synthetic_collisions_look_like_higgs():
     assert split.checksum == synthetic.collisions().checksum == "aeb5fbbcd471"
     assert synthetic.collisions(seed=1).checksum != split.checksum
     assert (x.shape, len(split.valid), len(split.test)) == ((5000, 28), 500, 1000)
+    assert split.classes == len(split.train.y.unique()) == 2
     torch.testing.assert_close(x.mean(0), torch.zeros(28), rtol=0, atol=1e-4)
     torch.testing.assert_close(x.std(0), torch.ones(28), rtol=0, atol=1e-3)
     assert 0.5 < split.train.y.double().mean() < 0.56

@@ -50,6 +50,24 @@ def test_uniform_reaches_every_cell_alike():
     assert ((hits - 750) ** 2 / 750).sum() < 31.3  # 0.999 quantile of chi-square, 11 degrees
 
 
+def test_even_fan_in_reaches_every_input_of_a_slice_alike():
+    generator = torch.Generator().manual_seed(0)
+    hits = torch.zeros(3 * 12)
+    for _ in range(1000):
+        hits[topology.even_fan_in(3, 12, 0.75, generator)] += 1
+    # 9 slices of 4 inputs; 0.999 quantile of chi-square, 27 degrees
+    assert ((hits - 250) ** 2 / 250).sum() < 55.5
+
+
+def test_the_largest_number_that_is_drawn_stays_in_its_slice(monkeypatch):
+    largest = 1 - 2**-53
+    monkeypatch.setattr(
+        torch, "rand", lambda count, **_: torch.full((count,), largest, dtype=torch.float64)
+    )
+    assert topology.even_fan_in(1, 6, 0.5).tolist() == [1, 3, 5]
+    assert topology.even_fan_in(1, 6, 2 / 3).tolist() == [2, 5]
+
+
 def test_what_does_not_divide_evenly_goes_to_neurons_drawn_at_random():
     seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
     rich = [topology.even_fan_in(50, 28, 0.99, generator) // 28 for generator in seeds]

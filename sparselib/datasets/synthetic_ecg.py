@@ -32,7 +32,8 @@ def pulses(
     bumps = np.exp(-0.5 * ((cells - places[:, None]) / width) ** 2)
     bumps *= np.broadcast_to(height, places.shape)[:, None]
     inside = (cells >= 0) & (cells < count)
-    return np.bincount(cells[inside], weights=bumps[inside], minlength=count)
+    summed = np.bincount(cells[inside], weights=bumps[inside], minlength=count)
+    return summed.astype(np.float64, copy=False)  # integers, where none is
 
 
 def waveform(

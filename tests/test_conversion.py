@@ -100,16 +100,27 @@ def test_the_report_names_each_layer_its_numbers_and_the_reason():
         "volume": "there is no sparse layer for this convolution",
         "signal": "convolutions=True converts it",
         "recurrent": "there is no sparse layer that computes the same",
-        "attention": "there is no sparse layer that computes the same",
-        "attention.out_proj": "it is derived from a layer, and may read the weight itself",
+        "attention.q_proj": "",
+        "attention.k_proj": "",
+        "attention.v_proj": "",
+        "attention.out_proj": "",
         "hooked": "hooks of yours would be lost; register them after the conversion",
     }
     text = str(plan).splitlines()
     assert text[0].split() == ["layer", "kind", "weights", "kept", "sparsity"]
     assert text[1].split() == ["linear", "Linear", "200", "20", "90.0%"]
-    assert text[-1] == "881 weights become 701"
+    assert text[-1] == "881 weights become 469"
     with pytest.raises(ValueError, match=r"'' \(LSTM\): there is no sparse layer that computes"):
         sl.sparsify(nn.LSTM(3, 4), 0.5)
+
+
+def test_a_bias_that_is_tied_to_something_dense_stays_tied_and_is_told():
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)])
+    model[0].bias = model[2].bias
+    reasons = [entry.reason for entry in sl.Conversion(model, 0.5).entries]
+    assert reasons == ["its bias is also 2.bias, which stays dense", ""]
+    sl.sparsify(model, 0.5)
+    assert model[0].bias is model[2].bias
 
 
 def test_a_lazy_layer_is_converted_after_its_first_call():

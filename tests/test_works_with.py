@@ -26,6 +26,7 @@ NEEDS = {
     "Lightning": "lightning",
     "Accelerate": "accelerate",
     "Transformers": "transformers",
+    "PEFT": "peft",
     "ONNX": "onnxscript",
 }
 IN_TWO_PROCESSES = "DistributedDataParallel"

@@ -65,7 +65,7 @@ def sparsify(
         demand ``nn.Conv1d`` and ``nn.Conv2d``. Classes derived from them stay dense, for whoever
         wrote them may read the weight. Weights that several converted layers share are shared by
         the sparse ones; layers that share theirs with anything else, such as an embedding, stay
-        dense.
+        dense, and so do adapters of the package peft and the layers under them.
     sparsity : float or mapping of str to float
         Share of absent weights, in [0, 1). A mapping gives it for names of layers, or of modules
         that contain them; what it does not name stays dense.
@@ -171,7 +171,7 @@ class Conversion:
         self.model = model
         self._fresh = fresh
         self._options = options
-        whole = _kept_whole(model)
+        whole = _kept_whole(model) | _adapted(model)
         modules, self._owners = _taken_apart(model, whole)
         weighty = _weighty(modules)
         reasons = {
@@ -440,6 +440,19 @@ def _kept_whole(model: nn.Module) -> dict[nn.Module, str]:
                 whole[module] = reason
                 whole[module.out_proj] = "the attention reads its weight itself"
     return whole
+
+
+def _adapted(model: nn.Module) -> dict[nn.Module, str]:
+    """Return why layers under an adapter of the package peft, and it, stay as they are."""
+    package = sys.modules.get("peft.tuners.tuners_utils")
+    if package is None:
+        return {}
+    return {
+        inside: "an adapter of peft reads the weight itself"
+        for module in model.modules()
+        if isinstance(module, package.BaseTunerLayer)
+        for inside in module.modules()
+    }
 
 
 def _obstacle(

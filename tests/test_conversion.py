@@ -100,16 +100,60 @@ def test_the_report_names_each_layer_its_numbers_and_the_reason():
         "volume": "there is no sparse layer for this convolution",
         "signal": "convolutions=True converts it",
         "recurrent": "there is no sparse layer that computes the same",
-        "attention": "there is no sparse layer that computes the same",
-        "attention.out_proj": "it is derived from a layer, and may read the weight itself",
+        "attention.q_proj": "",
+        "attention.k_proj": "",
+        "attention.v_proj": "",
+        "attention.out_proj": "",
         "hooked": "hooks of yours would be lost; register them after the conversion",
     }
     text = str(plan).splitlines()
     assert text[0].split() == ["layer", "kind", "weights", "kept", "sparsity"]
     assert text[1].split() == ["linear", "Linear", "200", "20", "90.0%"]
-    assert text[-1] == "881 weights become 701"
+    assert text[-1] == "881 weights become 469"
     with pytest.raises(ValueError, match=r"'' \(LSTM\): there is no sparse layer that computes"):
         sl.sparsify(nn.LSTM(3, 4), 0.5)
+
+
+def test_adapters_of_peft_and_the_layers_under_them_stay_as_they_are():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    inner = nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})
+    inner["attention"] = nn.MultiheadAttention(8, 2)
+    config = peft.LoraConfig(r=2, target_modules=["up", "attention"])
+    model = peft.get_peft_model(inner, config)
+    plan = sl.Conversion(model, 0.5)
+    kept = {entry.name for entry in plan.entries if entry.reason}
+    assert all("peft" in entry.reason for entry in plan.entries if entry.reason)
+    adapted = [f"base_model.model.{name}" for name in ("up", "attention")]
+    assert {name for name in kept if not name.startswith(tuple(adapted))} == set()
+    plan.apply()
+    assert list(sl.nn.sparse_layers(model)) == ["base_model.model.down"]
+    x = torch.randn(3, 8)
+    up = model.base_model.model["up"]
+    nn.init.normal_(up.lora_B["default"].weight)
+    before = up(x)
+    model.merge_adapter()
+    torch.testing.assert_close(up(x), before)
+
+
+def test_peft_refuses_a_sparse_layer_by_name_and_passes_over_it_otherwise():
+    peft = pytest.importorskip("peft")
+    model = nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})
+    sl.sparsify(model, 0.5, skip=["down"])
+    with pytest.raises(ValueError, match=r"CSRLinear[\s\S]* is not supported"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["up"]))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
+    assert type(adapted.base_model.model["up"]) is sl.CSRLinear
+    assert adapted.base_model.model["down"].base_layer.weight.shape == (8, 16)
+
+
+def test_a_bias_that_is_tied_to_something_dense_stays_tied_and_is_told():
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)])
+    model[0].bias = model[2].bias
+    reasons = [entry.reason for entry in sl.Conversion(model, 0.5).entries]
+    assert reasons == ["its bias is also 2.bias, which stays dense", ""]
+    sl.sparsify(model, 0.5)
+    assert model[0].bias is model[2].bias
 
 
 def test_a_lazy_layer_is_converted_after_its_first_call():

@@ -65,8 +65,10 @@ def test_attention_is_counted_as_torch_counts_it():
     dense = sl.cost.flops(model, shape)
     sl.sparsify(model, 0.8)
     assert sl.cost.flops(model, shape, count="dense") == dense
-    # of 2 048 weights 410 are left in each of four layers, which see 21 vectors
-    assert sl.cost.flops(model, shape) == dense - 4 * 21 * (2048 - 410)
+    # of 2 048 weights 410 are left in each of four layers, of 1 024 in each of eight projections
+    # 205; they see 21 vectors
+    saved = 4 * (2048 - 410) + 8 * (1024 - 205)
+    assert sl.cost.flops(model, shape) == dense - 21 * saved
 
 
 def test_a_model_of_tokens_is_counted_by_shape_or_example():

@@ -44,12 +44,18 @@ def images():
     return nn.Sequential(first, nn.ReLU(), last), torch.randn(3, 2, 8, 7)
 
 
+def attention():
+    block = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    return sl.sparsify(block, 0.5), torch.randn(2, 5, 16)
+
+
 def apnea():
     return sl.DSN(4, 2, 6, pooled=5), torch.randn(2, 1, 40)
 
 
-MODELS = [network, with_empty_rows, convolutions, images, apnea]
-TRACED = MODELS[:-1]  # the old exporter does not write the pool of the last
+MODELS = [network, with_empty_rows, convolutions, images, attention, apnea]
+# the old exporter does not write the pool of the last, and not torch's own encoder layer, either
+TRACED = MODELS[:-2]
 
 
 def compare(make, folder, dynamo):

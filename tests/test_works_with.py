@@ -26,6 +26,7 @@ NEEDS = {
     "Lightning": "lightning",
     "Accelerate": "accelerate",
     "Transformers": "transformers",
+    "PEFT": "peft",
     "ONNX": "onnxscript",
 }
 IN_TWO_PROCESSES = "DistributedDataParallel"
@@ -71,6 +72,24 @@ def test_a_section_runs(title, tmp_path, monkeypatch) -> None:
 def test_compiled_layers_train_and_evolve(tmp_path) -> None:
     ends = "assert evolution.steps == 1 and model[0].sparsity > 0.85\n"
     run_compiling("\n".join([SETUP, *SECTIONS[COMPILED], ends]), cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
+def test_a_packaged_model_gives_the_same(tmp_path) -> None:
+    """A layer alone, since a C++ compiler takes seconds for each."""
+    program = """
+import torch
+import sparselib as sl
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+layer = sl.CSRLinear(6, 4, sparsity=0.5).eval()
+exported = torch.export.export(layer, (torch.randn(3, 6),))
+file = aoti_compile_and_package(exported, package_path="layer.pt2")
+x = torch.randn(3, 6)
+torch.testing.assert_close(aoti_load_package(file)(x), layer(x))
+print("equal")
+"""
+    assert run_compiling(program, cwd=tmp_path) == ["equal"]
 
 
 @pytest.mark.slow

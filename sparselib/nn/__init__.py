@@ -5,6 +5,9 @@ from sparselib.nn.activation import extrema_pool_indices as extrema_pool_indices
 from sparselib.nn.activation import identity as identity
 from sparselib.nn.activation import relu as relu
 from sparselib.nn.activation import topk_absolutes as topk_absolutes
+from sparselib.nn.attention import (
+    SparseMultiheadAttention as SparseMultiheadAttention,
+)
 from sparselib.nn.averaging import Averaged as Averaged
 from sparselib.nn.averaging import average as average
 from sparselib.nn.conv import SparseConv1d as SparseConv1d

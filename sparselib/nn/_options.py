@@ -25,6 +25,13 @@ class KeptOptions(TypedDict, total=False):
     generator: torch.Generator | None
 
 
+class LinearOptions(KeptOptions, total=False):
+    """What a `CSRLinear` takes besides its sizes, its bias and its sparsity."""
+
+    topology: Callable[..., Tensor]
+    init: Initialize
+
+
 class LayerOptions(KeptOptions, total=False):
     """The same, and where connections are drawn and how their weights are initialized."""
 

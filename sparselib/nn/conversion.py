@@ -1,18 +1,33 @@
 """One line from an ordinary model to a sparse one, and back."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Unpack, final
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
 from sparselib import distribution as distributions
 from sparselib import topology
 from sparselib.nn._options import KeptOptions, LayerOptions
+from sparselib.nn.attention import (
+    INPUTS,
+    SparseMultiheadAttention,
+    assembled,
+    initialization_of,
+    packed,
+    projections_of,
+)
 from sparselib.nn.conv import SparseConv1d
 from sparselib.nn.conv2d import SparseConv2d
+from sparselib.nn.encoder import (
+    decline_fused_inference,
+    encoders,
+    let_torch_decide,
+)
 from sparselib.nn.fusion import has_hooks
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
@@ -45,17 +60,19 @@ def sparsify(
     ----------
     model : nn.Module
         Any model; a bare layer is converted and returned. Converted are ``nn.Linear``, the
-        ``Conv1D`` of the package transformers, which is a linear layer, and on demand
-        ``nn.Conv1d`` and ``nn.Conv2d``. Classes derived from them stay dense, for whoever wrote
-        them may read the weight: the output of ``nn.MultiheadAttention``. Weights that several
-        converted layers share are shared by the sparse ones; layers that share theirs with anything
-        else, such as an embedding, stay dense.
+        ``Conv1D`` of the package transformers, which is a linear layer, the four projections of
+        ``nn.MultiheadAttention``, which becomes a `sparselib.nn.SparseMultiheadAttention`, and on
+        demand ``nn.Conv1d`` and ``nn.Conv2d``. Classes derived from them stay dense, for whoever
+        wrote them may read the weight. Weights that several converted layers share are shared by
+        the sparse ones; layers that share theirs with anything else, such as an embedding, stay
+        dense, and so do adapters of the package peft and the layers under them.
     sparsity : float or mapping of str to float
         Share of absent weights, in [0, 1). A mapping gives it for names of layers, or of modules
         that contain them; what it does not name stays dense.
     skip : names, types or functions
         What to leave dense: names in ``model.named_modules()`` of layers or of modules that
-        contain them, types of modules, or functions ``(name, module) -> bool``.
+        contain them, types of modules, or functions ``(name, module) -> bool``. The projections of
+        an attention are linear layers with the names q_proj, k_proj, v_proj and out_proj within it.
     fresh : bool
         Draw a new topology and new weights, to train from scratch, by default such that outputs
         vary as those of the dense layer (`sparselib.init.fan_in_`). Otherwise the largest weights
@@ -154,14 +171,16 @@ class Conversion:
         self.model = model
         self._fresh = fresh
         self._options = options
-        weighty = _weighty(model)
+        whole = _kept_whole(model) | _adapted(model)
+        modules, self._owners = _taken_apart(model, whole)
+        weighty = _weighty(modules)
         reasons = {
-            name: _reason(module, convolutions)
+            name: whole.get(module) or _reason(module, convolutions)
             for name, module in weighty.items()
         }
-        _skip(list(skip), weighty, reasons)
+        _skip(list(skip), weighty, self._owners, reasons)
         given = _given(sparsity, weighty, reasons)
-        _keep_ties(model, weighty, reasons, set(given))
+        _keep_ties(modules, weighty, reasons, set(given))
         chosen = [name for name, reason in reasons.items() if not reason]
         if not chosen:
             raise ValueError(_nothing(reasons, weighty, convolutions))
@@ -185,24 +204,21 @@ class Conversion:
         if not self._layers:
             raise ValueError(_nothing(reasons, weighty, convolutions))
         self.entries = tuple(
-            _entry(name, module, self._shares.get(name, 0.0), reasons[name])
+            _entry(
+                name,
+                type(self._owners.get(name, module)),
+                module,
+                self._shares.get(name, 0.0),
+                reasons[name],
+            )
             for name, module in weighty.items()
         )
 
     def apply(self) -> nn.Module:
         """Carry it out in place, and return the model."""
-        model = self.model
-        made = self._made()
-        if model in made:
-            return made[model]
-        for parent in list(model.modules()):
-            # named_children would pass over the second use of a shared layer
-            for name, child in parent._modules.items():
-                if child in made:
-                    setattr(parent, name, made[child])
-                    if isinstance(parent, nn.TransformerEncoderLayer):
-                        # its fused inference reads dense weights
-                        parent.activation_relu_or_gelu = 0
+        model = _replaced(self.model, self._made())
+        for encoder in encoders(model):
+            decline_fused_inference(encoder)
         return model
 
     def __str__(self) -> str:
@@ -232,7 +248,7 @@ class Conversion:
         biases: dict[nn.Parameter, nn.Parameter] = {}
         for name, dense in self._layers.items():
             layer = _convert(
-                dense, self._shares[name], self._fresh, self._options
+                dense, self._shares[name], self._fresh, self._options_of(name)
             )
             weight = dense.weight
             bias = dense.bias
@@ -246,9 +262,31 @@ class Conversion:
                 layer.bias = biases.setdefault(bias, layer.bias)
                 layer.bias.requires_grad_(bias.requires_grad)
             made[dense] = layer
-        return made
+        return {**made, **self._attentions(made)}
+
+    def _options_of(self, name: str) -> LayerOptions:
+        """Return the options of a layer, whose weights are drawn as the dense layer's are."""
+        owner = self._owners.get(name)
+        if not self._fresh or owner is None or not name.endswith(INPUTS):
+            return self._options
+        return {"init": initialization_of(owner), **self._options}
+
+    def _attentions(
+        self, made: Mapping[nn.Module, nn.Module]
+    ) -> Mapping[nn.Module, nn.Module]:
+        """Build the attentions of which a projection is sparse."""
+        found: dict[nn.MultiheadAttention, dict[str, nn.Module]] = {}
+        for name, dense in self._layers.items():
+            if name in self._owners:
+                parts = found.setdefault(self._owners[name], {})
+                parts[name.rpartition(".")[2]] = made[dense]
+        return {
+            owner: assembled(owner, parts) for owner, parts in found.items()
+        }
 
 
+_DERIVED = "it is derived from a layer, and may read the weight itself"
+_HOOKED = "hooks of yours would be lost; register them after the conversion"
 _HEAD = ("layer", "kind", "weights", "kept", "sparsity", "")
 
 
@@ -278,14 +316,22 @@ def densify(model: nn.Module) -> nn.Module:
     Raises
     ------
     ValueError
-        If there is no sparse layer, or a convolution's padding has no name in ``nn.Conv1d``. The
-        model is then unchanged.
+        If there is no sparse layer, a convolution's padding has no name in ``nn.Conv1d``, or
+        ``nn.MultiheadAttention`` cannot pack the projections of an attention, since one is shared
+        or frozen alone. The model is then unchanged.
     """
     converted: dict[nn.Module, Dense] = {
         layer: layer.to_dense() for layer in sparse_layers(model).values()
     }
     if not converted:
         raise ValueError("there is no sparse layer to convert in this model")
+    attentions = [
+        module
+        for module in model.modules()
+        if isinstance(module, SparseMultiheadAttention)
+    ]
+    _check_packable(model, attentions)
+    affected = encoders(model)
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for layer in sparse_layers(model).values():
         dense = converted[layer]
@@ -295,21 +341,169 @@ def densify(model: nn.Module) -> nn.Module:
         if isinstance(dense.weight, nn.Parameter):
             dense.weight = shared.setdefault(layer.values, dense.weight)
         dense.weight.requires_grad_(layer.values.requires_grad)
-    if model in converted:
-        return converted[model]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in converted:
-                setattr(parent, name, converted[child])
+    model = _replaced(model, converted)
+    model = _replaced(
+        model, {one: packed(one, _dense(one)) for one in attentions}
+    )
+    for encoder in reversed(affected):  # an encoder asks its layers
+        let_torch_decide(encoder)
     return model
 
 
-def _weighty(model: nn.Module) -> dict[str, nn.Module]:
+def _replaced(
+    model: nn.Module, made: Mapping[nn.Module, nn.Module]
+) -> nn.Module:
+    """Put other modules in the places of some, and return the model."""
+    if model in made:
+        return made[model]
+    for parent in list(model.modules()):
+        # named_children would pass over the second use of a shared layer
+        for name, child in parent._modules.items():
+            if child is not None and child in made:
+                setattr(parent, name, made[child])
+    return model
+
+
+def _check_packable(
+    model: nn.Module, attentions: Iterable[SparseMultiheadAttention]
+) -> None:
+    """Refuse projections that ``nn.MultiheadAttention``, which packs them, has no place for.
+
+    Raises
+    ------
+    ValueError
+        If one is shared with another layer, or frozen while others are not.
+    """
+    users = Counter[Tensor](
+        parameter
+        for parent in model.modules()
+        for module in parent._modules.values()
+        if module is not None
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    names = {module: name for name, module in model.named_modules()}
+    for attention in attentions:
+        for parameters in _packed_parameters(attention):
+            if any(users[parameter] > 1 for parameter in parameters):
+                raise ValueError(
+                    f"projections of {names[attention]!r} are shared with another layer, and an "
+                    f"nn.MultiheadAttention packs them; untie them first"
+                )
+            if len({parameter.requires_grad for parameter in parameters}) > 1:
+                raise ValueError(
+                    f"some input projections of {names[attention]!r} are frozen and others are "
+                    f"not, and an nn.MultiheadAttention packs them; freeze all or none"
+                )
+
+
+def _packed_parameters(
+    attention: SparseMultiheadAttention,
+) -> list[list[Tensor]]:
+    """Return the parameters that become one, for each one."""
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    biases: list[Tensor] = [
+        layer.bias for layer in layers if layer.bias is not None
+    ]
+    if not attention.is_packed:
+        return [biases]
+    weights = [
+        layer.weight if isinstance(layer, nn.Linear) else layer.values
+        for layer in layers
+    ]
+    return [weights, biases]
+
+
+def _dense(attention: SparseMultiheadAttention) -> dict[str, nn.Linear]:
+    """Return the projections of an attention all of whose layers have become dense."""
+    return {
+        name: layer
+        for name, layer in attention.projections.items()
+        if isinstance(layer, nn.Linear)
+    }
+
+
+def _kept_whole(model: nn.Module) -> dict[nn.Module, str]:
+    """Return why attentions, and the layers in them that they read, stay as they are."""
+    users = Counter(
+        child
+        for parent in model.modules()
+        for child in parent._modules.values()
+        if child is not None
+    )
+    places = _places(dict(model.named_modules()))
+    whole: dict[nn.Module, str] = {}
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            reason = _obstacle(module, users, places)
+            if reason:
+                whole[module] = reason
+                whole[module.out_proj] = "the attention reads its weight itself"
+    return whole
+
+
+def _adapted(model: nn.Module) -> dict[nn.Module, str]:
+    """Return why layers under an adapter of the package peft, and it, stay as they are."""
+    package = sys.modules.get("peft.tuners.tuners_utils")
+    if package is None:
+        return {}
+    return {
+        inside: "an adapter of peft reads the weight itself"
+        for module in model.modules()
+        if isinstance(module, package.BaseTunerLayer)
+        for inside in module.modules()
+    }
+
+
+def _obstacle(
+    attention: nn.MultiheadAttention,
+    users: Mapping[nn.Module, int],
+    places: "Mapping[Tensor, list[Place]]",
+) -> str:
+    """Return why an attention cannot be taken apart, or nothing."""
+    output = attention.out_proj
+    if type(attention) is not nn.MultiheadAttention:
+        return _DERIVED
+    if type(output) not in (nn.Linear, NonDynamicallyQuantizableLinear):
+        return f"its out_proj is a {type(output).__name__}"
+    if has_hooks(attention) or has_hooks(output):
+        return _HOOKED
+    if users[output] > 1:
+        return "its out_proj is also used by another module"
+    for key in ("in_proj_weight", "in_proj_bias"):
+        parameter = attention._parameters[key]
+        for place in () if parameter is None else places[parameter]:
+            if place.module is not attention:
+                return f"its {key} is also {place.name}.{place.key}"
+    return ""
+
+
+def _taken_apart(
+    model: nn.Module, whole: Mapping[nn.Module, str]
+) -> tuple[dict[str, nn.Module], dict[str, nn.MultiheadAttention]]:
+    """Return all modules, with the projections in the places of attentions, and whose they are."""
+    modules: dict[str, nn.Module] = {}
+    owners: dict[str, nn.MultiheadAttention] = {}
+    outputs: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention) or module in whole:
+            if module not in outputs:
+                modules[name] = module
+            continue
+        outputs.add(module.out_proj)
+        for part, projection in projections_of(module).items():
+            full = f"{name}.{part}" if name else part
+            modules[full] = projection
+            owners[full] = module
+    return modules, owners
+
+
+def _weighty(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the modules with a matrix or kernel of their own, but for tables of embeddings."""
     kinds = nn.Embedding | nn.EmbeddingBag | SparseLayer
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if not isinstance(module, kinds)
         and any(
             is_lazy(parameter) or parameter.ndim > 1
@@ -329,15 +523,13 @@ def _reason(module: nn.Module, convolutions: bool) -> str:
     if kind not in _KINDS and not _is_conv1d_of_transformers(module):
         return _stranger(module)
     if has_hooks(module):
-        return (
-            "hooks of yours would be lost; register them after the conversion"
-        )
+        return _HOOKED
     return ""
 
 
 def _stranger(module: nn.Module) -> str:
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-        return "it is derived from a layer, and may read the weight itself"
+        return _DERIVED
     if isinstance(module, _ConvNd):
         return "there is no sparse layer for this convolution"
     return "there is no sparse layer that computes the same"
@@ -363,6 +555,7 @@ def _is_within(name: str, module: str) -> bool:
 def _skip(
     skip: list[Chosen],
     weighty: Mapping[str, nn.Module],
+    owners: Mapping[str, nn.Module],
     reasons: dict[str, str],
 ) -> None:
     """Note what the user leaves dense."""
@@ -379,15 +572,19 @@ def _skip(
             f"{sorted(convertible)}"
         )
     for layer in convertible:
-        if any(_is_chosen(chosen, layer, weighty[layer]) for chosen in skip):
+        module = weighty[layer]
+        kinds = (module, owners.get(layer))
+        if any(_is_chosen(chosen, layer, *kinds) for chosen in skip):
             reasons[layer] = "you skip it"
 
 
-def _is_chosen(chosen: Chosen, name: str, module: nn.Module) -> bool:
+def _is_chosen(
+    chosen: Chosen, name: str, module: nn.Module, owner: nn.Module | None
+) -> bool:
     if isinstance(chosen, str):
         return _is_within(name, chosen)
     if isinstance(chosen, type):
-        return isinstance(module, chosen)
+        return isinstance(module, chosen) or isinstance(owner, chosen)
     return bool(chosen(name, module))
 
 
@@ -416,29 +613,44 @@ def _given(
     return found
 
 
+class Place(NamedTuple):
+    """Where a parameter is used: the module, its name, and the parameter's name in it."""
+
+    module: nn.Module
+    name: str
+    key: str
+
+
+def _places(modules: Mapping[str, nn.Module]) -> dict[Tensor, list[Place]]:
+    """Return where each parameter is used."""
+    places: dict[Tensor, list[Place]] = {}
+    for name, module in modules.items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                place = Place(module, name, key)
+                places.setdefault(parameter, []).append(place)
+    return places
+
+
 def _keep_ties(
-    model: nn.Module,
+    modules: Mapping[str, nn.Module],
     weighty: Mapping[str, nn.Module],
     reasons: dict[str, str],
     named: set[str],
 ) -> None:
-    """Leave dense what shares its weight with something that stays dense.
+    """Leave dense what shares its weight or bias with something that stays dense.
 
     Raises
     ------
     ValueError
         If a sparsity names such a layer.
     """
-    places: dict[Tensor, list[tuple[str, str]]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                places.setdefault(parameter, []).append((name, key))
+    places = _places(modules)
     is_settled = False
     while not is_settled:
         is_settled = True
         for name in [name for name, reason in reasons.items() if not reason]:
-            tie = _tie_to_dense(model, weighty[name], places, reasons)
+            tie = _tie_to_dense(weighty[name], places, reasons)
             if tie and name in named:
                 raise ValueError(
                     f"sparsity names {name!r}, but {tie}; untie them first, or leave it out"
@@ -449,18 +661,18 @@ def _keep_ties(
 
 
 def _tie_to_dense(
-    model: nn.Module,
     module: nn.Module,
-    places: Mapping[Tensor, list[tuple[str, str]]],
+    places: Mapping[Tensor, list[Place]],
     reasons: Mapping[str, str],
 ) -> str:
-    """Return with what that stays dense a layer shares its weight, or nothing."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    for other, key in places[weight]:
-        is_alike = type(model.get_submodule(other)) is type(module)
-        if key != "weight" or not is_alike or reasons.get(other, "dense"):
-            return f"its weight is also {other}.{key}, which stays dense"
+    """Return with what that stays dense a layer shares weight or bias, or nothing."""
+    for key in ("weight", "bias"):
+        parameter = module._parameters.get(key)
+        for place in () if parameter is None else places.get(parameter, ()):
+            is_alike = key == "bias" or type(place.module) is type(module)
+            stays = reasons.get(place.name, "dense")
+            if place.key != key or not is_alike or stays:
+                return f"its {key} is also {place.name}.{place.key}, which stays dense"
     return ""
 
 
@@ -519,7 +731,9 @@ def _nothing(
     return f"{sentence}; {why}" if why else sentence
 
 
-def _entry(name: str, module: nn.Module, sparsity: float, reason: str) -> Entry:
+def _entry(
+    name: str, kind: type, module: nn.Module, sparsity: float, reason: str
+) -> Entry:
     before = sum(
         parameter.numel()
         for parameter in module._parameters.values()
@@ -531,7 +745,7 @@ def _entry(name: str, module: nn.Module, sparsity: float, reason: str) -> Entry:
     if not reason:
         weight = _matrix(module)
         after = topology.connections(len(weight), weight[0].numel(), sparsity)
-    return Entry(name, type(module).__name__, before, after, reason)
+    return Entry(name, kind.__name__, before, after, reason)
 
 
 def _convert(

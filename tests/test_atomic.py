@@ -112,7 +112,7 @@ def test_a_part_that_another_process_took_for_a_leftover_is_given_up(tmp_path: P
 
     path = tmp_path / "part"
     path.touch()
-    with path.open() as theirs, path.open() as ours:
+    with path.open("rb") as theirs, path.open("rb") as ours:
         fcntl.flock(theirs, fcntl.LOCK_EX)
         assert not atomic._locked(ours.fileno(), str(path))
         fcntl.flock(theirs, fcntl.LOCK_UN)

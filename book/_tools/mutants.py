@@ -6,7 +6,7 @@ its line fails, and survives if all pass. The same seed draws the same mutants.
 `covering` knows the tests of a line. First come those of its module's own file and of the files
 that have most of them, then the others: each time every function before a second parameter of one,
 the quickest first, as many as take `--budget` seconds. A test fails, too, if it takes ten times as
-long as usual and 30 s of the processor. It has to pass without the mutant, or is no judge.
+long as usual and 30 s of the processor. It has to pass without the mutant, or proves nothing.
 
 What tests run as Python is changed in a child of a process that has imported the library and all
 tests, where functions get their new code. For what is compiled, or runs when it is imported, a
@@ -278,7 +278,7 @@ class Trial:
 Run = Callable[[list[str], Mutant | None], str]
 
 
-class Judge:
+class Examiner:
     """Tries mutants in a copy of a tree.
 
     Parameters
@@ -333,7 +333,7 @@ class Judge:
 
         with self.broken(mutant):
             passed = ends_well(work, self.patience(tests))
-        return "" if passed else trial.report.read_text("utf-8")
+        return "" if passed else trial.report.read_text(encoding="utf-8")
 
     @contextmanager
     def broken(self, mutant: Mutant | None) -> Iterator[None]:
@@ -387,7 +387,7 @@ class Live:
 
     Parameters
     ----------
-    judge : Judge
+    examiner : Examiner
         What chooses the tests.
     mutants : list of Mutant
         All in functions.
@@ -397,34 +397,34 @@ class Live:
 
     def __init__(
         self,
-        judge: Judge,
+        examiner: Examiner,
         mutants: list[Mutant],
         tell: Callable[[Mutant, Callable[[], Verdict]], None],
     ) -> None:
-        self.judge = judge
+        self.examiner = examiner
         self.mutants = mutants
         self.tell = tell
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try one after the other."""
-        functions = Functions(self.judge.top)
+        functions = Functions(self.examiner.top)
         gc.freeze()
 
         def run(tests: list[str], mutant: Mutant | None) -> str:
-            trial = Trial(tests, self.judge.tests.seconds, self.judge.top.parent / "report")
+            trial = Trial(tests, self.examiner.tests.seconds, self.examiner.top.parent / "report")
 
             def work() -> int:
                 if mutant:
-                    functions.change(self.judge.top / mutant.path, mutant.text)
+                    functions.change(self.examiner.top / mutant.path, mutant.text)
                 return trial.run(session)
 
-            with self.judge.broken(mutant):
-                passed = ends_well(work, self.judge.patience(tests))
-            return "" if passed else trial.report.read_text("utf-8")
+            with self.examiner.broken(mutant):
+                passed = ends_well(work, self.examiner.patience(tests))
+            return "" if passed else trial.report.read_text(encoding="utf-8")
 
         for mutant in self.mutants:
-            self.tell(mutant, partial(self.judge.tried, mutant, run))
+            self.tell(mutant, partial(self.examiner.tried, mutant, run))
         return True
 
 
@@ -435,10 +435,10 @@ class Table:
         self.drawn: Counter[str] = Counter()
         self.killed: Counter[str] = Counter()
 
-    def tell(self, mutant: Mutant, judged: Callable[[], Verdict]) -> None:
+    def tell(self, mutant: Mutant, examined: Callable[[], Verdict]) -> None:
         """Take the time of a trial, and print what comes out."""
         begun = time.monotonic()
-        verdict = judged()
+        verdict = examined()
         took = time.monotonic() - begun
         word = "killed  " if verdict.test else "SURVIVED"
         self.drawn[str(mutant.path)] += 1
@@ -470,15 +470,15 @@ def main() -> int:
         importlib.import_module(name)
     table = Table()
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(tests, Path(folder).resolve(), given.budget)
+        examiner = Examiner(tests, Path(folder).resolve(), given.budget)
         paths = [path.relative_to(ROOT) for path in modules]
         mutants = list(draw(tests.top, paths, given.count, given.seed))
-        patched = [mutant for mutant in mutants if judge.is_patched(mutant)]
+        patched = [mutant for mutant in mutants if examiner.is_patched(mutant)]
         for mutant in mutants:
             if mutant not in patched:
-                table.tell(mutant, partial(judge.tried, mutant, judge.fresh))
-        settle(judge.top)
-        pytested(judge.top, ["tests"], Live(judge, patched, table.tell))
+                table.tell(mutant, partial(examiner.tried, mutant, examiner.fresh))
+        settle(examiner.top)
+        pytested(examiner.top, ["tests"], Live(examiner, patched, table.tell))
     table.conclude(given.budget)
     return 0 if table.killed == table.drawn else 1
 

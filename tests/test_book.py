@@ -409,6 +409,21 @@ def test_the_readme_opens_with_a_picture_whose_words_are_the_stored_rows() -> No
         assert sentence in readme, sentence
 
 
+def test_the_readme_states_what_a_sparse_gpt_gains() -> None:
+    rows = pd.read_csv(ROOT / "data/results/frontier-gpt.csv")
+    rows = rows[(rows.attention == 0) & (rows.rule == "static") & rows.density_step]
+    rows = rows.groupby(["hidden", "sparsity", "lr"]).filter(lambda part: len(part) == 5)
+    loss = rows.groupby(["hidden", "sparsity"]).test_loss.mean()
+    gains = [loss[width, 0.0] - loss[1536, 0.95] for width in (1536, 384, 154)]
+    wide, *narrow = (f"{gain:.2f}".lstrip("0") for gain in gains)
+    assert len(set(narrow)) == 1
+    sentence = (
+        f"is {wide} nats per character ahead of the dense one of the same width and "
+        f"{narrow[0]} ahead of narrow dense ones"
+    )
+    assert sentence in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     assert dead_links((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
 

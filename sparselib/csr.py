@@ -170,7 +170,12 @@ def _distributed(
     entries = np.arange(col_indices.numel(), dtype=np.int32)
     arrays = (entries, col_indices.numpy(), crow_indices.numpy())
     shape = (crow_indices.numel() - 1, columns)
-    turned = csr_array(arrays, shape=shape).tocsc()
+    try:
+        turned = csr_array(arrays, shape=shape).tocsc()
+    except MemoryError as error:
+        raise RuntimeError(
+            f"a pattern of {shape[0]} x {shape[1]} cannot be transposed: {error}"
+        ) from error
     pointers, rows, permutation = (
         torch.from_numpy(array).to(torch.int32)
         for array in (turned.indptr, turned.indices, turned.data)

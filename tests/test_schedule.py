@@ -18,7 +18,8 @@ def learning(seed=0):
 
 
 def train(layer, optimizer, steps, schedule, start=0):
-    shares = {}
+    """After each step that was due: how many connections were replaced, and how many there are."""
+    found = {}
     for step in range(start + 1, start + steps + 1):
         x = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
@@ -26,14 +27,15 @@ def train(layer, optimizer, steps, schedule, start=0):
         optimizer.step()
         replaced = schedule.step()
         if replaced:
-            shares[step] = replaced[""] / layer.csr.nnz
-    return shares
+            found[step] = (replaced[""], layer.csr.nnz)
+    return found
 
 
 def test_shares_follow_the_equation_and_end():
     layer, optimizer, evolution = learning()
     schedule = CosineSchedule(evolution, stop=20, every=4)
-    shares = train(layer, optimizer, 40, schedule)
+    found = train(layer, optimizer, 40, schedule)
+    shares = {step: replaced / count for step, (replaced, count) in found.items()}
     expected = {t: 0.2 * (1 + math.cos(math.pi * t / 20)) for t in (4, 8, 12, 16)}
     assert shares == {t: round(f * layer.csr.nnz) / layer.csr.nnz for t, f in expected.items()}
     assert schedule.fraction(0) == 0.4
@@ -91,18 +93,6 @@ def pruned(options, sparsity=0.0, stop=20, every=4):
     return layer, optimizer, GradualPruning(layer, optimizer, 0.9, stop, every, **options)
 
 
-def trained(layer, optimizer, schedule, steps, start=0):
-    counts = {}
-    for step in range(start + 1, start + steps + 1):
-        x = torch.randn(16, 40, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        layer(x).square().sum().backward()
-        optimizer.step()
-        if schedule.step():
-            counts[step] = layer.csr.nnz
-    return counts
-
-
 GRANET = {"grow": sl.grow.full_gradient_at_zero, "fraction": 0.2}
 
 
@@ -110,7 +100,8 @@ GRANET = {"grow": sl.grow.full_gradient_at_zero, "fraction": 0.2}
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_counts_follow_the_cubic_equation(options, sparsity):
     layer, optimizer, schedule = pruned(options, sparsity, stop=18)
-    counts = trained(layer, optimizer, schedule, 30)
+    found = train(layer, optimizer, 30, schedule)
+    counts = {step: count for step, (_, count) in found.items()}
     wanted = {t: 0.9 + (sparsity - 0.9) * (1 - t / 18) ** 3 for t in (4, 8, 12, 16, 18)}
     assert counts == {t: round((1 - s) * 1000) for t, s in wanted.items()}
     assert layer.values.shape == layer.values.grad.shape == (100,)
@@ -143,15 +134,15 @@ def test_granet_replaces_a_share_by_the_largest_gradients_at_zero():
 
 def test_a_restored_pruning_goes_on_as_the_saved_one():
     layer, optimizer, schedule = pruned(GRANET)
-    trained(layer, optimizer, schedule, 9)
+    train(layer, optimizer, 9, schedule)
     saved = copy.deepcopy([schedule.state_dict(), layer, optimizer.state_dict()])
-    trained(layer, optimizer, schedule, 15, start=9)
+    train(layer, optimizer, 15, schedule, start=9)
     state, other, memory = saved
     descent = torch.optim.Adam(other.parameters(), lr=0.01)
     descent.load_state_dict(memory)
     again = GradualPruning(other, descent, 0.9, 20, 4, **GRANET)
     again.load_state_dict(state)
-    trained(other, descent, again, 15, start=9)
+    train(other, descent, 15, again, start=9)
     assert torch.equal(other.positions, layer.positions)
     assert torch.equal(other.values, layer.values)
 

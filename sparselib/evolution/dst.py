@@ -11,7 +11,7 @@ from sparselib.evolution import grow as grows
 from sparselib.evolution._options import SeededOptions
 from sparselib.evolution.engine import Evolution
 from sparselib.evolution.plans import Plan, check_dropped, lay_out
-from sparselib.evolution.schedule import Schedule
+from sparselib.evolution.schedule import Schedule, annealed
 from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
 
@@ -85,8 +85,7 @@ class DST(Schedule):
 
     def rate(self, epoch: int) -> float:
         """Share of the connections that a change at the end of an epoch replaces."""
-        turn = math.cos(math.pi * min(epoch / (0.8 * self.stop), 1.0))
-        return self.last + (self.fraction - self.last) * (1 + turn) / 2
+        return annealed(self.fraction, self.last, epoch / (0.8 * self.stop))
 
     def is_due(self, step: int) -> bool:
         """Whether it is a multiple: in the end, the last share is replaced."""

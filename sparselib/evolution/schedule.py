@@ -18,6 +18,12 @@ from sparselib.nn.sparse_layer import SparseLayer
 from sparselib.ranking import largest
 
 
+def annealed(first: float, last: float, way: float) -> float:
+    """Return what falls by half a cosine: `first` at 0, `last` from 1 of the way on."""
+    turn = math.cos(math.pi * min(way, 1.0))
+    return last + (first - last) * (1 + turn) / 2
+
+
 class Schedule(ABC):
     """Lets an evolution happen at some training steps.
 
@@ -145,8 +151,7 @@ class CosineSchedule(Schedule):
 
     def fraction(self, step: int) -> float:
         """Share of the connections that are replaced after so many training steps."""
-        turn = math.cos(math.pi * min(step / self.stop, 1.0))
-        return self.first / 2 * (1 + turn)
+        return annealed(self.first, 0.0, step / self.stop)
 
     def is_due(self, step: int) -> bool:
         """Whether it is a multiple, and before the end."""

@@ -11,6 +11,14 @@ from matplotlib.colors import to_hex, to_rgb
 from sparselib import plot
 
 
+@pytest.fixture(autouse=True)
+def _defaults():
+    """Start each test from the settings of matplotlib itself, whatever ran before."""
+    with plt.rc_context():
+        plt.rcdefaults()
+        yield
+
+
 @pytest.fixture
 def axes():
     figure, axes = plot.subplots()
@@ -67,7 +75,7 @@ def test_a_map_of_ratios_is_white_at_one_and_its_first_row_is_lowest(axes) -> No
 
 
 def test_connections_that_are_new_have_a_color_of_their_own() -> None:
-    figure, panels = plt.subplots(1, 2)
+    figure, panels = plot.subplots(1, 2)
     plot.topologies(panels, {"before": [[1, 0], [1, 0]], "after": [[1, 1], [0, 0]]})
     first, second = (panel.images[0].get_array().tolist() for panel in panels)
     assert first == [[1, 0], [1, 0]]

@@ -93,20 +93,66 @@ const reader = {
   },
 
   /** Serious and critical violations that axe-core sees, of all its rules but that of contrast. */
-  violations() {
-    return reader.checked(document, { rules: { "color-contrast": { enabled: false } } });
+  async violations() {
+    const color = reader.uncolored("pre, dt.sig > *");
+    const found = await reader.checked(document, { rules: { "color-contrast": { enabled: false } } });
+    color();
+    return found;
   },
 
-  /** Text that is too pale. Code and entries of the API repeat their colors: the first few do. */
-  pale() {
-    const repeated = [
-      "details:not([open])", // nobody sees it
-      ".cell ~ .cell ~ .cell .cell_input",
-      "dl.py ~ dl.py ~ dl.py",
-    ];
-    const exclude = repeated.filter((one) => document.querySelector(one)).map((one) => [one]);
-    const context = exclude.length ? { include: [["html"]], exclude } : document;
-    return reader.checked(context, { runOnly: { type: "rule", values: ["color-contrast"] } });
+  /** Join the words of code, thousands of spans that only have colors; return what parts them. */
+  uncolored(selector) {
+    const plain = [...document.querySelectorAll(selector)].filter((one) =>
+      !one.querySelector(":not(span, em, code)") && !one.querySelector("[role], [tabindex], [id]"));
+    const words = plain.map((one) => [...one.childNodes]);
+    for (const one of plain) one.replaceChildren(one.textContent);
+    return () => plain.forEach((one, place) => one.replaceChildren(...words[place]));
+  },
+
+  /** Text that is too pale, of one element for each way in which text looks. */
+  async pale() {
+    const looks = new Map();
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const element = texts.currentNode.parentElement;
+      if (!texts.currentNode.data.trim() || !element.checkVisibility()) continue;
+      const look = reader.look(element);
+      if (!looks.has(look)) looks.set(look, element);
+    }
+    const include = [...looks.values()];
+    const fill = reader.alone(include);
+    const rule = { runOnly: { type: "rule", values: ["color-contrast"] } };
+    const found = await reader.checked({ include }, rule);
+    fill();
+    return found;
+  },
+
+  /** Empty what stands beside these elements in the flow of text; return what fills it again. */
+  alone(elements) {
+    const kept = new Set(elements);
+    for (const element of elements) {
+      for (let above = element; above; above = above.parentElement) kept.add(above);
+    }
+    const beside = [...kept].filter((one) => !elements.includes(one))
+      .flatMap((one) => [...one.children]).filter((one) => !kept.has(one)
+        && !one.matches("style, link, script") && !one.querySelector("style, link")
+        && getComputedStyle(one).position === "static");
+    const empty = beside.map((one) => one.cloneNode(false));
+    beside.forEach((one, place) => one.replaceWith(empty[place]));
+    return () => empty.forEach((one, place) => one.replaceWith(beside[place]));
+  },
+
+  /** What the contrast of an element's text depends on: its letters, and all that lies behind. */
+  look(element) {
+    const letters = getComputedStyle(element);
+    const parts = [letters.color, letters.fontSize, letters.fontWeight, letters.textShadow];
+    for (let behind = element; behind; behind = behind.parentElement) {
+      const style = getComputedStyle(behind);
+      const own = [style.backgroundColor, style.backgroundImage, style.opacity, style.filter];
+      if (own.join() !== "rgba(0, 0, 0, 0),none,1,none") parts.push(...own);
+      if (style.position !== "static") parts.push(behind.className);
+    }
+    return parts.join();
   },
 
   async checked(context, options) {

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import browsers
@@ -87,13 +87,22 @@ def address(server: subprocess.Popen, folder: Path) -> str:
     raise RuntimeError((folder / "log").read_text(encoding="utf-8"))
 
 
-async def run_all(server: str, page: str) -> dict:
-    """Open a page in JupyterLab and run all its cells."""
+async def run_all(server: str, pages: Sequence[str]) -> dict[str, dict]:
+    """Open pages in JupyterLab, one after the other, and run all their cells."""
     async with browsers.running() as browser:
         tab = await browser.tab()
         await tab.resize(1400)
         await tab.visit(f"{server}lab")
-        return await tab.evaluate(RUN_ALL.replace("PATH", json.dumps(page)), timeout=300)
+        return {
+            page: await tab.evaluate(RUN_ALL.replace("PATH", json.dumps(page)), timeout=300)
+            for page in pages
+        }
+
+
+@pytest.fixture(scope="module")
+def shown(lab: str) -> dict[str, dict]:
+    """Return what the cells of each page have shown."""
+    return asyncio.run(run_all(lab, [*PAGES, "broken.ipynb"]))
 
 
 pytestmark = [
@@ -106,18 +115,16 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_run_all_in_jupyterlab_shows_what_is_stored(lab: str, page: str) -> None:
+def test_run_all_in_jupyterlab_shows_what_is_stored(shown: dict[str, dict], page: str) -> None:
     stored = nbformat.read(ROOT / "book" / page, as_version=4)
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
     outputs = [output for cell in code for output in cell.outputs]
-    shown = asyncio.run(run_all(lab, page))
-    assert shown["errors"] == []
-    assert shown["counts"] == list(range(1, len(code) + 1))
-    assert shown["printed"] == [o.text for o in outputs if o.get("name") == "stdout"]
-    assert shown["figures"] >= 1
+    assert shown[page]["errors"] == []
+    assert shown[page]["counts"] == list(range(1, len(code) + 1))
+    assert shown[page]["printed"] == [o.text for o in outputs if o.get("name") == "stdout"]
+    assert shown[page]["figures"] >= 1
 
 
-def test_a_page_that_fails_is_seen(lab: str) -> None:
-    shown = asyncio.run(run_all(lab, "broken.ipynb"))
-    assert shown["errors"] == ["division by zero"]
-    assert shown["printed"] == ["1\n"]
+def test_a_page_that_fails_is_seen(shown: dict[str, dict]) -> None:
+    assert shown["broken.ipynb"]["errors"] == ["division by zero"]
+    assert shown["broken.ipynb"]["printed"] == ["1\n"]

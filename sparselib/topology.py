@@ -6,7 +6,7 @@ Sparsity, in [0, 1), is the only public measure of emptiness; counts come from i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,7 +111,7 @@ def sparsity_to_epsilon(
 
 
 class Region(NamedTuple):
-    """The cells of a matrix that may hold a connection: prefixes of its kernels.
+    """The cells of a matrix that may hold a connection: the first taps of its kernels.
 
     The columns of a convolution are (channel, tap). Filter `o` may read the first ``reach[o]`` of
     its `taps` in every channel. Where all columns are open, they are one kernel of full reach.
@@ -126,12 +126,28 @@ class Region(NamedTuple):
         Channels times taps.
     is_whole : bool
         Whether it is known that every cell is open, so that nothing has to be looked at.
+    order : Tensor, int64, shape (taps,), optional
+        The taps as they are opened, the first one first; by default as they are numbered.
     """
 
     reach: Tensor
     taps: int
     columns: int
     is_whole: bool = False
+    order: Tensor | None = None
+
+    @classmethod
+    def outward(
+        cls, reach: Int[Tensor, "rows"], kernel: Sequence[int], channels: int
+    ) -> "Region":
+        """Return a region of kernels that are opened from the middle, ring by ring.
+
+        A ring of an image's kernel is a square without its inside. Within a ring taps are opened
+        as they are numbered. ``reach`` 9 leaves the inner 3 x 3 taps of a kernel of 5 x 5.
+        """
+        taps = math.prod(kernel)
+        order = _rings(kernel).sort(stable=True).indices.to(reach.device)
+        return cls(reach, taps, channels * taps, order=order)
 
     @property
     def room(self) -> Int[Tensor, "rows"]:
@@ -141,7 +157,7 @@ class Region(NamedTuple):
     def mask(self, rows: Int[Tensor, "some"]) -> Bool[Tensor, "some columns"]:
         """Return which cells of some rows are open."""
         tap = torch.arange(self.columns, device=rows.device) % self.taps
-        return tap < self.reach[rows, None]
+        return self._opened(tap) < self.reach[rows, None]
 
     def number(
         self, cells: Int[Tensor, "cells"], rows: Int[Tensor, "some"]
@@ -154,7 +170,10 @@ class Region(NamedTuple):
         room = self.room[rows]
         reach = self.reach[rows]
         before = (room.cumsum(0) - room)[place]
-        return before + column // self.taps * reach[place] + column % self.taps
+        tap = column % self.taps
+        if self.order is not None:
+            tap = (self._open().cumsum(1) - 1)[reach[place], tap]
+        return before + column // self.taps * reach[place] + tap
 
     def position(
         self, numbers: Int[Tensor, "cells"], rows: Int[Tensor, "some"]
@@ -168,7 +187,10 @@ class Region(NamedTuple):
         rest = numbers - (ends - room)[place]
         row = rows[place]
         reach = self.reach[row]
-        return row * self.columns + rest // reach * self.taps + rest % reach
+        tap = rest % reach
+        if self.order is not None:
+            tap = (~self._open()).int().argsort(dim=1, stable=True)[reach, tap]
+        return row * self.columns + rest // reach * self.taps + tap
 
     def check(self, positions: Int[Tensor, "nnz"]) -> None:
         """Raise ValueError, naming the first, if a position lies outside; other faults pass."""
@@ -177,14 +199,31 @@ class Region(NamedTuple):
         rows = (positions // max(self.columns, 1)).clamp(
             0, max(len(self.reach) - 1, 0)
         )
-        outside = (positions % self.taps >= self.reach[rows]).nonzero()
+        opened = self._opened(positions % self.taps)
+        outside = (opened >= self.reach[rows]).nonzero()
         if outside.numel():
             position = int(positions[outside[0]])
             row = int(rows[outside[0]])
+            few = int(self.reach[row])
+            which = (
+                f"the first {few} taps"
+                if self.order is None
+                else f"taps {sorted(self.order[:few].tolist())}"
+            )
             raise ValueError(
                 f"position {position} is tap {position % self.taps} of filter {row}, which may use "
-                f"only the first {int(self.reach[row])} taps"
+                f"only {which}"
             )
+
+    def _opened(self, taps: Int[Tensor, "some"]) -> Int[Tensor, "some"]:
+        """Return how many taps are opened before each."""
+        return taps if self.order is None else self.order.argsort()[taps]
+
+    def _open(self) -> Bool[Tensor, "reaches taps"]:
+        """Return which taps a kernel of each reach, from 0 on, may use."""
+        taps = torch.arange(self.taps, device=self.reach.device)
+        reach = torch.arange(self.taps + 1, device=self.reach.device)
+        return self._opened(taps) < reach[:, None]
 
     def groups(self) -> list[Int[Tensor, "group"]]:
         """Return the rows of each run of equal reach."""
@@ -197,7 +236,7 @@ class Region(NamedTuple):
 
 
 def kernel_regions(
-    out_channels: int, kernel_size: int, groups: int = 3
+    out_channels: int, kernel_size: int | tuple[int, int], groups: int = 3
 ) -> Int[Tensor, "filters"]:
     r"""Return how many taps each filter may use, so that receptive fields differ (Xiao, 2022).
 
@@ -206,20 +245,38 @@ def kernel_regions(
     three groups and 30 taps that is 10, 20 and 30. Where `groups` does not divide the kernel size,
     the last taps are open to no filter, as in the authors' program.
 
+    For kernels of images, which the paper does not have, it is as many rings around the middle
+    instead of taps: with three groups of 5 x 5 they are 1 x 1, 3 x 3 and 5 x 5.
+
     Raises
     ------
     ValueError
         If a group would have no tap.
     """
-    if not 1 <= groups <= kernel_size:
+    rings = (
+        torch.arange(kernel_size, device="cpu")
+        if isinstance(kernel_size, int)
+        else _rings(kernel_size)
+    )
+    sizes = torch.bincount(rings).cumsum(0)  # taps of the first rings
+    if not 1 <= groups <= len(sizes):
+        unit = "tap" if isinstance(kernel_size, int) else "ring of taps"
         raise ValueError(
-            f"{groups} groups of filters need at least one tap each; a kernel of {kernel_size} "
+            f"{groups} groups of filters need at least one {unit} each; a kernel of {kernel_size} "
             f"has too few"
         )
     group = torch.arange(out_channels, device="cpu") // max(
         math.ceil(out_channels / groups), 1
     )
-    return (group + 1) * (kernel_size // groups)
+    return sizes[(group + 1) * (len(sizes) // groups) - 1]
+
+
+def _rings(kernel: Sequence[int]) -> Int[Tensor, "taps"]:
+    """Return how far each tap of a kernel is from the middle, in the direction of the farthest."""
+    away = [
+        (torch.arange(k, device="cpu") - (k - 1) // 2).abs() for k in kernel
+    ]
+    return torch.cartesian_prod(*away).view(-1, len(kernel)).amax(1)
 
 
 def scattered(
@@ -247,7 +304,7 @@ def scattered(
 def first_taps(
     region: Region, sparsity: float, generator: torch.Generator | None = None
 ) -> Int[Tensor, "nnz"]:
-    """Put as many connections as `scattered` on tap 0 of all kernels, then on tap 1, and so on.
+    """Put as many connections as `scattered` on the first tap of all kernels, then on the next.
 
     ``remain_sort`` in the program of Xiao and others (2022), which its instructions use. Nothing
     is drawn; at 95 % the kernels are one or two taps wide at initialization.
@@ -261,7 +318,7 @@ def first_taps(
         found.append(
             rows[pair // channels] * region.columns
             + pair % channels * region.taps
-            + tap
+            + (tap if region.order is None else region.order[tap])
         )
     return torch.cat(found).sort().values
 

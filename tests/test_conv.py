@@ -182,18 +182,25 @@ def test_kernels_sorted_at_initialization_are_one_or_two_taps_wide():
     assert torch.bincount(taps).tolist() == [1104 + 2209 + 2209, 1104]
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 3), st.data())
+def regions(reach, channels):
+    """Kernels of 4 taps of a signal, and of 2 x 2 and 1 x 4 of an image, of the same reaches."""
+    yield topology.Region(torch.tensor(reach), 4, 4 * channels)
+    for kernel in ((2, 2), (1, 4)):
+        yield topology.Region.outward(torch.tensor(reach), kernel, channels)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 3), st.data())
 def test_numbers_and_positions_of_a_region_are_inverse(reach, channels, data):
-    region = topology.Region(torch.tensor(reach), 5, 5 * channels)
     chosen = data.draw(st.sets(st.integers(0, len(reach) - 1), min_size=1))
     rows = torch.tensor(sorted(chosen))
-    cells = region.mask(rows).flatten().nonzero().flatten()
-    numbers = torch.arange(int(region.room[rows].sum()))
-    assert torch.equal(region.number(cells, rows), numbers)
-    positions = region.position(numbers, rows)
-    assert torch.equal(
-        positions, rows[cells // region.columns] * region.columns + cells % (5 * channels)
-    )
+    for region in regions(reach, channels):
+        cells = region.mask(rows).flatten().nonzero().flatten()
+        numbers = torch.arange(int(region.room[rows].sum()))
+        assert torch.equal(region.number(cells, rows), numbers)
+        positions = region.position(numbers, rows)
+        kernel = rows[cells // region.columns] * region.columns
+        assert torch.equal(positions, kernel + cells % region.columns)
+        region.check(positions)
 
 
 RULES = [

@@ -320,3 +320,115 @@ def test_the_operator_refuses_what_does_not_fit(change, sentence):
     how = {"x": x, "bias": None, "kernel_size": (3, 3)} | change
     with pytest.raises(ValueError, match=sentence):
         sl.ops.conv2d(csr, torch.ones(csr.nnz), **how)
+
+
+@given(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+def test_rings_of_a_kernel_are_squares_around_its_middle(kernel):
+    middle = [(size - 1) // 2 for size in kernel]
+    rings = max(size // 2 for size in kernel) + 1
+    reach = sl.topology.kernel_regions(rings, kernel, rings)
+    region = sl.topology.Region.outward(reach, kernel, 1)
+    for ring, open_ in enumerate(region.mask(torch.arange(rings)).view(rings, *kernel)):
+        rows, columns = (slice(max(at - ring, 0), at + ring + 1) for at in middle)
+        square = torch.zeros(kernel, dtype=torch.bool)
+        square[rows, columns] = True
+        assert torch.equal(open_, square)
+
+
+def test_three_groups_of_filters_see_one_nine_and_twenty_five_points():
+    assert sl.topology.kernel_regions(7, (5, 5)).tolist() == [1, 1, 1, 9, 9, 9, 25]
+    assert sl.topology.kernel_regions(4, (4, 5), 1).tolist() == [20] * 4
+    with pytest.raises(ValueError, match=r"one ring of taps each; a kernel of .3, 3. has"):
+        sl.topology.kernel_regions(9, (3, 3), 3)
+
+
+def of_regions(sparsity=0.5, **options):
+    """Nine filters of 5 x 5, of which three each see 1, 9 and 25 points."""
+    reach = sl.topology.kernel_regions(9, (5, 5))
+    return sl.SparseConv2d(6, 9, 5, padding=2, sparsity=sparsity, reach=reach, **options)
+
+
+def beyond(layer):
+    """How many connections lie outside of their filter's square."""
+    rows = layer.csr.rows
+    row, column = (layer.positions % 25) // 5, layer.positions % 5
+    ring = torch.maximum((row - 2).abs(), (column - 2).abs())
+    return int((ring > rows // 3).sum())
+
+
+def test_connections_of_each_group_of_images_kernels_have_their_share():
+    layer = of_regions(0.8)
+    assert layer.cells == 3 * 6 * (1 + 9 + 25)
+    assert torch.bincount(layer.csr.rows // 3).tolist() == [3, 32, 90]
+    assert beyond(layer) == 0
+    first = of_regions(0.8, topology=sl.topology.first_taps)
+    assert torch.bincount(first.positions % 25, minlength=25)[12] == 3 + 18 + 18
+    assert beyond(first) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 3}])
+def test_kernels_with_regions_convolve_as_torch_s_do(options):
+    reach = sl.topology.kernel_regions(9, (5, 5))
+    layer = sl.SparseConv2d(6, 9, 5, sparsity=0.5, reach=reach, **options)
+    x = torch.randn(2, 6, 9, 9)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+@pytest.mark.parametrize(
+    "grow", [sl.grow.random, sl.grow.gradient_of_costliest, sl.grow.full_gradient]
+)
+@pytest.mark.parametrize("regrow", [True, False])
+def test_evolution_never_leaves_the_squares(grow, regrow):
+    torch.manual_seed(0)
+    layer = of_regions()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    options = {"seed": 0, "regrow": regrow}
+    evolution = sl.Evolution(layer, optimizer, sl.drop.magnitude, grow, 0.4, **options)
+    before = layer.values.numel()
+    for _ in range(3):
+        start = layer.positions.clone()
+        layer(torch.randn(2, 6, 7, 7)).square().mean().backward()
+        optimizer.step()
+        evolution.step()
+        assert layer.values.numel() == before
+        assert not torch.equal(layer.positions, start)
+        assert beyond(layer) == 0
+
+
+def test_dynamic_sparse_training_keeps_the_budget_of_each_square():
+    torch.manual_seed(0)
+    layer = of_regions()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    evolution = sl.DST(layer, optimizer, epochs=5, every=1)
+    counts = torch.bincount(layer.csr.rows // 3)
+    layer(torch.randn(2, 6, 7, 7)).square().mean().backward()
+    optimizer.step()
+    evolution.step()
+    assert torch.equal(torch.bincount(layer.csr.rows // 3), counts)
+    assert beyond(layer) == 0
+
+
+def test_a_state_dict_holds_the_reach_of_a_layer_that_has_one():
+    layer = of_regions()
+    state = layer.state_dict()
+    other = of_regions(generator=torch.Generator().manual_seed(1))
+    other.load_state_dict(state)
+    assert torch.equal(other.positions, layer.positions)
+    with torch.device("meta"):
+        later = of_regions()
+    later.to_empty(device="cpu").load_state_dict(state)
+    assert torch.equal(later.region.reach, layer.region.reach)
+    assert "reach" not in sl.SparseConv2d(6, 9, 5).state_dict()
+    whole = sl.SparseConv2d(6, 9, 5, sparsity=1 - layer.csr.nnz / 1350)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*reach"):
+        whole.load_state_dict(state)
+    positions = whole.state_dict()
+    with pytest.raises(RuntimeError, match=r"which may use only taps \[12\]"):
+        layer.load_state_dict({**positions, "reach": state["reach"]})
+    assert torch.equal(layer.positions, other.positions)
+
+
+@pytest.mark.parametrize("reach", [[25] * 8, [0] + [25] * 8, [26] * 9])
+def test_a_reach_of_no_kernel_is_refused(reach):
+    with pytest.raises(ValueError, match="a number from 1 to 25 for each of 9 filters, not"):
+        sl.SparseConv2d(6, 9, 5, reach=torch.tensor(reach))

@@ -1,6 +1,6 @@
 """The sparse convolution of dynamic sparse networks (Xiao and others, 2022)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +9,6 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight
 
 from sparselib import init, topology
-from sparselib._types import StateDict
-from sparselib.guarded import ReadOnly, plain, refuse_assignment, view
 from sparselib.nn._options import Initialize, Mode, Padding
 from sparselib.nn.convolution import (
     Margin,
@@ -145,12 +143,8 @@ class SparseConv1d(SparseConvolution):
         # in torch 2.6 `get_default_device` does not see `with torch.device(...)`
         device = torch.empty(0).device if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
-            full = torch.full((out_channels,), self.kernel_size)
-            region = _checked(
-                full if reach is None else reach.to(torch.int64), self
-            )
             self._draw(
-                region,
+                reach,
                 sparsity,
                 topology,
                 init,
@@ -159,7 +153,6 @@ class SparseConv1d(SparseConvolution):
                 dtype,
                 bool(bias),
             )
-        self._reach = region.reach.to(torch.int32)
         self.to(device)
 
     @property
@@ -167,21 +160,9 @@ class SparseConv1d(SparseConvolution):
         """Kernel, stride and dilation, as tuples of one number."""
         return Window((self.kernel_size,), (self.stride,), (self.dilation,))
 
-    @property
-    def reach(self) -> Int[Tensor, "filters"]:
-        """How many of the first taps each filter may use, int32, read-only."""
-        return view(self._reach, ReadOnly)
-
-    @reach.setter
-    def reach(self, array: object) -> None:
-        refuse_assignment("reach", self._reach, array)
-
-    @property
-    def region(self) -> Region:
-        """The cells that may hold a connection."""
-        return Region(
-            self._reach.to(torch.int64), self.kernel_size, self.shape[1]
-        )
+    def _region(self, reach: Tensor) -> Region:
+        taps = self.kernel_size
+        return Region(reach, taps, self.in_channels // self.groups * taps)
 
     def _dense_padding(self) -> int | tuple[int, int] | str:
         padding = "same" if self.padding is centered_zeros else self.padding
@@ -227,41 +208,6 @@ class SparseConv1d(SparseConvolution):
             return self.padding(x, self.window.extent[0])
         return super()._padded(x)
 
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> "SparseConv1d":
-        super()._apply(fn, recurse)
-        device = self.csr.device
-        if (
-            self._reach.is_meta
-        ):  # what it would have held is lost, and loading brings it
-            self._reach = torch.zeros_like(self._reach, device=device)
-        else:
-            self._reach = self._reach.to(device)
-        return self
-
-    def _save_to_state_dict(
-        self, destination: StateDict, prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "reach"] = self.reach
-
-    def _proposed_region(self, entries: Mapping[str, object]) -> Region | None:
-        if "reach" not in entries:
-            return None
-        reach = entries["reach"]
-        if not isinstance(reach, Tensor) or reach.dtype not in (
-            torch.int32,
-            torch.int64,
-        ):
-            raise ValueError(
-                f"reach must be a tensor of int32 or int64, not {reach}"
-            )
-        return _checked(plain(reach).to(torch.int64), self)
-
-    def _adopt_region(self, region: Region) -> None:
-        self._reach = region.reach.to(self.csr.device, torch.int32)
-
 
 def _single(size: int | tuple[int]) -> int:
     """Return the one number of ``nn.Conv1d``'s tuples, or what is no tuple."""
@@ -275,19 +221,3 @@ def _check_padding(padding: object) -> None:
         raise ValueError(
             f"padding is a number of points, 'same', 'valid' or a callable, not {padding!r}"
         )
-
-
-def _checked(reach: Tensor, layer: SparseConv1d) -> Region:
-    taps = layer.kernel_size
-    if reach.is_meta:
-        raise ValueError("reach must hold its numbers in memory, not on meta")
-    if (
-        reach.shape != (layer.out_channels,)
-        or int(reach.min()) < 1
-        or int(reach.max()) > taps
-    ):
-        raise ValueError(
-            f"reach needs a number from 1 to {taps} for each of {layer.out_channels} filters, not "
-            f"{reach.tolist()}"
-        )
-    return Region(reach, taps, layer.in_channels // layer.groups * taps)

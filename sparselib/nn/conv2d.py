@@ -1,8 +1,10 @@
 """The sparse convolution of images."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
@@ -47,7 +49,11 @@ class SparseConv2d(SparseConvolution):
     device, dtype
         As for ``nn.Conv2d``.
     sparsity : float
-        Share of absent weights, in [0, 1).
+        Share of absent weights among those that `reach` allows, in [0, 1).
+    reach : Tensor, integers, shape (out_channels,), optional
+        How many taps each filter may use, from the middle of its kernel ring by ring: 1 is the
+        middle, 9 the inner 3 x 3, see `sparselib.topology.kernel_regions`; by default all. No
+        evolution leaves them.
     topology : callable
         ``(region, sparsity, generator) -> positions``, such as `sparselib.topology.scattered`.
     init : callable
@@ -61,7 +67,7 @@ class SparseConv2d(SparseConvolution):
     Raises
     ------
     ValueError
-        If the sparsity or a size is impossible, or an input does not fit.
+        If the sparsity, a size or a reach is impossible, or an input does not fit.
     """
 
     sample_dimensions = 3
@@ -86,6 +92,7 @@ class SparseConv2d(SparseConvolution):
         dtype: torch.dtype | None = None,
         *,
         sparsity: float | int = 0.9,
+        reach: Int[Tensor, "filters"] | None = None,
         topology: Topology = topology.scattered,
         init: Initialize = init.fan_in_,
         cache_transpose: bool = True,
@@ -103,11 +110,12 @@ class SparseConv2d(SparseConvolution):
         sizes = (in_channels, out_channels, self.kernel_size)
         check_spelling(type(self), sizes, sparsity, bias)
         check_sizes(self)
+        self.extras = () if reach is None else ("reach",)
         # in torch 2.6 `get_default_device` does not see `with torch.device(...)`
         device = torch.empty(0).device if device is None else device
         with torch.device("cpu"):  # a seed means the same layer everywhere
             self._draw(
-                self._whole(),
+                reach,
                 sparsity,
                 topology,
                 init,
@@ -123,16 +131,12 @@ class SparseConv2d(SparseConvolution):
         """Kernel, stride and dilation of rows and columns."""
         return Window(self.kernel_size, self.stride, self.dilation)
 
-    @property
-    def region(self) -> Region:
-        """The cells that may hold a connection: all."""
-        region = self._whole()
-        return region._replace(reach=region.reach.to(self.csr.device))
-
-    def _whole(self) -> Region:
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        reach = torch.full((self.out_channels,), taps, device="cpu")
-        return Region(reach, taps, self.in_channels // self.groups * taps)
+    def _region(self, reach: Tensor) -> Region:
+        channels = self.in_channels // self.groups
+        if self.extras:
+            return Region.outward(reach, self.kernel_size, channels)
+        taps = prod(self.kernel_size)
+        return Region(reach, taps, channels * taps, is_whole=True)
 
     @staticmethod
     def _weight_gradient(

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparselib._types import StateDict
 from sparselib.csr import CSR
+from sparselib.guarded import ReadOnly, plain, refuse_assignment, view
 from sparselib.nn._options import Initialize, Mode, Padding
 from sparselib.nn.sparse_layer import Dense, SparseLayer
 from sparselib.topology import Region
@@ -60,6 +62,7 @@ class SparseConvolution(SparseLayer):
     dilation: int | tuple[int, int]
     padding: int | tuple[int, int] | str | Padding
     _phases: "_Phases | None"
+    _reach: Tensor
 
     @property
     @abstractmethod
@@ -81,9 +84,13 @@ class SparseConvolution(SparseLayer):
     ) -> Tensor:
         """Return the gradient of a dense kernel tensor, as ``torch.nn.grad`` does."""
 
+    @abstractmethod
+    def _region(self, reach: Int[Tensor, "filters"]) -> Region:
+        """Return the cells that may hold a connection, for an int64 `reach`."""
+
     def _draw(
         self,
-        region: Region,
+        reach: Int[Tensor, "filters"] | None,
         sparsity: float,
         topology: Topology,
         init: Initialize,
@@ -93,6 +100,8 @@ class SparseConvolution(SparseLayer):
         bias: bool,
     ) -> None:
         """Draw the pattern and the weights, on the CPU."""
+        full = torch.full((self.out_channels,), prod(self.window.kernel))
+        region = self._checked(full if reach is None else reach)
         positions = topology(region, sparsity, generator)
         shape = (self.out_channels, region.columns)
         csr = CSR.from_positions(
@@ -101,6 +110,7 @@ class SparseConvolution(SparseLayer):
         values = torch.empty(csr.nnz, dtype=dtype)
         init(values, shape, generator)
         self.csr = csr
+        self._reach = region.reach.to(torch.int32)
         self._phases = None
         self._follow()
         self.values = nn.Parameter(values)
@@ -134,6 +144,20 @@ class SparseConvolution(SparseLayer):
             "device": dense.weight.device,
             "dtype": dense.weight.dtype,
         }
+
+    @property
+    def reach(self) -> Int[Tensor, "filters"]:
+        """How many of the first taps each filter may use, int32, read-only."""
+        return view(self._reach, ReadOnly)
+
+    @reach.setter
+    def reach(self, array: object) -> None:
+        refuse_assignment("reach", self._reach, array)
+
+    @property
+    def region(self) -> Region:
+        """The cells that may hold a connection."""
+        return self._region(self._reach.to(torch.int64))
 
     @property
     def cells(self) -> int:
@@ -337,8 +361,12 @@ class SparseConvolution(SparseLayer):
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "SparseConvolution":
         super()._apply(fn, recurse)
+        device = self.csr.device
+        if self._reach.is_meta:
+            self._reach = self._lost_reach().to(device)
+        else:
+            self._reach = self._reach.to(device)
         if self._phases is not None:
-            device = self.csr.device
             csr = self._phases.csr._apply(fn)
             order = self._phases.order
             order = (
@@ -350,6 +378,58 @@ class SparseConvolution(SparseLayer):
             ):
                 self._phases = None
         return self
+
+    def _lost_reach(self) -> Int[Tensor, "filters"]:
+        """Return what stands for a reach whose numbers are gone until loading brings them."""
+        taps = 0 if self.extras else prod(self.window.kernel)
+        return torch.full((self.out_channels,), taps, dtype=torch.int32)
+
+    def _save_to_state_dict(
+        self, destination: StateDict, prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if "reach" in self.extras:
+            destination[prefix + "reach"] = self.reach
+
+    def _proposed_region(self, entries: Mapping[str, object]) -> Region | None:
+        if "reach" not in entries:
+            return None
+        reach = entries["reach"]
+        if not isinstance(reach, Tensor) or reach.dtype not in (
+            torch.int32,
+            torch.int64,
+        ):
+            raise ValueError(
+                f"reach must be a tensor of int32 or int64, not {reach}"
+            )
+        return self._checked(plain(reach))
+
+    def _adopt_region(self, region: Region) -> None:
+        self._reach = region.reach.to(self.csr.device, torch.int32)
+
+    def _checked(self, reach: Tensor) -> Region:
+        """Return the region of a reach.
+
+        Raises
+        ------
+        ValueError
+            If it is on meta, or no number of taps for each filter.
+        """
+        taps = prod(self.window.kernel)
+        if reach.is_meta:
+            raise ValueError(
+                "reach must hold its numbers in memory, not on meta"
+            )
+        if (
+            reach.shape != (self.out_channels,)
+            or int(reach.min()) < 1
+            or int(reach.max()) > taps
+        ):
+            raise ValueError(
+                f"reach needs a number from 1 to {taps} for each of {self.out_channels} filters, "
+                f"not {reach.tolist()}"
+            )
+        return self._region(reach.to(torch.int64))
 
 
 class _Phases(NamedTuple):

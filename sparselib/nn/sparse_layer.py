@@ -47,7 +47,7 @@ class SparseLayer(nn.Module, ABC):
         Number of dimensions of one sample; those before it are batches.
     """
 
-    extras: ClassVar[tuple[str, ...]] = ()
+    extras: tuple[str, ...] = ()
     csr: CSR
     values: nn.Parameter
     bias: nn.Parameter | None

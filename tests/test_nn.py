@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from apart import run_plain
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -92,6 +93,46 @@ def test_layers_are_initialized_and_called_where_the_default_device_is():
             assert make(bias=True)(torch.empty(shape)).is_meta
     with torch.device("meta"):
         assert sl.DSN(4, 2, 6)(torch.empty(2, 100)).shape == (2, 2)
+
+
+NESTED = """
+import torch, sparselib as sl
+layer = sl.CSRLinear(8, 4, sparsity=0.5)
+twin = layer.to_dense()
+parts = [torch.randn(3, 8), torch.randn(0, 8), torch.randn(5, 8)]
+for layout in (torch.strided, torch.jagged):
+    ours, theirs = (
+        torch.nested.nested_tensor(parts, layout=layout, requires_grad=True) for _ in range(2)
+    )
+    y, right = layer(ours), twin(theirs)
+    assert y.is_nested and y.layout == layout
+    for one, other in zip(y.unbind(), right.unbind(), strict=True):
+        torch.testing.assert_close(one, other)
+    layer.zero_grad()
+    twin.zero_grad()
+    for nested in (y, right):
+        sum(part.square().sum() for part in nested.unbind()).backward()
+    dense = twin.weight.grad.flatten()[layer.positions]
+    torch.testing.assert_close(layer.values.grad, dense)
+    for one, other in zip(ours.grad.unbind(), theirs.grad.unbind(), strict=True):
+        torch.testing.assert_close(one, other)
+for convolution, x in ((sl.SparseConv1d(8, 4, 1), 1), (sl.SparseConv2d(8, 4, 1), 2)):
+    nested = torch.nested.nested_tensor([torch.randn(8, *[size] * x) for size in (2, 3)])
+    try:
+        convolution(nested)
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_nested_tensor_is_read_as_nn_linear_reads_it_and_by_no_convolution():
+    """Without the checks of shapes, which a nested tensor does not have."""
+    told = run_plain(NESTED)
+    assert [line.partition(";")[0] for line in told] == [
+        "a SparseConv1d reads no nested tensor",
+        "a SparseConv2d reads no nested tensor",
+    ]
 
 
 def test_from_dense_keeps_the_largest_weights():

@@ -244,6 +244,11 @@ class SparseConvolution(SparseLayer):
         self, input: Float[Tensor, "*batch_channels_points"]
     ) -> Float[Tensor, "*batch_filters_points"]:
         """Convolve. One sample may come without the dimension of a batch."""
+        if input.is_nested:
+            raise ValueError(
+                f"a {type(self).__name__} reads no nested tensor; pass a padded one, as "
+                f"torch.nested.to_padded_tensor makes it"
+            )
         if input.ndim == self.sample_dimensions:
             return self.forward(input[None])[0]
         if (

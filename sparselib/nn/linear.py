@@ -148,7 +148,9 @@ class CSRLinear(SparseLayer):
     def forward(
         self, input: Float[Tensor, "*batch columns"]
     ) -> Float[Tensor, "*batch rows"]:
-        """Return x W^T + b of an input x."""
+        """Return x W^T + b of an input x, which may be nested."""
+        if input.is_nested:
+            return _of_parts(self.forward, input)
         csr, values, bias = self.weights
         return self.observed(input, self.product(csr, values, input, bias))
 
@@ -171,3 +173,22 @@ class CSRLinear(SparseLayer):
     def extra_repr(self) -> str:
         """Sizes, and whether there is a bias."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+def _of_parts(function: Callable[[Tensor], Tensor], nested: Tensor) -> Tensor:
+    """Apply what maps the last dimension to all parts of a nested tensor at once."""
+    if nested.layout == torch.jagged:
+        return torch.nested.nested_tensor_from_jagged(
+            function(nested.values()),
+            nested.offsets(),  # type: ignore[attr-defined]
+            nested.lengths(),  # type: ignore[attr-defined]
+        )
+    parts = nested.unbind()
+    rows = [part.flatten(0, -2) for part in parts]
+    outputs = function(torch.cat(rows)).split([len(row) for row in rows])
+    return torch.nested.as_nested_tensor(
+        [
+            output.unflatten(0, part.shape[:-1])
+            for output, part in zip(outputs, parts)
+        ]
+    )

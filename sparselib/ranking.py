@@ -1,15 +1,19 @@
 """Exact selections: the same answer on every device, ties to the lowest index."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# types in which numpy selects, ten times as fast as torch on a CPU; it sorts and counts faster, too
+SELECTED_BY_NUMPY = (torch.float32, torch.float64)
 
 
 def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
     """Return the indices of the `count` largest scores, in ascending order of index.
 
     Among equal scores the lowest index wins, so the choice does not depend on device or thread
-    count. Costs O(n): a threshold by ``torch.topk``, then the ties in order.
+    count. Costs O(n): a threshold by selection, then the ties in order.
 
     Raises
     ------
@@ -24,8 +28,42 @@ def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
         )
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
-    threshold = torch.topk(scores, count, sorted=False).values.min()
-    return first_at_least(scores, threshold, count).nonzero().flatten()
+    threshold = _nth_largest(scores, count)
+    chosen = scores > threshold
+    tied = marked(scores == threshold)
+    chosen[tied[: count - int(chosen.sum())]] = True
+    return marked(chosen)
+
+
+def _nth_largest(scores: Float[Tensor, "n"], count: int) -> Float[Tensor, ""]:
+    """Return the smallest of the `count` largest scores."""
+    if scores.device.type == "cpu" and scores.dtype in SELECTED_BY_NUMPY:
+        place = scores.numel() - count
+        numbers = scores.detach().numpy()
+        return torch.from_numpy(np.partition(numbers, place))[place]
+    return torch.topk(scores, count, sorted=False).values.min()
+
+
+def marked(mask: Bool[Tensor, "n"]) -> Int[Tensor, "some"]:
+    """Return the indices of what is true, in ascending order."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().flatten()
+
+
+def ascending(numbers: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Sort numbers."""
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(np.sort(numbers.numpy()))
+    return numbers.sort().values
+
+
+def distinct(numbers: Int[Tensor, "n"]) -> Int[Tensor, "some"]:
+    """Sort numbers and keep one of each."""
+    ordered = ascending(numbers)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    return ordered.index_select(0, marked(is_first))
 
 
 def first_at_least(
@@ -75,17 +113,17 @@ def draw(
     if not 0 <= count <= cells:
         raise ValueError(f"cannot draw {count} distinct cells of {cells}")
     if 2 * count > cells:
-        return torch.randperm(cells, generator=generator)[:count].sort().values
+        return ascending(torch.randperm(cells, generator=generator)[:count])
     drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < count:
         # twice the missing number, so that one or two rounds do
         more = torch.randint(
             cells, (2 * (count - drawn.numel()) + 8,), generator=generator
         )
-        drawn = torch.cat([drawn, more]).unique()
+        drawn = distinct(torch.cat([drawn, more]))
     chosen = torch.zeros_like(drawn, dtype=torch.bool)
     chosen[torch.randperm(drawn.numel(), generator=generator)[:count]] = True
-    return drawn[chosen]
+    return drawn.index_select(0, marked(chosen))
 
 
 def weighted_draw(
@@ -116,7 +154,7 @@ def weighted_draw(
         )
     drawn = taken[:0]
     while drawn.numel() < count:
-        occupied = torch.cat([taken, drawn]).sort().values
+        occupied = ascending(torch.cat([taken, drawn]))
         more = _free_draws(
             weights.double(), height, occupied, count - drawn.numel(), generator
         )

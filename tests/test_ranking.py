@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparselib.ranking import contains, draw, largest, nth_free
+from sparselib.ranking import ascending, contains, distinct, draw, largest, marked, nth_free
 
 scores = st.lists(st.integers(-3, 3) | st.just(float("-inf")), max_size=40)
 
@@ -65,3 +65,18 @@ def test_free_cells_are_counted_past_the_taken_ones(taken):
     free = [cell for cell in range(20) if cell not in taken]
     ascending = torch.tensor(sorted(taken), dtype=torch.int64)
     assert nth_free(torch.arange(len(free)), ascending).tolist() == free
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_distinct_numbers_are_those_of_a_set_in_order(numbers):
+    column = torch.tensor(numbers, dtype=torch.int64)
+    assert distinct(column).tolist() == sorted(set(numbers))
+    assert ascending(column).tolist() == sorted(numbers)
+    assert marked(column > 4).tolist() == [i for i, number in enumerate(numbers) if number > 4]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_scores_of_every_type_are_ranked_alike(kind):
+    scores = torch.tensor([3.0, -2.0, 3.0, 0.0, -0.0, float("inf")], dtype=kind)
+    assert largest(scores, 2).tolist() == [0, 5]
+    assert largest(scores, 4).tolist() == [0, 2, 3, 5]

@@ -24,7 +24,7 @@ from sparselib.evolution.grow import (
     without_gradient,
 )
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import largest
+from sparselib.ranking import largest, marked
 
 ByValues = Callable[[Tensor, float, State], Tensor]
 ByContext = Callable[[SparseLayer, float, Context], Tensor]
@@ -68,8 +68,8 @@ def set_fractions(
     round(fraction * nnz), whatever the signs.
     """
     total = round(fraction * values.numel())
-    negative = (values < 0).nonzero().flatten()
-    positive = (values >= 0).nonzero().flatten()
+    negative = marked(values < 0)
+    positive = marked(values >= 0)
     from_negative = round(fraction * negative.numel())
     is_dropped = torch.zeros_like(values, dtype=torch.bool)
     for side, count in (
@@ -77,7 +77,7 @@ def set_fractions(
         (positive, total - from_negative),
     ):
         is_dropped[side[largest(-values[side].abs(), count)]] = True
-    return is_dropped.nonzero().flatten()
+    return marked(is_dropped)
 
 
 def adaptive_threshold(
@@ -123,7 +123,7 @@ def adaptive_threshold(
     )
     if actual > 2 * target or torch.isnan(values).any():
         return magnitude(values, fraction)
-    return below.nonzero().flatten()
+    return marked(below)
 
 
 @with_context

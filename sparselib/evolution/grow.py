@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparselib._types import Function
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import draw, largest, nth_free, weighted_draw
+from sparselib.ranking import draw, largest, marked, nth_free, weighted_draw
 
 BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
 TAKEN = -1.0  # below every size of a gradient
@@ -355,7 +355,7 @@ def _largest_gradients(
         sizes[taken[low:high] - first] = TAKEN
         if layer.cells < layer.csr.cells:
             sizes[~layer.region.mask(block).flatten()] = TAKEN
-        cells = (~(sizes <= least)).nonzero().flatten()  # with those of NaN
+        cells = marked(~(sizes <= least))  # with those of NaN
         if cells.numel() > count:
             cells = cells[largest(sizes[cells], count)]
         candidates = block[cells // columns] * columns + cells % columns
@@ -374,7 +374,7 @@ def _free_cells(layer: SparseLayer, context: Context) -> Int[Tensor, "free"]:
     """Free cells of the open rows, counted as if no other rows existed."""
     free = layer.region.mask(context.rows).flatten()
     free[_within(layer, context)] = False
-    return free.nonzero().flatten()
+    return marked(free)
 
 
 def _checked_importance(layer: SparseLayer, importance: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparselib._types import ParameterGroup
 from sparselib.evolution import grow as grows
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import contains
+from sparselib.ranking import contains, marked
 
 Optimizer = torch.optim.Optimizer
 
@@ -79,7 +79,7 @@ def lay_out(
         If what the grow rule returns cannot be connections of this layer.
     """
     old = layer.values.detach()
-    kept = (~leaving).nonzero().flatten()
+    kept = marked(~leaving)
     if count is None:
         count = old.numel() - kept.numel()
     grown, values = grow(layer, count, context)
@@ -94,20 +94,20 @@ def _merged(
     positions: Tensor, old: Tensor, kept: Tensor, grown: Tensor, values: Tensor
 ) -> Plan:
     """Merge the connections that are kept with those that grow; both ascend."""
-    stay = positions[kept]
+    stay = positions.index_select(0, kept)
     place = torch.arange(grown.numel(), device=grown.device)
     place += torch.searchsorted(stay, grown)
-    total = stay.numel() + grown.numel()
-    source = grown.new_zeros(total)
-    source[place] = -1
-    is_old = source == 0
-    source[is_old] = kept
+    is_old = torch.ones(
+        stay.numel() + grown.numel(), dtype=torch.bool, device=grown.device
+    )
+    rest = marked(is_old.index_fill_(0, place, False))
+    source = torch.full_like(is_old, -1, dtype=torch.int64)
+    source.scatter_(0, rest, kept)
     merged = torch.empty_like(source)
-    merged[place] = grown
-    merged[is_old] = stay
+    merged.scatter_(0, place, grown).scatter_(0, rest, stay)
     weights = old.new_empty(source.shape)
-    weights[place] = values.to(old)
-    weights[is_old] = old[kept]
+    weights.scatter_(0, place, values.to(old))
+    weights.scatter_(0, rest, old.index_select(0, kept))
     return Plan(merged, weights, source, trusted=True)
 
 
@@ -159,7 +159,8 @@ class Follower(NamedTuple):
         """Return the numbers in the order of a plan's `source`."""
         if not self.tensor.numel():
             return self.tensor.new_full(source.shape, self.start)
-        return self.tensor[source].masked_fill(source < 0, self.start)
+        moved = self.tensor.index_select(0, source.clamp(min=0))
+        return moved.masked_fill_(source < 0, self.start)
 
 
 def follow(values: Tensor, optimizer: Optimizer) -> list[Follower]:
@@ -314,8 +315,8 @@ def check_dropped(indices: Tensor, connections: int) -> None:
             f"the drop rule returned indices from {first} to {last}; there are the connections "
             f"0..{connections - 1}"
         )
-    ascending = indices.sort().values
-    if (ascending[1:] == ascending[:-1]).any():
+    ordered = _in_order(indices).values
+    if (ordered[1:] == ordered[:-1]).any():
         raise ValueError("the drop rule returned a connection twice")
 
 

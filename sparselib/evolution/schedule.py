@@ -15,7 +15,7 @@ from sparselib.evolution.engine import Evolution, Replaced
 from sparselib.evolution.plans import Plan, lay_out
 from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import largest
+from sparselib.ranking import largest, marked
 
 
 def annealed(first: float, last: float, way: float) -> float:
@@ -298,7 +298,7 @@ class Shrink(Strategy):
         leaving = torch.ones_like(values, dtype=torch.bool)
         leaving[largest(values.abs(), count - grown)] = False
         if self._grow is None or grown == 0:
-            kept = (~leaving).nonzero().flatten()
+            kept = marked(~leaving)
             return Plan(positions[kept], values[kept], kept, trusted=True)
         if regrow:
             context = context._replace(occupied=positions[~leaving])

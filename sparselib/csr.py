@@ -20,6 +20,9 @@ from sparselib.guarded import (
 )
 
 LARGEST_INDEX = 2**31 - 1
+MIXED_AT_ONCE = (
+    2**15
+)  # positions whose fingerprint stays in the cache of a core
 ARRAYS = ("crow_indices", "col_indices")
 
 
@@ -637,10 +640,17 @@ class CSR(nn.Module):
 
 def fingerprint(positions: Int[Tensor, "nnz"]) -> Int[Tensor, ""]:
     """Return a number of 52 bits that depends on which positions there are."""
+    if positions.device.type != "cpu" or positions.numel() <= MIXED_AT_ONCE:
+        return _mixed(positions) & (2**52 - 1)
+    parts = [_mixed(part) for part in positions.split(MIXED_AT_ONCE)]
+    return torch.stack(parts).sum() & (2**52 - 1)
+
+
+def _mixed(positions: Int[Tensor, "some"]) -> Int[Tensor, ""]:
+    """Return the sum, modulo 2^64, of what a mixing function makes of each position."""
     mixed = positions * -0x61C8864680B583EB
     mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
-    mixed = mixed ^ (mixed >> 32)
-    return mixed.sum() & (2**52 - 1)
+    return (mixed ^ (mixed >> 32)).sum()
 
 
 def check_positions(

@@ -31,7 +31,7 @@ def largest(scores: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
     threshold = _nth_largest(scores, count)
     chosen = scores > threshold
     tied = marked(scores == threshold)
-    chosen[tied[: count - int(chosen.sum())]] = True
+    chosen[tied[: count - int(chosen.count_nonzero())]] = True
     return marked(chosen)
 
 

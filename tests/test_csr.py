@@ -183,3 +183,11 @@ def test_a_copy_made_in_inference_mode_can_be_used_and_trained():
         assert torch.equal(twin.positions, layer.positions)
     twin.rewire(layer.positions)
     assert torch.equal(twin.mask(), layer.csr.mask())
+
+
+def test_a_fingerprint_in_parts_is_that_of_the_whole():
+    positions = torch.randint(2**60, (100_000,)).sort().values
+    whole = sl.csr._mixed(positions) & (2**52 - 1)
+    assert sl.csr.fingerprint(positions) == whole
+    positions[-1] += 1
+    assert sl.csr.fingerprint(positions) != whole

@@ -236,7 +236,7 @@ class Evolution:
             planned = plans.pop(name)  # large layers leave memory to the next
             evolve(layers[name], planned, self.optimizer)
             self._rewire_twins(layers[name], planned)
-            counts[name] = (planned.source < 0).sum()
+            counts[name] = (planned.source < 0).count_nonzero()
         for watch in self._watches.values():
             watch.forget()
         self.state = states
@@ -332,7 +332,7 @@ class Evolution:
             follow(layer.values, self.optimizer)
             if self.strategy.is_device_resident:
                 continue
-            broken = int((~torch.isfinite(layer.values)).sum())
+            broken = int((~torch.isfinite(layer.values)).count_nonzero())
             if broken:
                 raise ValueError(
                     f"layer {name!r}: {broken} of {layer.values.numel()} weights are not finite; "

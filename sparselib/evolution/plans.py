@@ -22,7 +22,7 @@ class Plan(NamedTuple):
         Where connections will be.
     values : Tensor
         Their weights.
-    source : Tensor, int64
+    source : Tensor, int32, or int64 of two thousand million connections
         Entry i comes from old entry ``source[i]``, or is new where that is -1.
     trusted : bool
         Whether the positions are valid by construction, so that nothing has to be looked at.
@@ -44,7 +44,8 @@ class Ascending(NamedTuple):
 def unchanged(layer: SparseLayer) -> Plan:
     """Return the plan that keeps every connection."""
     values = layer.values.detach()
-    source = torch.arange(values.numel(), device=values.device)
+    count = values.numel()
+    source = torch.arange(count, dtype=_index(count), device=values.device)
     return Plan(layer.positions, values.clone(), source, trusted=True)
 
 
@@ -101,14 +102,20 @@ def _merged(
         stay.numel() + grown.numel(), dtype=torch.bool, device=grown.device
     )
     rest = marked(is_old.index_fill_(0, place, False))
-    source = torch.full_like(is_old, -1, dtype=torch.int64)
-    source.scatter_(0, rest, kept)
-    merged = torch.empty_like(source)
+    kind = _index(positions.numel())
+    source = torch.full_like(is_old, -1, dtype=kind)
+    source.scatter_(0, rest, kept.to(kind))
+    merged = torch.empty_like(source, dtype=torch.int64)
     merged.scatter_(0, place, grown).scatter_(0, rest, stay)
     weights = old.new_empty(source.shape)
     weights.scatter_(0, place, values.to(old))
     weights.scatter_(0, rest, old.index_select(0, kept))
     return Plan(merged, weights, source, trusted=True)
+
+
+def _index(connections: int) -> torch.dtype:
+    """Return the smallest type that counts connections."""
+    return torch.int32 if connections <= 2**31 else torch.int64
 
 
 def evolve(

@@ -33,6 +33,17 @@ def options(folder):
     return [part for option, name in names.items() for part in (option, str(folder / name))]
 
 
+def test_what_cannot_be_used_is_named_as_it_was_given():
+    error = OSError("no space left")
+    assert workers._told(Workers(), error) == "workers here cannot be used: no space left"
+    told = workers._told(Workers("tcp://127.0.0.1:1"), error)
+    assert told == "the scheduler tcp://127.0.0.1:1 cannot be used: no space left"
+    told = workers._told(Workers("tls://127.0.0.1:1"), error)
+    assert told.endswith("no space left, or it does not accept these certificates")
+    told = workers._told(Workers("tcp://127.0.0.1:1"), KeyError("op"))
+    assert told.endswith("what listens there is none of this version of dask ('op')")
+
+
 @pytest.mark.slow
 def test_a_sweep_over_tls_makes_the_table_of_one_alone(tmp_path, authority):
     place = Place(tmp_path, GRID)

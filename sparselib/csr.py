@@ -20,9 +20,8 @@ from sparselib.guarded import (
 )
 
 LARGEST_INDEX = 2**31 - 1
-MIXED_AT_ONCE = (
-    2**15
-)  # positions whose fingerprint stays in the cache of a core
+# positions whose fingerprint stays in the cache of a core
+MIXED_AT_ONCE = 2**15
 ARRAYS = ("crow_indices", "col_indices")
 
 

@@ -253,14 +253,14 @@ def kernel_regions(
     ValueError
         If a group would have no tap.
     """
-    rings = (
-        torch.arange(kernel_size, device="cpu")
-        if isinstance(kernel_size, int)
-        else _rings(kernel_size)
-    )
+    if isinstance(kernel_size, Sequence):
+        unit = "ring of taps"
+        rings = _rings(kernel_size)
+    else:
+        unit = "tap"
+        rings = torch.arange(kernel_size, device="cpu")
     sizes = torch.bincount(rings).cumsum(0)  # taps of the first rings
     if not 1 <= groups <= len(sizes):
-        unit = "tap" if isinstance(kernel_size, int) else "ring of taps"
         raise ValueError(
             f"{groups} groups of filters need at least one {unit} each; a kernel of {kernel_size} "
             f"has too few"

@@ -49,6 +49,17 @@ def test_outputs_and_gradients_are_those_of_torch(kernel, options):
         twin = layer.to_dense()
 
 
+@pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 3}])
+def test_an_image_as_large_as_the_kernel_gives_one_point(options):
+    layer = sl.SparseConv2d(6, 9, (3, 2), dilation=2, **options, sparsity=0.5, dtype=torch.float64)
+    x = torch.randn(2, 6, 5, 3, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape == (2, 9, 1, 1)
+    close(y, layer.to_dense()(x))
+    with pytest.raises(ValueError, match=r"\(5, 2\) points .* are fewer than"):
+        layer(x[..., :2])
+
+
 SIZES = st.integers(1, 4)
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

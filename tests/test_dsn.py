@@ -200,8 +200,13 @@ def test_it_learns_to_tell_a_fast_wave_from_a_slow_one():
 
 def test_impossible_numbers_are_refused():
     model = sl.DSN(3, 2, 6, sparsity=0.5)
-    with pytest.raises(ValueError, match="every from 1 and 0 <= last <= fraction <= 1, not"):
-        sl.DST(model, torch.optim.Adam(model.parameters()), epochs=10, every=0)
+    optimizer = torch.optim.Adam(model.parameters())
+    possible = {"epochs": 10, "every": 1, "last": 0.0, "fraction": 1.0}
+    sl.DST(model, optimizer, **possible)
+    impossible = [("epochs", 0), ("every", 0), ("last", -0.1), ("last", 1.1), ("fraction", 1.5)]
+    for name, wrong in impossible:
+        with pytest.raises(ValueError, match="every from 1 and 0 <= last <= fraction <= 1, not"):
+            sl.DST(model, optimizer, **possible | {name: wrong})
     with pytest.raises(ValueError, match="at least one layer, not 0"):
         sl.DSN(layers=0)
     assert len(sl.nn.sparse_layers(sl.DSN(layers=1))) == 1

@@ -326,6 +326,7 @@ def test_a_model_without_sparse_layers_and_an_impossible_fraction_are_refused():
     model = network()
     with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], not 30.0"):
         sl.SET(model, OPTIMIZERS["sgd"](model.parameters()), fraction=30.0)
+    assert set(sl.SET(model, OPTIMIZERS["sgd"](model.parameters()), 0.0).step().values()) == {0}
 
 
 @pytest.mark.parametrize(

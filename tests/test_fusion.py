@@ -197,11 +197,12 @@ def test_what_has_to_be_seen_is_not_fused(fused):
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 8, 13, 16, 17])
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_call_carries_few_samples_through_a_network(samples, bias):
+@pytest.mark.parametrize("sizes", [(70, 33, 50, 10), (7, 33, 50, 80, 80, 10)])
+def test_one_call_carries_few_samples_through_a_network(sizes, samples, bias):
     torch.manual_seed(0)
-    model = sl.MLP(70, 33, 50, 10, layer=sl.CSRLinear, sparsity=0.8, bias=bias).eval()
+    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=0.8, bias=bias).eval()
     dense = sl.densify(copy.deepcopy(model)).eval()
-    x = torch.randn(samples, 70)
+    x = torch.randn(samples, sizes[0])
     with torch.inference_mode():
         torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(x.t().contiguous().t()), dense(x), rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 import sparselib as sl
+from sparselib.evolution import _gathering
 
 LR = 0.1
 FRACTION = 0.3
@@ -486,3 +487,15 @@ def test_a_convolution_reads_signals_of_several_lengths():
     score = weight.grad.flatten().abs().index_fill(0, old[kept], -1)
     expected = torch.cat([old[kept], score.topk(len(leaving)).indices]).sort().values
     assert torch.equal(layer.positions, expected)
+
+
+def test_the_factor_brings_what_was_gathered_to_what_the_optimizer_saw():
+    torch.manual_seed(0)
+    layer = sl.CSRLinear(12, 16, sparsity=0.7, dtype=torch.float64)
+    inputs, costs = (torch.randn(5, size, dtype=torch.float64) for size in (12, 16))
+    context = sl.grow.Context(layer.positions, torch.arange(16), inputs, costs)
+    gathered = (costs.t() @ inputs).flatten()[layer.positions]
+    scale = _gathering.scale_of(layer, context, -3 * gathered)
+    torch.testing.assert_close(scale.factor, torch.tensor(-3.0, dtype=torch.float64))
+    torch.testing.assert_close(scale.cosine, torch.tensor(-1.0, dtype=torch.float64))
+    torch.testing.assert_close(scale.used, 9 * scale.gathered)

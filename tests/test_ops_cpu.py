@@ -66,8 +66,9 @@ def test_products_equal_the_definition(batch, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        # the last ones have rows enough for copies, and features enough for blocks of them
-        shapes = [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5), (61, 600, 0.4)]
+        # the last ones have rows enough for copies, and features enough for blocks of them, of
+        # which rows have even and odd numbers of connections
+        shapes = [(33, 70, 0.9), (10, 5, 0.0), (3, 300, 0.99), (64, 64, 0.5), (61, 611, 0.37)]
         for rows, columns, sparsity in shapes:
             csr, values = layer(rows, columns, sparsity)
             x, dy, bias = torch.randn(batch, columns), torch.randn(batch, rows), torch.randn(rows)
@@ -211,6 +212,19 @@ def test_threads_of_python_may_call_at_once():
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(cpu.spmm, values, *csr.indices(), x) for _ in range(40)]
         assert all(torch.equal(call.result(), alone) for call in calls)
+
+
+def test_without_openmp_threads_of_python_share_the_work(monkeypatch):
+    csr, values = layer(100, 100, 0.9)
+    x, before = torch.randn(1000, 100), torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = cpu.spmm(values, *csr.indices(), x)
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
+    torch.set_num_threads(3)
+    poisoned(100, 1000)
+    together = cpu.spmm(values, *csr.indices(), x)
+    torch.set_num_threads(before)
+    assert torch.equal(together, alone)
 
 
 def run(code, **environment):

@@ -49,6 +49,8 @@ def test_nonlinearities_are_those_of_the_supplement() -> None:
     assert (saliency.first_sigma(32), saliency.first_sigma(224)) == (10, 80)
     bounded = saliency.center_and_sigma(numbers * 100, (32, 32), "bounded")[1]
     assert float(bounded.max()) < 16
+    bounded = saliency.center_and_sigma(numbers, (48, 32), "bounded")[1]
+    assert torch.allclose(bounded, sigma / (1 + 2 * sigma / 32))
 
 
 def test_a_unit_scales_the_mask_with_the_signal() -> None:

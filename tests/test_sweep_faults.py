@@ -191,14 +191,16 @@ def test_runs_that_no_worker_can_take_wait_and_say_so(tmp_path, claims, offered,
         def start_worker(resources):
             started = launch_worker(tmp_path, place.log, "--no-nanny", "--resources", resources)
             opened.callback(started.end)
+            return started
 
         for resources in offered:
             start_worker(resources)
         sweep = place.start("--scheduler", scheduler.address)
         sentence = f"the scheduler has {told}: runs wait until one comes"
         until(lambda: sentence in sweep.complaints())
-        start_worker("GPU=2")
+        able = start_worker("GPU=2")
         code, _ = finished(sweep)
+        assert [start["worker"] for start in place.starts()] == [able.pid]
     assert code == 0
     assert place.rows() == [1]
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from sweeping import ROOT
 
-from sparselib.sweep import history, table
+from sparselib.sweep import history, notebook, table
 
 
 def git(folder, *arguments):
@@ -57,6 +57,22 @@ def test_a_page_is_dirty_if_its_code_is_not_if_its_outputs_are(checkout):
     assert history.differs(path)
     with pytest.raises(ValueError, match=r"page.ipynb differs from the last commit"):
         history.check_clean(path)
+
+
+@pytest.mark.parametrize("changed", [[], ["page"], ["package"], ["package", "page"]])
+def test_a_row_is_marked_once_whatever_differs(checkout, changed):
+    page = checkout / "page.ipynb"
+    if "page" in changed:
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("2")]), page)
+    if "package" in changed:
+        (checkout / "package/new.py").write_text("x = 1", encoding="utf-8")
+    measured = checkout / "row.json"
+    measured.write_text('{"accuracy": 0.5}', encoding="utf-8")
+    run = notebook.Run("key", page, {"x": 3, "scale": "paper"}, checkout)
+    head = git(checkout, "rev-parse", "HEAD")
+    commit = f"{head} dirty" if changed else head
+    expected = {"x": 3, "scale": "paper", "commit": commit, "accuracy": 0.5}
+    assert notebook._row(run, measured) == expected
 
 
 def test_without_a_history_there_is_the_version(tmp_path, monkeypatch):

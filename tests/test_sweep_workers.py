@@ -7,7 +7,7 @@ import psutil
 import pytest
 from sweeping import ROOT, Place, cluster, until
 
-from sparselib.sweep import workers
+from sparselib.sweep import engine, workers
 from sparselib.sweep.workers import Certificates, SchedulerError, Workers, connected
 
 pytest.importorskip("distributed", reason="dask is not installed")
@@ -31,6 +31,25 @@ def options(folder):
     """Options of dask's commands, which are those of a sweep."""
     names = {"--tls-ca-file": "ca.pem", "--tls-cert": "cert.pem", "--tls-key": "key.pem"}
     return [part for option, name in names.items() for part in (option, str(folder / name))]
+
+
+def test_what_cannot_be_used_is_named_as_it_was_given():
+    error = OSError("no space left")
+    assert workers._told(Workers(), error) == "workers here cannot be used: no space left"
+    told = workers._told(Workers("tcp://127.0.0.1:1"), error)
+    assert told == "the scheduler tcp://127.0.0.1:1 cannot be used: no space left"
+    told = workers._told(Workers("tls://127.0.0.1:1"), error)
+    assert told.endswith("no space left, or it does not accept these certificates")
+    told = workers._told(Workers("tcp://127.0.0.1:1"), KeyError("op"))
+    assert told.endswith("what listens there is none of this version of dask ('op')")
+
+
+def test_a_worker_suffices_that_offers_as_much_as_a_run_claims():
+    watch = engine._Watch(None, {"GPU": 2.0, "memory": 1.5}, print)
+    assert watch._suffices({"resources": {"GPU": 2, "memory": 1.5, "disk": 1}})
+    assert not watch._suffices({"resources": {"GPU": 1.9, "memory": 1.5}})
+    assert not watch._suffices({"resources": {"GPU": 4}})
+    assert engine._Watch(None, {}, print)._suffices({})
 
 
 @pytest.mark.slow

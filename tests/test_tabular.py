@@ -384,6 +384,26 @@ def test_the_same_numbers_of_epilepsy_are_read_in_any_spelling(alone, change):
     assert datasets.epilepsy(alone).checksum == datasets.epilepsy(REAL).checksum
 
 
+def test_epilepsy_keeps_the_order_and_scales_all_values_alike(alone, monkeypatch):
+    """Segments of constants, 7 above the one before; labels 1 to 5 become 0, 1, 1, 2, 2."""
+    values, labels = np.arange(11500) % 300 * 7 - 1000, np.arange(11500) % 5 + 1
+    table = np.column_stack([values[:, None].repeat(178, 1), labels])
+    digest = hashlib.sha256(table.astype("<i2").tobytes()).hexdigest()
+    monkeypatch.setattr(tabular, "EPILEPSY", digest)
+    lines = [",".join(["", *(f"X{i}" for i in range(1, 179)), "y"])]
+    lines += ["row" + f",{value}" * 178 + f",{label}" for value, label in zip(values, labels)]
+    (alone / "uci-epilepsy").mkdir()
+    (alone / "uci-epilepsy/data.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text, code = (datasets.epilepsy(alone, definition=d) for d in ("text", "code"))
+    assert [len(part) for part in (text.train, text.valid, text.test)] == [8740, 1380, 1380]
+    x, twice = (torch.cat([s.train.x, s.valid.x, s.test.x]) for s in (text, code))
+    share = torch.arange(11500) % 300 / 299
+    torch.testing.assert_close(x, share[:, None].expand(-1, 178))
+    torch.testing.assert_close(twice, 2 * x - 1)
+    y = torch.cat([text.train.y, text.valid.y, text.test.y])
+    assert torch.equal(y, torch.tensor([0, 1, 1, 2, 2]).repeat(2300))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_200_damaged_epilepsy_files_are_refused_by_name_or_equal(alone, monkeypatch, packed):
     """The numbers have a checksum, so that nothing but names and spelling can differ."""

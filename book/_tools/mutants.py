@@ -220,7 +220,7 @@ def settle(top: Path) -> None:
 
 def pytested(top: Path, files: list[str], plugin: object) -> int:
     """Collect files of tests for a plugin that runs them."""
-    options = ["-q", "-s", "--tb=no", "-n0", "-p", "no:cacheprovider"]
+    options = ["-q", "-s", "--tb=no", "--disable-warnings", "-n0", "-p", "no:cacheprovider"]
     return int(pytest.main([*options, f"--basetemp={top.parent / 'files'}", *files], [plugin]))
 
 

@@ -30,17 +30,14 @@ class Cost(NamedTuple):
     macs: float
 
 
-def rows(network: str) -> pd.DataFrame:
-    """Return the rows of a kind of network, each of families in turn; the first is the oldest."""
+def row(network: str) -> pd.Series:
+    """Return the row of a kind of network: all its families, in turn in one process."""
     found = sweep.stored("frontier-seconds")
-    return found[found.network == network].sort_values("date")
+    return found[found.network == network].iloc[0]
 
 
 def costs(network: str) -> dict[str, Cost]:
-    """Return the cost of each family by its word, from the oldest row that holds it."""
-    found: dict[str, Cost] = {}
-    for _, row in rows(network).iterrows():
-        columns = [sweep.curve(row[name]) for name in Cost._fields]
-        for word, *values in zip(json.loads(row.families), *columns):
-            found.setdefault(word, Cost(*values))
-    return found
+    """Return the cost of each family by its word."""
+    own = row(network)
+    columns = [sweep.curve(own[name]) for name in Cost._fields]
+    return {word: Cost(*values) for word, *values in zip(json.loads(own.families), *columns)}

@@ -1,72 +1,49 @@
 """The stored runs of language models, by family, and what their steps cost."""
 
-import json
-from typing import NamedTuple
-
+import clock
 import numpy as np
 import pandas as pd
 
 from sparselib import sweep
 from sparselib.comparison import Difference, paired_difference
 
-# width of the feed-forward networks, their sparsity, and that of attention
+# by the features of a token and the neurons of a feed-forward network: those neurons, their
+# sparsity, and that of attention; @ features of a token
 FAMILIES = {
-    "dense, 1536 wide": "1536/0/0",
-    "dense, 384 wide": "384/0/0",
-    "dense, 154 wide": "154/0/0",
-    "sparse, 90 %": "1536/0.9/0",
-    "sparse, 95 %": "1536/0.95/0",
-    "sparse, attention 70 %": "1536/0.9/0.7",
+    "dense 384-1536": "1536/0/0@384",
+    "dense 384-384": "384/0/0@384",
+    "dense 384-154": "154/0/0@384",
+    "dense 256-1024": "1024/0/0@256",
+    "dense 192-768": "768/0/0@192",
+    "dense 128-512": "512/0/0@128",
+    "dense 64-256": "256/0/0@64",
+    "90 % sparse 384-1536": "1536/0.9/0@384",
+    "95 % sparse 384-1536": "1536/0.95/0@384",
+    "and attention 70 %": "1536/0.9/0.7@384",
+    "95 % sparse 192-768": "768/0.95/0@192",
+    "95 % sparse 192-1536": "1536/0.95/0@192",
+    "95 % sparse 128-1024": "1024/0.95/0@128",
+    "95 % sparse 128-512": "512/0.95/0@128",
 }
-WIDE, NARROW, SPARSE = "dense, 1536 wide", "dense, 154 wide", "sparse, 90 %"
+SPARSE, SPARSER = "90 % sparse 384-1536", "95 % sparse 384-1536"
+SMALL = "95 % sparse 192-768"
 
 
-class Cost(NamedTuple):
-    """What a network costs on the machine that was timed.
-
-    Attributes
-    ----------
-    step_ms, predict_ms : float
-        Milliseconds of a step of training, and of predicting for one window.
-    trainable : float
-        Parameters.
-    bytes : float
-        That are stored: weights, biases and their places.
-    macs : float
-        Multiply-accumulates of one window, forward.
-    """
-
-    step_ms: float
-    predict_ms: float
-    trainable: float
-    bytes: float
-    macs: float
-
-
-def clock() -> pd.Series:
-    """Return the row of the clock: all families in turn, on a quiet machine."""
-    rows = sweep.stored("frontier-seconds")
-    return rows[rows.network == "gpt"].iloc[-1]
-
-
-def costs() -> dict[str, Cost]:
+def costs() -> dict[str, clock.Cost]:
     """Return the cost of each family."""
-    row = clock()
-    places = json.loads(row.families)
-    columns = [sweep.curve(row[name]) for name in Cost._fields]
-    return {
-        family: Cost(*(column[places.index(word)] for column in columns))
-        for family, word in FAMILIES.items()
-    }
+    found = clock.costs("gpt")
+    words = {family: word.removesuffix("@384") for family, word in FAMILIES.items()}
+    return {family: found[word] for family, word in words.items()}
 
 
 def runs(family: str, rule: str = "static", density_step: bool = True) -> pd.DataFrame:
     """Return all runs of a family."""
     rows = sweep.stored("frontier-gpt")
-    hidden, sparsity, attention = (float(number) for number in FAMILIES[family].split("/"))
+    word, _, width = FAMILIES[family].partition("@")
+    hidden, sparsity, attention = (float(number) for number in word.split("/"))
     chosen = (rows.hidden == hidden) & (rows.sparsity == sparsity)
-    chosen &= (rows.attention == attention) & (rows.rule == rule)
-    return rows[chosen & (rows.density_step == density_step)]
+    chosen &= (rows.attention == attention) & (rows.width == int(width))
+    return rows[chosen & (rows.rule == rule) & (rows.density_step == density_step)]
 
 
 def tuned(family: str, rule: str = "static", density_step: bool = True) -> pd.DataFrame:

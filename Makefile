@@ -38,7 +38,7 @@ book: environment  ## execute every page on the embedded data and build the book
 test: lint unit pages  ## everything that has to be green: lint, unit tests, the pages' numbers
 
 quick: lint  ## lint, and the unit tests that are not slow
-	$(PY) -m pytest tests -q -m "not slow" $(PARALLEL)
+	$(PY) -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist loadgroup
 
 lint: environment  ## ruff and mypy
 	"$(BIN)/ruff" check .

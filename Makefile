@@ -13,6 +13,8 @@ READY := $(VENV)/.sparselib-ready
 export OMP_NUM_THREADS ?= 1
 # tests/conftest.py says how many processes that is; what shares a costly fixture stays in one
 PARALLEL := -n auto --dist loadgroup
+# what does not wait for others: one process per core
+PER_CORE := -n logical --maxprocesses 8
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ book: environment  ## execute every page on the embedded data and build the book
 test: lint unit pages  ## everything that has to be green: lint, unit tests, the pages' numbers
 
 quick: lint  ## lint, and the unit tests that are not slow
-	$(PY) -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist loadgroup
+	$(PY) -m pytest tests -q -m "not slow" $(PER_CORE) --dist loadgroup
 
 lint: environment  ## ruff and mypy
 	"$(BIN)/ruff" check .
@@ -49,7 +51,7 @@ unit: environment  ## unit tests, house rules, guards of the book
 	$(PY) -m pytest tests -q $(PARALLEL) --durations 20
 
 pages: environment  ## run every page and compare what it prints with what is stored
-	$(PY) -m pytest book -q -n logical --maxprocesses 8 --dist loadfile $(NBVAL) --keep-executions
+	$(PY) -m pytest book -q $(PER_CORE) --dist loadfile $(NBVAL) --keep-executions
 
 lab: environment  ## open the pages in JupyterLab
 	$(PY) -m jupyter lab book

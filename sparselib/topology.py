@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sparselib.ranking import draw
+from sparselib.ranking import ascending, draw
 
 
 def connections(out_features: int, in_features: int, sparsity: float) -> int:
@@ -320,7 +320,7 @@ def first_taps(
             + pair % channels * region.taps
             + (tap if region.order is None else region.order[tap])
         )
-    return torch.cat(found).sort().values
+    return ascending(torch.cat(found))
 
 
 def _shares(region: Region, sparsity: float) -> Iterator[tuple[Tensor, int]]:

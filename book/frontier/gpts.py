@@ -8,18 +8,18 @@ from sparselib import sweep
 from sparselib.comparison import Difference, paired_difference
 
 # by the features of a token and the neurons of a feed-forward network: those neurons, their
-# sparsity, and that of attention; @ features of a token
+# sparsity, and that of attention; @ features of a token, if not 384
 FAMILIES = {
-    "dense 384-1536": "1536/0/0@384",
-    "dense 384-384": "384/0/0@384",
-    "dense 384-154": "154/0/0@384",
+    "dense 384-1536": "1536/0/0",
+    "dense 384-384": "384/0/0",
+    "dense 384-154": "154/0/0",
     "dense 256-1024": "1024/0/0@256",
     "dense 192-768": "768/0/0@192",
     "dense 128-512": "512/0/0@128",
     "dense 64-256": "256/0/0@64",
-    "90 % sparse 384-1536": "1536/0.9/0@384",
-    "95 % sparse 384-1536": "1536/0.95/0@384",
-    "90 % and attention 70 % sparse 384-1536": "1536/0.9/0.7@384",
+    "90 % sparse 384-1536": "1536/0.9/0",
+    "95 % sparse 384-1536": "1536/0.95/0",
+    "90 % and attention 70 % sparse 384-1536": "1536/0.9/0.7",
     "95 % sparse 192-768": "768/0.95/0@192",
     "95 % sparse 192-1536": "1536/0.95/0@192",
     "95 % sparse 128-1024": "1024/0.95/0@128",
@@ -32,8 +32,7 @@ SMALL = "95 % sparse 192-768"
 def costs() -> dict[str, clock.Cost]:
     """Return the cost of each family."""
     found = clock.costs("gpt")
-    words = {family: word.removesuffix("@384") for family, word in FAMILIES.items()}
-    return {family: found[word] for family, word in words.items()}
+    return {family: found[word] for family, word in FAMILIES.items()}
 
 
 def runs(family: str, rule: str = "static", density_step: bool = True) -> pd.DataFrame:
@@ -42,7 +41,7 @@ def runs(family: str, rule: str = "static", density_step: bool = True) -> pd.Dat
     word, _, width = FAMILIES[family].partition("@")
     hidden, sparsity, attention = (float(number) for number in word.split("/"))
     chosen = (rows.hidden == hidden) & (rows.sparsity == sparsity)
-    chosen &= (rows.attention == attention) & (rows.width == int(width))
+    chosen &= (rows.attention == attention) & (rows.width == int(width or 384))
     return rows[chosen & (rows.rule == rule) & (rows.density_step == density_step)]
 
 

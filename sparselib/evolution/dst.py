@@ -14,6 +14,7 @@ from sparselib.evolution.plans import Plan, check_dropped, lay_out
 from sparselib.evolution.schedule import Schedule, annealed
 from sparselib.evolution.strategies import Strategy, rule_name
 from sparselib.nn.sparse_layer import SparseLayer
+from sparselib.ranking import marked
 
 
 @final
@@ -147,7 +148,7 @@ class ByGroup(Strategy):
         leaving = torch.zeros_like(values, dtype=torch.bool)
         counts: list[int] = []
         for number, rows in enumerate(groups):
-            own = torch.isin(row, rows).nonzero().flatten()
+            own = marked(torch.isin(row, rows))
             share = math.ceil(fraction * own.numel()) / max(own.numel(), 1)
             memory = dict(state.get(f"group {number}", {}))
             state[f"group {number}"] = memory

@@ -22,7 +22,7 @@ class Plan(NamedTuple):
         Where connections will be.
     values : Tensor
         Their weights.
-    source : Tensor, int32, or int64 of two thousand million connections
+    source : Tensor, int32 or int64
         Entry i comes from old entry ``source[i]``, or is new where that is -1.
     trusted : bool
         Whether the positions are valid by construction, so that nothing has to be looked at.

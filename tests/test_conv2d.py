@@ -443,3 +443,73 @@ def test_a_state_dict_holds_the_reach_of_a_layer_that_has_one():
 def test_a_reach_of_no_kernel_is_refused(reach):
     with pytest.raises(ValueError, match="a number from 1 to 25 for each of 9 filters, not"):
         sl.SparseConv2d(6, 9, 5, reach=torch.tensor(reach))
+
+
+@st.composite
+def convolutions(draw):
+    """Draw a sparse convolution of images of any size, and what it reads."""
+    channels = draw(st.integers(1, 3))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    size = [max(1, e - 2 * p) + draw(st.integers(0, 17)) for e, p in zip(extent, padding)]
+    layer = sl.SparseConv2d(
+        channels, draw(st.integers(1, 5)), kernel, padding=padding, dilation=dilation, sparsity=0.4
+    )
+    return layer, torch.randn(draw(st.integers(1, 9)), channels, *size)
+
+
+@given(convolutions())
+def test_images_of_any_size_in_any_number_are_convolved_as_by_torch(drawn):
+    layer, x = drawn
+    ours = x.clone().requires_grad_()
+    dense = layer.to_dense().double()
+    theirs = x.double().requires_grad_()
+    y = layer(ours)
+    right = dense(theirs)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    right.backward(dy.double())
+    torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+    at = layer.positions
+    for found, wanted in (
+        (layer.values.grad, dense.weight.grad.flatten()[at]),
+        (layer.bias.grad, dense.bias.grad),
+    ):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 40])
+def test_no_sum_of_images_depends_on_the_number_of_threads(size):
+    layer = sl.SparseConv2d(3, 7, 3, padding=1, sparsity=0.5)
+    x = torch.randn(37, 3, size, size, requires_grad=True)
+    dy = torch.randn(37, 7, size, size)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = layer(x)
+        found = torch.autograd.grad(y, (x, layer.values, layer.bias), dy)
+        results.append((y.detach(), *found))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_an_infinity_reaches_only_the_weights_that_read_it(size):
+    layer = sl.SparseConv2d(2, 3, 3, padding=1, sparsity=0.0)
+    x = torch.randn(4, 2, size, size)
+    x[1, 0, 1, 0] = torch.inf  # no tap that lies to the right of the middle reads it
+    dy = torch.rand(4, 3, size, size) + 1
+    layer(x).backward(dy)
+    dense = layer.to_dense().double()
+    dense(x.double()).backward(dy.double())
+    wanted = dense.weight.grad.flatten()
+    found = layer.values.grad.double()
+    assert 0 < wanted.isfinite().sum() < len(wanted)
+    assert torch.equal(found.isfinite(), wanted.isfinite())
+    is_finite = wanted.isfinite()
+    torch.testing.assert_close(found[is_finite], wanted[is_finite], rtol=1e-4, atol=1e-4)

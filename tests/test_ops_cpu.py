@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sparselib as sl
 from sparselib.ops import dispatch
-from sparselib.ops.backends import cpu, reference
+from sparselib.ops.backends import cpu, cpu_launch, reference
 
 # around the widths of a register, of a row of the result, and of the smaller ones without AVX-512
 BATCHES = [
@@ -219,7 +219,7 @@ def test_without_openmp_threads_of_python_share_the_work(monkeypatch):
     x, before = torch.randn(1000, 100), torch.get_num_threads()
     torch.set_num_threads(1)
     alone = cpu.spmm(values, *csr.indices(), x)
-    monkeypatch.setattr(cpu, "_openmp", lambda: None)
+    monkeypatch.setattr(cpu_launch, "_openmp", lambda: None)
     torch.set_num_threads(3)
     poisoned(100, 1000)
     together = cpu.spmm(values, *csr.indices(), x)

@@ -180,23 +180,22 @@ class SparseConv1d(SparseConvolution):
         return conv1d_weight(x, size, costs, **how)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        if self._has_phases:
-            phases = self._followed()
-            values = phases.values(self)
-            return conv1d(phases.csr, values, self._phased(x), self.bias)
-        if callable(self.padding) or self.padding_mode != "zeros":
-            signals = self._padded(x)
+        margins: tuple[int, int] = (0, 0)
+        if max(self.window.stride) > 1:
+            x = self._phased(x)
+        elif callable(self.padding) or self.padding_mode != "zeros":
+            x = self._padded(x)
+        else:
+            (margins,) = self._margins()
+        if not self._has_phases:
             return conv1d(
-                self.csr,
-                self.values,
-                signals,
-                self.bias,
-                dilation=self.dilation,
+                self.csr, self.values, x, self.bias, margins, self.dilation
             )
-        (padding,) = self._margins()
-        return conv1d(
-            self.csr, self.values, x, self.bias, padding, self.dilation
-        )
+        if max(self.window.stride) == 1:
+            self._checked_points(x, [margins])
+        phases = self._followed()
+        values = phases.values(self)
+        return conv1d(phases.csr, values, x, self.bias, margins)
 
     def _margins(self) -> Sequence[Margin]:
         if callable(self.padding):

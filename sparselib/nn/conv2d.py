@@ -145,39 +145,30 @@ class SparseConv2d(SparseConvolution):
         return conv2d_weight(x, size, costs, **how)
 
     def _convolved(self, x: Tensor) -> Tensor:
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        is_last = is_last and not x.is_contiguous()
+        margins: Sequence[Margin] = [(0, 0), (0, 0)]
+        if max(self.stride) > 1:
+            x = self._phased(x)
+        elif self.padding_mode != "zeros":
+            x = self._padded(x)
+        else:
+            margins = self._margins()
+        if self.groups > 1 and max(self.stride) == 1:
+            self._checked_points(x, margins)
+        csr = self.csr
+        values: Tensor = self.values
+        kernel = self.kernel_size
+        dilation = self.dilation
         if self._has_phases:
             phases = self._followed()
-            y = conv2d(
-                phases.csr,
-                phases.values(self),
-                self._phased(x),
-                self.bias,
-                (self.window.reach[0], self.window.reach[1]),
-            )
-        elif self.padding_mode != "zeros":
-            y = conv2d(
-                self.csr,
-                self.values,
-                self._padded(x),
-                self.bias,
-                self.kernel_size,
-                dilation=self.dilation,
-            )
-        else:
-            rows, columns = self._margins()
-            y = conv2d(
-                self.csr,
-                self.values,
-                x,
-                self.bias,
-                self.kernel_size,
-                (*rows, *columns),
-                self.dilation,
-            )
-        is_last = x.is_contiguous(memory_format=torch.channels_last)
-        if is_last and not x.is_contiguous():
-            return y.contiguous(memory_format=torch.channels_last)
-        return y
+            csr = phases.csr
+            values = phases.values(self)
+            kernel = (self.window.reach[0], self.window.reach[1])
+            dilation = (1, 1)
+        around = (*margins[0], *margins[1])
+        y = conv2d(csr, values, x, self.bias, kernel, around, dilation)
+        return y.contiguous(memory_format=torch.channels_last) if is_last else y
 
     def _margins(self) -> Sequence[Margin]:
         extent = self.window.extent

@@ -293,13 +293,11 @@ class SparseConvolution(SparseLayer):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return functional.pad(x, _reversed(margins), mode=mode)
 
-    def _phased(self, x: Tensor) -> Tensor:
-        """Return the phases of the inputs as channels, cut to what the outputs read."""
+    def _checked_points(
+        self, x: Tensor, margins: Sequence[Margin]
+    ) -> list[int]:
+        """Return the sizes of the inputs, which hold the kernel with these margins around them."""
         window = self.window
-        margins = self._margins()
-        if self.padding_mode != "zeros" or callable(self.padding):
-            x = self._padded(x)
-            margins = [(0, 0)] * len(margins)
         # numbers are tensors while torch.jit traces
         sizes = [int(n) if isinstance(n, Tensor) else n for n in x.shape[2:]]
         points = [n + sum(margin) for n, margin in zip(sizes, margins)]
@@ -309,6 +307,17 @@ class SparseConvolution(SparseLayer):
                 f"{window.extent} that a kernel of {window.kernel} taps with a dilation of "
                 f"{window.dilation} extends over"
             )
+        return sizes
+
+    def _phased(self, x: Tensor) -> Tensor:
+        """Return the phases of the inputs as channels, cut to what the outputs read."""
+        window = self.window
+        margins = self._margins()
+        if self.padding_mode != "zeros" or callable(self.padding):
+            x = self._padded(x)
+            margins = [(0, 0)] * len(margins)
+        sizes = self._checked_points(x, margins)
+        points = [n + sum(margin) for n, margin in zip(sizes, margins)]
         read = []
         for number, extent, stride, reach, (before, after) in zip(
             points, window.extent, window.stride, window.reach, margins

@@ -20,7 +20,7 @@ from sparselib._types import AutogradContext
 from sparselib.compilation import is_exported_to_onnx
 from sparselib.csr import CSR, LARGEST_INDEX
 from sparselib.ops import operands
-from sparselib.ops.backends import Indices, Sizes, reference
+from sparselib.ops.backends import Indices, Layout, Sizes, reference
 from sparselib.ops.dispatch import (
     fast,
     module,
@@ -98,7 +98,8 @@ def convolved(
         )
         return result
     if transformed() or is_exported_to_onnx():
-        return reference.convolve(values, indices_of(csr), x, sizes, bias)
+        layout = sizes.layout(x.shape[2])
+        return reference.convolve(values, indices_of(csr), x, layout, bias)
     y = _conv1d(values, x, sizes, operator_indices(csr))
     return operands.plus(y, bias, (-1, 1))
 
@@ -167,7 +168,8 @@ class _Convolution(torch.autograd.Function):
         ctx.csr = csr
         ctx.version = csr.version
         ctx.sizes = sizes
-        return own(module(x).convolve(values, indices_of(csr), x, sizes, bias))
+        layout = sizes.layout(x.shape[2])
+        return own(module(x).convolve(values, indices_of(csr), x, layout, bias))
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -192,18 +194,18 @@ class _Convolution(torch.autograd.Function):
             values = operands.resolved(values)
             dy = operands.resolved(dy)
             x = operands.resolved(x)
-            backend = module(x)
-            dvalues, dbias = backend.correlate(indices_of(csr), dy, x, sizes)
-            dx = input_gradient(values, csr, dy, sizes, time) if has_x else None
+            layout = sizes.layout(time)
+            dvalues, dbias = module(x).correlate(indices_of(csr), dy, x, layout)
+            dx = input_gradient(values, csr, dy, layout) if has_x else None
         return dvalues, dbias if has_bias else None, dx, None, None
 
 
 def input_gradient(
-    values: Tensor, csr: CSR, dy: Tensor, sizes: Sizes, time: int
+    values: Tensor, csr: CSR, dy: Tensor, layout: Layout
 ) -> Tensor:
-    """Return the gradient of signals of `time` points, which autograd does not see."""
+    """Return the gradient of signals or images, which autograd does not see."""
     indices = (*indices_of(csr), *transposed_of(csr))
-    return module(dy).convolve_t(values, indices, dy, sizes, time)
+    return module(dy).convolve_t(values, indices, dy, layout)
 
 
 def _check_signals(sizes: Sizes, filters: int, dy: Tensor, x: Tensor) -> None:
@@ -258,7 +260,9 @@ def _conv1d(
         )
     checked = _verified(values, named, x.shape[2], indices, x)
     values = operands.resolved(values)
-    return own(module(x).convolve(values, checked, operands.resolved(x), named))
+    layout = named.layout(x.shape[2])
+    x = operands.resolved(x)
+    return own(module(x).convolve(values, checked, x, layout))
 
 
 @torch.library.custom_op(
@@ -283,11 +287,9 @@ def _conv1d_t(
             f"sample, not {tuple(dy.shape)}"
         )
     values = operands.resolved(values)
-    return own(
-        module(dy).convolve_t(
-            values, checked, operands.resolved(dy), named, time
-        )
-    )
+    dy = operands.resolved(dy)
+    layout = named.layout(time)
+    return own(module(dy).convolve_t(values, checked, dy, layout))
 
 
 @torch.library.custom_op(
@@ -307,9 +309,10 @@ def _conv1d_weight(
     operands.check_raw(x.new_empty(0), 0, dy, x, indices=indices)
     operands.check_gradient(dy, x, x)
     checked = operands.verified(indices, (filters, named.channels * named.taps))
-    dvalues, _ = module(x).correlate(
-        checked, operands.resolved(dy), operands.resolved(x), named
-    )
+    dy = operands.resolved(dy)
+    layout = named.layout(x.shape[2])
+    x = operands.resolved(x)
+    dvalues, _ = module(x).correlate(checked, dy, x, layout)
     return dvalues
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands
-from sparselib.ops.backends import Backend, Sizes
+from sparselib.ops.backends import Layout, Sizes
 from sparselib.ops.conv import check_numbers, convolved, input_gradient
 from sparselib.ops.dispatch import fast, module, note
 from sparselib.ops.operands import STALE, indices_of
@@ -88,6 +88,12 @@ class Frame(NamedTuple):
         return Sizes(
             channels, rows * across, 0, 0, self.dilation[1], across, down
         )
+
+    def layout(self, channels: int) -> Layout:
+        """Return how its images are laid."""
+        points = (self.height, self.width)
+        sizes = self.sizes(channels)
+        return Layout(sizes, points, self.output, self.row, self.start)
 
 
 def conv2d(
@@ -188,7 +194,7 @@ def _composed(
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution of images with no more copies than one of the input and one of the output."""
+    """A convolution of images that is written down directly, as that of signals is."""
 
     @staticmethod
     def forward(
@@ -203,11 +209,11 @@ class _Convolution(torch.autograd.Function):
         ctx.csr = csr
         ctx.version = csr.version
         ctx.frame = frame
-        backend = module(x)
-        sizes = frame.sizes(x.shape[1])
-        signals = _signals(backend, x, frame)
-        y = backend.convolve(values, indices_of(csr), signals, sizes, bias)
-        return own(_cut(backend, y, frame.output, frame.row, 0))
+        layout = frame.layout(x.shape[1])
+        y = module(x).convolve(
+            values, indices_of(csr), x.flatten(2), layout, bias
+        )
+        return own(y.unflatten(2, frame.output))
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -220,24 +226,20 @@ class _Convolution(torch.autograd.Function):
             return _differentiable(ctx, values, bias, x, dy)
         operands.check_numbers(dy, "output gradient")
         operands.check_gradient(dy, x, values)
-        sizes = frame.sizes(x.shape[1])
+        layout = frame.layout(x.shape[1])
         # memory may have been exchanged since the forward pass
-        check_numbers(csr, values, x, bias, sizes, frame.read)
-        values = operands.resolved(values)
-        backend = module(x)
-        signals = _signals(backend, operands.resolved(x), frame)
-        costs = _laid(
-            backend, operands.resolved(dy), frame.row, 0, frame.written
-        )
-        dvalues, dbias = backend.correlate(
-            indices_of(csr), costs, signals, sizes
+        check_numbers(csr, values, x, bias, layout.sizes, frame.read)
+        signals = operands.resolved(x).flatten(2)
+        costs = operands.resolved(dy).flatten(2)
+        dvalues, dbias = module(x).correlate(
+            indices_of(csr), costs, signals, layout
         )
         _, has_bias, has_x, *_ = ctx.needs_input_grad
         dx = None
         if has_x:
-            found = input_gradient(values, csr, costs, sizes, frame.read)
-            size = (frame.height, frame.width)
-            dx = own(_cut(backend, found, size, frame.row, frame.start))
+            values = operands.resolved(values)
+            found = input_gradient(values, csr, costs, layout)
+            dx = own(found.unflatten(2, (frame.height, frame.width)))
         return dvalues, dbias if has_bias else None, dx, None, None
 
 
@@ -261,42 +263,3 @@ def _differentiable(
         None,
         None,
     )
-
-
-def _signals(backend: Backend, x: Tensor, frame: Frame) -> Tensor:
-    return _laid(backend, x, frame.row, frame.start, frame.read)
-
-
-def _laid(
-    backend: Backend, x: Tensor, row: int, start: int, time: int
-) -> Tensor:
-    """Lay the rows of images `row` points apart, the first one at `start`, zeros around them."""
-    samples, channels, height, width = x.shape
-    if row == width and start == 0 and time == height * width:
-        return x.contiguous().flatten(2)
-    count = samples * channels
-    signals = backend.empty(x, count, time)
-    end = start + (height - 1) * row + width
-    signals[:, :start] = 0
-    signals[:, end:] = 0
-    first = signals.storage_offset() + start
-    between = (count, height - 1, row - width)
-    signals.as_strided(between, (time, row, 1), first + width).zero_()
-    inside = (channels * time, time, row, 1)
-    signals.as_strided(x.shape, inside, first).copy_(x)
-    return signals.view(samples, channels, time)
-
-
-def _cut(
-    backend: Backend, signals: Tensor, size: Pair, row: int, start: int
-) -> Tensor:
-    """Take images of a size out of signals where `_laid` would have put them."""
-    samples, channels, time = signals.shape
-    height, width = size
-    if row == width and start == 0 and time == height * width:
-        return signals.view(samples, channels, height, width)
-    images = backend.empty(signals, samples * channels * height, width)
-    shape = (samples, channels, height, width)
-    strides = (channels * time, time, row, 1)
-    first = signals.storage_offset() + start
-    return images.view(shape).copy_(signals.as_strided(shape, strides, first))

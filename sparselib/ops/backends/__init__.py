@@ -95,6 +95,65 @@ class Sizes(NamedTuple):
         """Count the points of the output."""
         return time + self.before + self.after - self.extent + 1
 
+    def layout(self, time: int) -> "Layout":
+        """Return how signals of so many points are laid."""
+        row = max(time + self.after, self.before + time)
+        size = self.length(time)
+        return Layout(self, (1, time), (1, size), row, self.before)
+
+
+class Layout(NamedTuple):
+    """How the points of signals and images lie in memory while they are convolved.
+
+    The rows of an image lie one behind the other, with zeros around them; a signal is an image of
+    one row. So each weight reads one stretch of a channel, and what is computed between the rows
+    of an output is left out.
+
+    Attributes
+    ----------
+    sizes : Sizes
+        The convolution, with the places of its taps.
+    points : (int, int)
+        Height and width of an input.
+    output : (int, int)
+        Height and width of an output.
+    row : int
+        Points from a row to the next one, of inputs and outputs.
+    start : int
+        Points before an input's first one; an output begins at 0.
+    """
+
+    sizes: Sizes
+    points: tuple[int, int]
+    output: tuple[int, int]
+    row: int
+    start: int
+
+    @property
+    def held(self) -> int:
+        """Points of an input, from its first one to its last, those between its rows included."""
+        return (self.points[0] - 1) * self.row + self.points[1]
+
+    @property
+    def written(self) -> int:
+        """Points of an output, likewise."""
+        return (self.output[0] - 1) * self.row + self.output[1]
+
+    @property
+    def read(self) -> int:
+        """Points that are read, from point 0 on."""
+        return self.written + self.sizes.extent - 1
+
+    @property
+    def before(self) -> int:
+        """Zeros before an output's gradient, where that of the input is computed from it."""
+        return max(0, self.sizes.extent - 1 - self.start)
+
+    @property
+    def span(self) -> int:
+        """Points of an output's gradient with the zeros around it."""
+        return self.before + max(self.written, self.start + self.held)
+
 
 @runtime_checkable
 class Backend(Protocol):
@@ -152,37 +211,29 @@ class Backend(Protocol):
     def features_first(self, x: Tensor) -> Tensor:
         """Return (features, batch) of a (batch, features), as the products read it fastest."""
 
-    def empty(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Return a matrix with any content, of the type and on the device of x."""
-
     def convolve(
         self,
         values: Tensor,
         indices: Indices,
         x: Tensor,
-        sizes: Sizes,
+        layout: Layout,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """y[s, o, t] = b[o] + sum of w[o, c, k] x[s, c, t + offset(k) - before].
+        """y[s, o, t] = b[o] + sum of w[o, c, k] x[s, c, t + offset(k)], on points as laid.
 
-        x is (samples, channels, time), and the kernels (filters, channels, taps) are a matrix of
-        channels * taps columns; between the signals' ends and outside of them there are zeros.
+        x is (samples, channels, height * width), y (samples, filters, height * width); the kernels
+        (filters, channels, taps) are a matrix of channels * taps columns.
         """
 
     def convolve_t(
-        self,
-        values: Tensor,
-        indices: Indices,
-        dy: Tensor,
-        sizes: Sizes,
-        time: int,
+        self, values: Tensor, indices: Indices, dy: Tensor, layout: Layout
     ) -> Tensor:
-        """Gradient of the signals (samples, channels, time), from that of the output."""
+        """Gradient of the inputs (samples, channels, height * width), from that of the outputs."""
 
     def correlate(
-        self, indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+        self, indices: Indices, dy: Tensor, x: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the weights (nnz,), and the sums of dy over samples and time (filters,)."""
+        """Gradient of the weights (nnz,), and the sums of dy over samples and points (filters,)."""
 
     def extrema(
         self, s: Tensor, distance: int, signed: bool, across: bool

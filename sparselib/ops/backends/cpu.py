@@ -1,30 +1,15 @@
-"""Start the kernels of `sparselib.ops.backends.cpu_kernels` on torch's own threads."""
+"""The products by the kernels of `sparselib.ops.backends.cpu_kernels`, and how they are called."""
 
-import contextlib
-import ctypes
 import functools
-import os
-import sys
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from glob import glob
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.ops.backends import (
-    Indices,
-    Sizes,
-    Weights,
-    cpu_buffers,
-    cpu_work,
-    stretches,
-)
+from sparselib.ops.backends import Indices, Weights, cpu_buffers, cpu_work
 from sparselib.ops.backends.cpu_arguments import (
     BIAS,
     MASK,
@@ -37,6 +22,10 @@ from sparselib.ops.backends.cpu_arguments import (
     Spmm,
     Transposed,
 )
+from sparselib.ops.backends.cpu_conv import convolve as convolve
+from sparselib.ops.backends.cpu_conv import convolve_t as convolve_t
+from sparselib.ops.backends.cpu_conv import correlate as correlate
+from sparselib.ops.backends.cpu_launch import kernels, launch, start
 
 FEW = 16  # samples
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8  # of a register, by samples
@@ -75,23 +64,20 @@ def spmm(
     work = cpu_work.product(rows, columns, batch, col.numel())
     block = Spmm(
         pieces=work.pieces,
-        samples=1,
         rows=rows,
         columns=batch,
         step=work.step,
         crow=crow,
         col=col,
-        stride=batch,
         values=values,
         bias=bias,
         also=_also(bias, relu) | work.also,
         x=x,
-        sample=0,
         y=y,
         copies=cpu_work.copies(work.room),
         copied=work.copied,
     )
-    _launch(kernels().spmm, block)
+    launch(kernels().spmm, block)
     return y.t()
 
 
@@ -141,7 +127,7 @@ def few(
             _also(bias, relu),
         ),
     )
-    _start(_few_kernels().few, shared.buffer_info()[0], threads)
+    start(_few_kernels().few, shared.buffer_info()[0], threads)
     return y
 
 
@@ -190,7 +176,7 @@ def few_through(
         *table,
     )
     shared = array("q", block)
-    _start(_few_kernels().few, shared.buffer_info()[0], 1)
+    start(_few_kernels().few, shared.buffer_info()[0], 1)
     return y
 
 
@@ -217,16 +203,13 @@ def sddmm(
     work = cpu_work.samples(rows, x.shape[1], batch, col.numel())
     block = Sddmm(
         pieces=work.pieces,
-        samples=1,
         rows=rows,
         columns=batch,
         step=work.step,
         crow=crow,
         col=col,
-        stride=batch,
         dy=_feature_major(dy),
         x=_feature_major(x),
-        sample=0,
         dvalues=dvalues,
         dbias=dbias,
         features=x.shape[1],
@@ -235,7 +218,7 @@ def sddmm(
         copies=cpu_work.copies(work.room),
         room=work.room,
     )
-    _launch(kernels().sddmm, block)
+    launch(kernels().sddmm, block)
     return dvalues, dbias
 
 
@@ -282,7 +265,7 @@ def gradients(
         copies=cpu_work.copies(room),
         room=room,
     )
-    _launch(kernels().gradients, block)
+    launch(kernels().gradients, block)
     return dvalues, dbias, dx.t()
 
 
@@ -293,148 +276,11 @@ def _also(bias: Tensor | None, relu: bool) -> int:
     return BIAS | RELU if relu else BIAS
 
 
-def padded(x: Tensor, before: int, after: int) -> Tensor:
-    """Return (samples, channels, time) with zeros before and after; no copy if there are none.
-
-    Negative numbers cut the signals.
-    """
-    if min(before, after) < 0:
-        return stretches.padded(x, before, after)
-    if not before + after:
-        return x.contiguous()
-    samples, channels, time = x.shape
-    length = before + time + after
-    y = cpu_buffers.empty(samples * channels, length).view(
-        samples, channels, length
-    )
-    y[..., :before] = 0
-    y[..., before + time :] = 0
-    y[..., before : before + time] = x
-    return y
-
-
-def empty(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a matrix with any content, float32."""
-    return cpu_buffers.empty(rows, columns)
-
-
-def convolve(
-    values: Tensor,
-    indices: Indices,
-    x: Tensor,
-    sizes: Sizes,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Return the output of a convolution; float32."""
-    return stretches.output(
-        add_stretches, padded, values, indices, x, sizes, bias
-    )
-
-
-def convolve_t(
-    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
-) -> Tensor:
-    """Gradient of a convolution's signals; float32."""
-    return stretches.input_gradient(
-        add_stretches, padded, values, indices, dy, sizes, time
-    )
-
-
-def correlate(
-    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
-) -> tuple[Tensor, Tensor]:
-    """Gradients of a convolution's weights and biases; float32."""
-    return stretches.weight_gradient(
-        multiply_stretches, padded, indices, dy, x, sizes
-    )
-
-
 def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
     """Mark the extrema that are kept; float32 or float64."""
     from sparselib.ops.backends import cpu_extrema
 
     return cpu_extrema.greedy(s, distance, signed, across)
-
-
-def add_stretches(
-    values: Tensor,
-    crow: Tensor,
-    places: Tensor,
-    x: Tensor,
-    length: int,
-    bias: Tensor | None = None,
-    permutation: Tensor | None = None,
-) -> Tensor:
-    """y[s, o, t] = b[o] + sum of values[j] x[s][places[j] + t] over row o, for t < length.
-
-    With a permutation the weight of nonzero j is ``values[permutation[j]]``.
-    """
-    samples = x.shape[0]
-    rows = crow.numel() - 1
-    values = (
-        values.contiguous()
-        if permutation is None
-        else values.index_select(0, permutation)
-    )
-    bias = bias if bias is None else bias.contiguous()
-    y = cpu_buffers.empty(samples * rows, length).view(samples, rows, length)
-    if not y.numel():
-        return y
-    work = cpu_work.divided(rows, length, samples)
-    block = Spmm(
-        pieces=work.pieces,
-        samples=samples,
-        rows=rows,
-        columns=length,
-        step=work.step,
-        crow=crow,
-        col=places,
-        stride=1,
-        values=values,
-        bias=bias,
-        also=_also(bias, False),
-        x=x.contiguous(),
-        sample=x[0].numel(),
-        y=y,
-        copies=None,
-        copied=0,
-    )
-    _launch(kernels().spmm, block)
-    return y
-
-
-def multiply_stretches(
-    crow: Tensor, places: Tensor, dy: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sum of dy[s, o, t] x[s][places[j] + t] over s and t for each j of row o, and of dy."""
-    samples, rows, length = dy.shape
-    dvalues = dy.new_empty(places.numel())
-    dbias = dy.new_empty(rows)
-    if not dy.numel():
-        return dvalues.zero_(), dbias.zero_()
-    work = cpu_work.Samples(*cpu_work.owned(rows))
-    block = Sddmm(
-        pieces=work.pieces,
-        samples=samples,
-        rows=rows,
-        columns=length,
-        step=work.step,
-        crow=crow,
-        col=places,
-        stride=1,
-        dy=dy.contiguous(),
-        x=x.contiguous(),
-        sample=x[0].numel(),
-        dvalues=dvalues,
-        dbias=dbias,
-        features=0,
-        block=0,
-        bounds=None,
-        copies=None,
-        room=0,
-    )
-    _launch(kernels().sddmm, block)
-    return dvalues, dbias
 
 
 def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
@@ -458,7 +304,7 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
         widest=widest,
         table=table,
     )
-    _launch(kernels().network, block)
+    launch(kernels().network, block)
     return y
 
 
@@ -498,82 +344,13 @@ def features_first(x: Tensor) -> Tensor:
     rows, columns = x.shape
     y = cpu_buffers.empty(columns, rows)
     if y.numel():
-        _launch(kernels().transposed, Transposed(rows, columns, x, y))
+        launch(kernels().transposed, Transposed(rows, columns, x, y))
     return y
 
 
 def _feature_major(x: Tensor) -> Tensor:
     """Return a tensor whose memory holds (features, batch), without the call's cost if it is x."""
     return x if x.stride() == (1, x.shape[0]) else features_first(x)
-
-
-@runtime_checkable
-class _Made(Protocol):
-    """A kernel as numba has compiled it."""
-
-    @property
-    def address(self) -> int:
-        """Where its code is."""
-
-
-def _launch(
-    kernel: Callable[[], _Made], block: Iterable[int | Tensor | None]
-) -> None:
-    """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
-    numbers = _numbers(block)
-    # the counters that all threads share come first
-    shared = array("q", [0, 0, *numbers])
-    _start(kernel, shared.buffer_info()[0], torch.get_num_threads())
-
-
-def _start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
-    """Run a kernel on some threads, which share the array at this address."""
-    compiled = _compiled(kernel)
-    if threads == 1:
-        compiled.call(address)
-    elif (parallel := _openmp()) is not None:
-        parallel(compiled.address, address, threads, 0)
-    else:
-        list(_pool().map(lambda _: compiled.call(address), range(threads)))
-
-
-def _numbers(block: Iterable[int | Tensor | None]) -> list[int]:
-    """Return the arguments as a kernel reads them: sizes, and addresses of tensors."""
-    return [
-        argument if type(argument) is int else _number(argument)
-        for argument in block
-    ]
-
-
-def _number(argument: int | Tensor | None) -> int:
-    if argument is None:
-        return 0
-    if isinstance(argument, Tensor) and argument.ndim:
-        return argument.data_ptr() or _nowhere(argument)
-    return int(argument)  # while torch.jit traces, sizes are tensors, too
-
-
-def _nowhere(tensor: Tensor) -> int:
-    """Return the address of a tensor that has none, because it is empty."""
-    if tensor.numel():
-        raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} has no memory; it was freed or never made"
-        )
-    return 0
-
-
-@functools.cache
-def kernels() -> ModuleType:
-    """Load the kernels and their compiler.
-
-    Raises
-    ------
-    ImportError
-        If numba is not installed, or its compiler is switched off.
-    """
-    with _announced("sparselib loads its compiler ..."):
-        from sparselib.ops.backends import cpu_kernels
-    return cpu_kernels
 
 
 @functools.cache
@@ -583,82 +360,3 @@ def _few_kernels() -> ModuleType:
     from sparselib.ops.backends import cpu_few
 
     return cpu_few
-
-
-@functools.cache
-def _compiled(kernel: Callable[[], _Made]) -> "_Compiled":
-    with _announced(
-        "sparselib compiles its CPU kernels, once for this machine ..."
-    ):
-        return _Compiled(kernel())
-
-
-class _Compiled:
-    """A kernel as C calls it.
-
-    Parameters
-    ----------
-    made : CFunc
-        What numba compiled.
-
-    Attributes
-    ----------
-    address : int
-        Where its code is.
-    """
-
-    def __init__(self, made: _Made) -> None:
-        self._made = made  # which owns the code
-        self.address: int = made.address
-        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
-
-
-@functools.cache
-def _say(sentence: str) -> None:
-    # in a notebook it would be an output that is there the first time only
-    if sys.stderr.isatty():
-        print(sentence, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _announced(sentence: str) -> Iterator[None]:
-    timer = threading.Timer(1.0, _say, [sentence])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@functools.cache
-def _openmp() -> Callable[..., None] | None:
-    """GOMP_parallel of the OpenMP that torch has loaded already, or None; never loads another."""
-    root = os.path.dirname(torch.__file__)
-    beside = [*glob(f"{root}/lib/lib*omp*"), *glob(f"{root}.libs/lib*omp*")]
-    for name in [
-        *beside,
-        "libgomp.so.1",
-        "libomp.so",
-        "libiomp5.so",
-        "libomp.dylib",
-    ]:
-        try:
-            function = ctypes.CDLL(
-                name, mode=os.RTLD_NOLOAD | os.RTLD_NOW
-            ).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        function.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_uint,
-            ctypes.c_uint,
-        ]
-        function.restype = None
-        return function
-    return None
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor()

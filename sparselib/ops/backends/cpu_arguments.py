@@ -24,21 +24,16 @@ class Spmm(NamedTuple):
     """Arguments of `spmm`."""
 
     pieces: Argument  # of work, which threads draw one by one
-    samples: Argument  # S; 1 for a linear layer
     rows: Argument  # M, of the result
-    columns: (
-        Argument  # N, of the result: samples of a linear layer, points in time
-    )
+    columns: Argument  # N, of the result: samples of the batch
     step: Argument  # rows of a piece
     crow: Argument  # int32 [M + 1]
-    col: Argument  # int32 [nnz]: rows of x, or places in it
-    stride: Argument  # from one row of x to the next: N, or 1 where col holds places
+    col: Argument  # int32 [nnz]
     values: Argument  # float32 [nnz]
     bias: Argument  # float32 [M], or 0
     also: Argument  # sum of BIAS, RELU and PACKS
-    x: Argument  # float32 [S, sample]
-    sample: Argument  # numbers of x from one sample to the next
-    y: Argument  # float32 [S, M, N]
+    x: Argument  # float32 [columns of the matrix, N]
+    y: Argument  # float32 [M, N]
     copies: Argument  # float32 [threads, copied, PACK], or 0
     copied: Argument  # rows of x that are copied for a piece of `PACK` columns; 0 for no copies
 
@@ -47,19 +42,16 @@ class Sddmm(NamedTuple):
     """Arguments of `sddmm`."""
 
     pieces: Argument  # of work
-    samples: Argument  # S
     rows: Argument  # M, of dy
     columns: Argument  # N, of dy
     step: Argument  # rows of a piece
     crow: Argument  # int32 [M + 1]
     col: Argument  # int32 [nnz]
-    stride: Argument  # from one row of x to the next
-    dy: Argument  # float32 [S, M, N]
-    x: Argument  # float32 [S, sample]
-    sample: Argument  # numbers of x from one sample to the next
+    dy: Argument  # float32 [M, N]
+    x: Argument  # float32 [features, N]
     dvalues: Argument  # float32 [nnz]
     dbias: Argument  # float32 [M]
-    features: Argument  # rows of x, where samples are copied
+    features: Argument  # rows of x
     block: Argument  # features that are copied at once; 0 for no copies
     bounds: (
         Argument  # int32 [blocks + 1, M] where there are several blocks, or 0
@@ -132,6 +124,68 @@ class Few(NamedTuple):
     step: int  # rows of a piece; with several layers as many as any has
 
 
+class Convolution(NamedTuple):
+    """Arguments of `convolution`."""
+
+    pieces: Argument  # of work
+    chunks: Argument  # pieces of a stack of samples
+    step: Argument  # rows of a piece
+    samples: Argument  # of x
+    stack: Argument  # samples that are laid one behind the other
+    channels: Argument  # of x
+    rows: Argument  # M, channels of y
+    height: Argument  # rows of an image of x; 1 for signals
+    width: Argument  # points of such a row
+    row: Argument  # points from a row to the next, as laid
+    pitch: Argument  # points from an image to the next, a multiple of row
+    start: Argument  # points before the first row
+    length: Argument  # points of a channel, zeros included
+    down: Argument  # rows of an image of y
+    across: Argument  # points of such a row
+    written: Argument  # points of y, those between its rows included
+    band: Argument  # points that all rows do before the next ones
+    crow: Argument  # int32 [M + 1]
+    places: Argument  # int32 [nnz]: where each weight's stretch begins
+    values: Argument  # float32 [nnz]
+    bias: Argument  # float32 [M], or 0
+    also: Argument  # BIAS, or 0
+    x: Argument  # float32 [samples, channels, height, width]
+    y: Argument  # float32 [samples, M, down, across]
+    own: Argument  # float32 [threads, room]
+    room: Argument  # numbers that a thread lays, and one band of y
+
+
+class Correlation(NamedTuple):
+    """Arguments of `correlation`."""
+
+    pieces: Argument  # of work
+    chunks: Argument  # pieces of a group of samples
+    step: Argument  # filters of a piece
+    samples: Argument  # of x
+    group: Argument  # samples whose sums are added in their order, whole stacks
+    stack: Argument  # samples that are laid one behind the other
+    channels: Argument  # of x
+    filters: Argument  # M, channels of dy
+    height: Argument  # rows of an image of x; 1 for signals
+    width: Argument  # points of such a row
+    row: Argument  # points from a row to the next, as laid
+    pitch: Argument  # points from an image to the next, a multiple of row
+    start: Argument  # points before the first row of x
+    read: Argument  # points of a channel of x, zeros included
+    down: Argument  # rows of an image of dy
+    across: Argument  # points of such a row
+    written: Argument  # N, points of dy, zeros between its rows included
+    band: Argument  # points that all rows do before the next ones
+    crow: Argument  # int32 [M + 1]
+    places: Argument  # int32 [nnz]: where each weight's stretch begins
+    x: Argument  # float32 [samples, channels, height, width]
+    dy: Argument  # float32 [samples, M, down, across]
+    dvalues: Argument  # float32 [groups, nnz]
+    dbias: Argument  # float32 [groups, M]
+    own: Argument  # float32 [threads, room]
+    room: Argument  # numbers that a thread lays
+
+
 class Row(NamedTuple):
     """What `network` and `few` read of one layer."""
 
@@ -143,7 +197,17 @@ class Row(NamedTuple):
     also: int  # sum of BIAS and RELU
 
 
-Block = TypeVar("Block", Spmm, Sddmm, Gradients, Transposed, Network, Few)
+Block = TypeVar(
+    "Block",
+    Spmm,
+    Sddmm,
+    Gradients,
+    Transposed,
+    Network,
+    Few,
+    Convolution,
+    Correlation,
+)
 
 
 def places(block: type[Block]) -> Block:
@@ -158,6 +222,8 @@ GRADIENTS = places(Gradients)
 TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
 FEW_SAMPLES = places(Few)
+CONVOLUTION = places(Convolution)
+CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))
 ROW_SIZE = len(Row._fields)
 FEW_SIZE = COUNTERS + len(Few._fields)

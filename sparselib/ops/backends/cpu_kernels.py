@@ -117,56 +117,126 @@ def in_packs(  # type: ignore[no-untyped-def]
 
 
 @inline
-def product(t, S, M, N, step, crow, col, ld, w, bias, mask, also, x, xs, y):  # type: ignore[no-untyped-def]
-    """Do piece t of `spmm`: a block of columns for some rows of a sample."""
-    # a short rest is its neighbor's, so that one thread writes what both compute
-    blocks = max(1, (N - WIDE // 4 + WIDE - 1) // WIDE)
-    chunks = (M + step - 1) // step
-    o = t % chunks * step
-    block = t // chunks % blocks
-    n = block * WIDE
-    s = t // chunks // blocks
-    e = min(M, o + step)
-    end = N if block == blocks - 1 else n + WIDE
-    i = s * xs
-    k = s * M * N
-    if also & PACKS:
-        in_packs(
-            o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
-        )
-        n = end
+def in_blocks(  # type: ignore[no-untyped-def]
+    o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, ldy, N
+):
+    """Do columns n to end of rows o to e, as many at a time as there are; a rest may overlap."""
     while n < end:
         n = overlapped(n, end, N)
         if end - n >= WIDE:
             wide_rows(
-                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+                o,
+                e,
+                crow,
+                col,
+                ld,
+                w,
+                bias,
+                mask,
+                also,
+                x,
+                i + n,
+                y,
+                k + n,
+                ldy,
             )
             n += WIDE
         elif end - n >= TILE:
             tile_rows(
-                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+                o,
+                e,
+                crow,
+                col,
+                ld,
+                w,
+                bias,
+                mask,
+                also,
+                x,
+                i + n,
+                y,
+                k + n,
+                ldy,
             )
             n += TILE
         elif end - n >= PACK:
             pack_rows(
-                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+                o,
+                e,
+                crow,
+                col,
+                ld,
+                w,
+                bias,
+                mask,
+                also,
+                x,
+                i + n,
+                y,
+                k + n,
+                ldy,
             )
             n += PACK
         elif end - n >= LANES:
             lane_rows(
-                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+                o,
+                e,
+                crow,
+                col,
+                ld,
+                w,
+                bias,
+                mask,
+                also,
+                x,
+                i + n,
+                y,
+                k + n,
+                ldy,
             )
             n += LANES
         else:
             one_row(
-                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
+                o,
+                e,
+                crow,
+                col,
+                ld,
+                w,
+                bias,
+                mask,
+                also,
+                x,
+                i + n,
+                y,
+                k + n,
+                ldy,
             )
             n += 1
 
 
 @inline
+def product(t, M, N, step, crow, col, w, bias, mask, also, x, y):  # type: ignore[no-untyped-def]
+    """Do piece t of `spmm`: a block of columns for some rows."""
+    # a short rest is its neighbor's, so that one thread writes what both compute
+    blocks = max(1, (N - WIDE // 4 + WIDE - 1) // WIDE)
+    chunks = (M + step - 1) // step
+    o = t % chunks * step
+    block = t // chunks
+    n = block * WIDE
+    e = min(M, o + step)
+    end = N if block == blocks - 1 else n + WIDE
+    if also & PACKS:
+        in_packs(o, e, n, end, crow, col, N, w, bias, mask, also, x, 0, y, 0, N)
+    else:
+        in_blocks(
+            o, e, n, end, crow, col, N, w, bias, mask, also, x, 0, y, 0, N, N
+        )
+
+
+@inline
 def packed(t, M, N, columns, crow, col, w, bias, mask, also, x, y, copy, k):  # type: ignore[no-untyped-def]
-    """Do piece t of `spmm` with S = 1: `PACK` samples for all rows, from a copy of them at k."""
+    """Do piece t of `spmm`: `PACK` samples for all rows, from a copy of them at k."""
     n = min(t * PACK, N - PACK)
     for c in range(columns):
         store(copy, k + c * PACK, load(x, c * N + n, PACK))  # [PACK]
@@ -175,26 +245,21 @@ def packed(t, M, N, columns, crow, col, w, bias, mask, also, x, y, copy, k):  # 
 
 @kernel
 def spmm(a):  # type: ignore[no-untyped-def]
-    """y[s, o, n] = relu(bias[o] + sum_j w[j] x[s * xs + col[j] * ld + n]) for n < N; see `Spmm`.
+    """y[o, n] = relu(bias[o] + sum_j w[j] x[col[j], n]) for n < N; see `Spmm`.
 
-    A linear layer has S = 1, N = ld = samples. A convolution has S samples, N points in time,
-    ld = 1, and in col the distance from a point of the output to the one it reads. A number of
-    copied rows asks for pieces of `PACK` samples, and there is room for copies of them, one for
-    each thread.
+    A number of copied rows asks for pieces of `PACK` samples, and there is room for copies of
+    them, one for each thread.
     """
     pieces = a[SPMM.pieces]
-    S = a[SPMM.samples]
     M = a[SPMM.rows]
     N = a[SPMM.columns]
     step = a[SPMM.step]
     crow = ints(a[SPMM.crow])
     col = ints(a[SPMM.col])
-    ld = a[SPMM.stride]
     w = floats(a[SPMM.values])
     bias = floats(a[SPMM.bias])
     also = a[SPMM.also]
     x = floats(a[SPMM.x])
-    xs = a[SPMM.sample]
     y = floats(a[SPMM.y])
     copies = floats(a[SPMM.copies])
     columns = a[SPMM.copied]
@@ -221,7 +286,7 @@ def spmm(a):  # type: ignore[no-untyped-def]
                 mine,
             )
         else:
-            product(t, S, M, N, step, crow, col, ld, w, bias, x, also, x, xs, y)
+            product(t, M, N, step, crow, col, w, bias, x, also, x, y)
 
 
 @inline
@@ -359,39 +424,34 @@ def cleared(o, end, crow, dw, db):  # type: ignore[no-untyped-def]
 
 
 @inline
-def sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db):  # type: ignore[no-untyped-def]
+def sample(t, M, N, step, crow, col, g, x, dw, db):  # type: ignore[no-untyped-def]
     """Do piece t of `sddmm`: some rows, which one thread owns, so that sums have one order."""
     o = t * step
     e = min(M, (t + 1) * step)
     cleared(o, e, crow, dw, db)
-    for s in range(S):
-        n = 0
-        k = s * M * N
-        i = s * xs
-        while N - n >= WIDE:
-            wide_gradient(
-                o,
-                e,
-                crow,
-                after(crow, 1),
-                col,
-                ld,
-                g,
-                k + n,
-                N,
-                x,
-                i + n,
-                dw,
-                db,
-                True,
-            )
-            n += WIDE
-        if n < N and N >= LANES:
-            lane_gradient(
-                o, e, N - n, crow, col, ld, g, k + n, N, x, i + n, dw, db
-            )
-        elif n < N:
-            one_gradient(o, e, N, crow, col, ld, g, k, N, x, i, dw, db)
+    n = 0
+    while N - n >= WIDE:
+        wide_gradient(
+            o,
+            e,
+            crow,
+            after(crow, 1),
+            col,
+            N,
+            g,
+            n,
+            N,
+            x,
+            n,
+            dw,
+            db,
+            True,
+        )
+        n += WIDE
+    if n < N and N >= LANES:
+        lane_gradient(o, e, N - n, crow, col, N, g, n, N, x, n, dw, db)
+    elif n < N:
+        one_gradient(o, e, N, crow, col, N, g, 0, N, x, 0, dw, db)
 
 
 @inline
@@ -421,7 +481,7 @@ def tiled(x, N, n, first, end, copy, k):  # type: ignore[no-untyped-def]
 def tiled_sample(  # type: ignore[no-untyped-def]
     t, M, N, step, crow, col, g, x, dw, db, features, block, bounds, copy, k
 ):
-    """Do piece t of `sddmm` with S = 1, `WIDE` samples at a time, from copies of them at k.
+    """Do piece t of `sddmm`, `WIDE` samples at a time, from copies of them at k.
 
     Copies lie side by side, where the cache holds them all; a block of features is read by all
     rows before the next one. The sums are those of `sample`, in the same order.
@@ -475,21 +535,18 @@ def tiled_sample(  # type: ignore[no-untyped-def]
 
 @kernel
 def sddmm(a):  # type: ignore[no-untyped-def]
-    """dw[j] = sum over s, n of g[s, o, n] x[s * xs + col[j] * ld + n]; db[o] = sum of g.
+    """dw[j] = sum over n of g[o, n] x[col[j], n]; db[o] = sum of g.
 
     See `Sddmm`.
     """
     pieces = a[SDDMM.pieces]
-    S = a[SDDMM.samples]
     M = a[SDDMM.rows]
     N = a[SDDMM.columns]
     step = a[SDDMM.step]
     crow = ints(a[SDDMM.crow])
     col = ints(a[SDDMM.col])
-    ld = a[SDDMM.stride]
     g = floats(a[SDDMM.dy])
     x = floats(a[SDDMM.x])
-    xs = a[SDDMM.sample]
     dw = floats(a[SDDMM.dvalues])
     db = floats(a[SDDMM.dbias])
     features = a[SDDMM.features]
@@ -520,7 +577,7 @@ def sddmm(a):  # type: ignore[no-untyped-def]
                 mine,
             )
         else:
-            sample(t, S, M, N, step, crow, col, ld, g, x, xs, dw, db)
+            sample(t, M, N, step, crow, col, g, x, dw, db)
 
 
 @kernel
@@ -574,7 +631,7 @@ def gradients(a):  # type: ignore[no-untyped-def]
                 mine,
             )
         elif t < samples:
-            sample(t, 1, M, N, step, crow, col, N, g, x, 0, dw, db)
+            sample(t, M, N, step, crow, col, g, x, dw, db)
         elif t < pieces:
             t -= samples
             if rows:
@@ -597,19 +654,16 @@ def gradients(a):  # type: ignore[no-untyped-def]
             else:
                 product(
                     t,
-                    1,
                     features,
                     N,
                     chunk,
                     tcrow,
                     tcol,
-                    N,
                     w,
                     w,
                     x,
                     also,
                     g,
-                    0,
                     dx,
                 )
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparselib.ops.backends import cpu
+from sparselib.ops.backends.cpu_launch import launch
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
     floats,
@@ -82,7 +82,7 @@ def compute(loops: int) -> torch.Tensor:
     x = torch.arange(14 * LANES, dtype=torch.float32) / (14 * LANES)
     y = torch.empty(threads, CHAINS, LANES)
     loop: Any = multiply_adds  # numba's types are not those of `cpu`
-    cpu._launch(loop, [loops, x, y])
+    launch(loop, [loops, x, y])
     return y
 
 

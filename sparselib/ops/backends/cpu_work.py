@@ -52,11 +52,11 @@ def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
     return Product(rows, ceil(batch, PACK), columns, room, PACKS)
 
 
-def divided(rows: int, columns: int, samples: int = 1) -> Product:
+def divided(rows: int, columns: int) -> Product:
     """Divide a product into rows, so that each thread gets several pieces."""
     wide = _wide()
     # a rest of a quarter is its neighbor's
-    blocks = samples * max(1, ceil(columns - wide // 4, wide))
+    blocks = max(1, ceil(columns - wide // 4, wide))
     threads = torch.get_num_threads()
     if blocks >= 4 * threads:
         return Product(rows, blocks)

@@ -24,7 +24,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from triton.runtime import KernelInterface
 
 from sparselib._types import Function
-from sparselib.ops.backends import Indices, Sizes, Weights, stretches
+from sparselib.ops.backends import (
+    Indices,
+    Layout,
+    Weights,
+    stretches,
+)
 from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 # rows, samples and warps of a tile, the largest first: sixteen sums a thread, in vectors of four
@@ -431,43 +436,56 @@ def features_first(x: Tensor) -> Tensor:
     return x.t().contiguous()
 
 
-def empty(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a matrix with any content, of the type and on the device of x."""
-    return x.new_empty(rows, columns)
-
-
 def convolve(
     values: Tensor,
     indices: Indices,
     x: Tensor,
-    sizes: Sizes,
+    layout: Layout,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Return the output of a convolution, of the type of x."""
-    product = _convolutions().convolve
-    return stretches.output(
-        product, stretches.padded, values, indices, x, sizes, bias
+    passage = stretches.forward(layout)
+    y = _convolutions().convolve(
+        values,
+        indices[0],
+        stretches.places(indices[1], layout.sizes, passage.length),
+        stretches.laid(x, passage),
+        passage.written,
+        bias,
     )
+    return stretches.cut(y, passage)
 
 
 def convolve_t(
-    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+    values: Tensor, indices: Indices, dy: Tensor, layout: Layout
 ) -> Tensor:
-    """Gradient of a convolution's signals, of the type of dy."""
-    product = _convolutions().convolve
-    return stretches.input_gradient(
-        product, stretches.padded, values, indices, dy, sizes, time
+    """Gradient of a convolution's inputs, of the type of dy."""
+    passage = stretches.backward(layout)
+    turned = stretches.turned(indices, layout, passage.length)
+    dx = _convolutions().convolve(
+        values,
+        turned.crow,
+        turned.places,
+        stretches.laid(dy, passage),
+        passage.written,
+        None,
+        turned.permutation,
     )
+    return stretches.cut(dx, passage)
 
 
 def correlate(
-    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+    indices: Indices, dy: Tensor, x: Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a convolution's weights and biases; both float32."""
-    product = _convolutions().correlate
-    return stretches.weight_gradient(
-        product, stretches.padded, indices, dy, x, sizes
+    passage = stretches.forward(layout)
+    starts = stretches.places(indices[1], layout.sizes, passage.length)
+    signals = stretches.laid(x, passage)
+    costs = stretches.laid(dy, stretches.across(layout))
+    dvalues, dbias = _convolutions().correlate(
+        indices[0], starts, costs, signals
     )
+    return dvalues, dbias
 
 
 @functools.cache

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv1d_weight
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from sparselib.csr import rows_of
-from sparselib.ops.backends import Indices, Sizes, Weights
+from sparselib.ops.backends import Indices, Layout, Sizes, Weights, stretches
 from sparselib.ops.backends.reference_extrema import extrema as extrema
 
 warnings.filterwarnings(
@@ -89,41 +89,88 @@ def features_first(x: Tensor) -> Tensor:
     return x.t()
 
 
-def empty(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a matrix with any content, of the type and on the device of x."""
-    return x.new_empty(rows, columns)
-
-
 def convolve(
     values: Tensor,
     indices: Indices,
     x: Tensor,
-    sizes: Sizes,
+    layout: Layout,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Cross-correlate padded signals with the dense kernels."""
-    signals = functional.pad(x, (sizes.before, sizes.after))
+    """Cross-correlate what is laid out with the dense kernels."""
+    sizes = layout.sizes
+    signals = _laid(x, stretches.forward(layout))
     weight = kernels(values, indices, sizes)
-    return functional.conv1d(signals, weight, bias, dilation=_step(sizes))
+    y = functional.conv1d(signals, weight, bias, dilation=_step(sizes))
+    return _cut(y, stretches.forward(layout))
 
 
 def convolve_t(
-    values: Tensor, indices: Indices, dy: Tensor, sizes: Sizes, time: int
+    values: Tensor, indices: Indices, dy: Tensor, layout: Layout
 ) -> Tensor:
-    """Gradient of the signals, without that of the padding."""
+    """Gradient of the inputs, without that of the zeros around them."""
+    sizes = layout.sizes
+    costs = _laid(dy, stretches.across(layout))
     weight = kernels(values, indices, sizes)
-    dx = functional.conv_transpose1d(dy, weight, dilation=_step(sizes))
-    return dx[:, :, sizes.before : sizes.before + time].contiguous()
+    signals = functional.conv_transpose1d(costs, weight, dilation=_step(sizes))
+    end = layout.start + layout.held
+    inside = signals[:, :, layout.start : end]
+    return _cut(inside, stretches.backward(layout)).contiguous()
 
 
 def correlate(
-    indices: Indices, dy: Tensor, x: Tensor, sizes: Sizes
+    indices: Indices, dy: Tensor, x: Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the dense kernels at the nonzeros, and the sums of dy over samples and time."""
-    signals = functional.pad(x, (sizes.before, sizes.after))
-    shape = (dy.shape[1], sizes.channels, _points(sizes))
+    """Gradient of the dense kernels at the nonzeros, and the sums of dy over samples and points."""
+    sizes = layout.sizes
+    filters = dy.shape[1]
+    if layout.output[0] > 1:
+        weight = _images_weight(dy, x, layout)
+        cells = (rows_of(indices[0], len(indices[1])), indices[1])
+        return weight.flatten(1)[cells], dy.sum((0, 2))
+    signals = _laid(x, stretches.forward(layout))
+    shape = (filters, sizes.channels, _points(sizes))
     weight = conv1d_weight(signals, shape, dy, dilation=_step(sizes))
     return weight.flatten(1)[_cells(indices, sizes)], dy.sum((0, 2))
+
+
+def _images_weight(dy: Tensor, x: Tensor, layout: Layout) -> Tensor:
+    """Return the gradient of the dense kernels of images.
+
+    As signals, these would multiply the zeros between the rows of dy by points of x, which may
+    not be finite.
+    """
+    sizes = layout.sizes
+    above, left = divmod(layout.start, layout.row)
+    rows = sizes.taps // sizes.across
+    dilation = (max(1, sizes.down // layout.row), sizes.dilation)
+    down = (rows - 1) * dilation[0]
+    across = (sizes.across - 1) * dilation[1]
+    below = layout.output[0] + down - above - layout.points[0]
+    right = layout.output[1] + across - left - layout.points[1]
+    images = functional.pad(
+        x.unflatten(2, layout.points), (left, right, above, below)
+    )
+    shape = (dy.shape[1], sizes.channels, rows, sizes.across)
+    costs = dy.unflatten(2, layout.output)
+    return conv2d_weight(images, shape, costs, dilation=dilation)
+
+
+def _laid(x: Tensor, passage: stretches.Passage) -> Tensor:
+    """Lay rows among zeros, as `stretches.laid` does; differentiable."""
+    (height, width), _, row, start, length = passage
+    if height > 1:
+        rows = x.unflatten(2, (height, width))
+        x = functional.pad(rows, (0, row - width)).flatten(2)
+    return functional.pad(x, (start, length - start - x.shape[2]))
+
+
+def _cut(signals: Tensor, passage: stretches.Passage) -> Tensor:
+    """Take out what was written, as `stretches.cut` does; differentiable."""
+    height, width = passage.output
+    if height == 1:
+        return signals
+    whole = functional.pad(signals, (0, passage.row - width))
+    return whole.unflatten(2, (height, passage.row))[..., :width].flatten(2)
 
 
 def kernels(values: Tensor, indices: Indices, sizes: Sizes) -> Tensor:

@@ -213,6 +213,8 @@ class Region(NamedTuple):
 
     def holds(self, positions: Int[Tensor, "nnz"]) -> Bool[Tensor, "nnz"]:
         """Return which positions are open cells."""
+        if self.is_whole:
+            return torch.ones_like(positions, dtype=torch.bool)
         opened = self._opened(positions % self.taps)
         return opened < self.reach[self._rows(positions)]
 

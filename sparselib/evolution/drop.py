@@ -255,13 +255,13 @@ def unchanged_negatives(
 
     What NeurRev (Li et al., 2024) removes in its search for dormant neurons: a neuron before a ReLU
     that writes nothing but zeros gets no gradient, so that its weights do not change, and it is
-    negative weights that keep it below zero. :math:`w_{t - 1}` is the weight after the step
-    before; that of a connection which came in that step is counted as 0. In the first step nothing
-    is known of changes and nothing leaves. At most the negative weights leave, though `fraction`
-    of all were more.
+    negative weights that keep it below zero. :math:`w_{t - 1}` is the weight at the step before; of
+    a connection that came in that step it counts as 0. In the first step no change is known and
+    nothing leaves. Never more leave than there are negative weights, even if `fraction` of all is
+    more.
 
-    The paper's text was not at hand: the rule is what its abstract and its published reviews agree
-    on. There the rule follows a removal by magnitude and a growth of as many and `fraction` more.
+    Of NeurRev this is the removal alone, as the paper's published reviews report it; its full text
+    was not at hand.
 
     Parameters
     ----------

@@ -32,6 +32,9 @@ from sparselib.ranking import (
 )
 
 BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
+WALK_CELLS = (
+    2**19
+)  # scores of paths held at once, which need four times as much around them
 TAKEN = -1.0  # below every size of a gradient
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -347,9 +350,9 @@ def length_three_paths(
     connection that was there before starts at its former weight with the authors (Appendix J),
     here at zero.
 
-    Scores are multiplied out for blocks of neurons, once for those of either side, in memory as
-    `full_gradient` and in time :math:`O((rows + columns) \cdot nnz)`; scores of the whole layer
-    are never there at once.
+    Scores are multiplied out for blocks of neurons, once for those of either side, in time
+    :math:`O((rows + columns) \cdot nnz)`. No more than half a million of them are there at once,
+    so that the memory is that of `full_gradient`.
 
     Raises
     ------
@@ -385,7 +388,7 @@ def community_scores(
     r"""Sum :math:`(i_z + 1) / (e_z + 1)` over the z of a cell's local community on one side.
 
     Of `length_three_paths`: with the rows u, the sum is over those z that are rows like u, and for
-    columns over the columns. Only sums at free cells mean anything.
+    columns over the columns. At connections it is 0.
 
     Parameters
     ----------
@@ -402,13 +405,13 @@ def community_scores(
     degree = graph.fan_out() if of_columns else graph.fan_in()
     start = ones.new_zeros(len(neurons), len(degree))
     start.scatter_(1, neurons[:, None], 1.0)
-    common = forth(graph, ones, back(graph, ones, start))
-    # without the connection to the seed; where nothing is left, there is no free cell
+    connected = back(graph, ones, start)
+    common = forth(graph, ones, connected)
+    # without the connection to the seed; where nothing is left, no cell is free
     outward = (degree - common - 1).clamp(min=0)
-    is_near = common > 0
-    return back(
-        graph, ones, torch.where(is_near, common + 1, 0) / (outward + 1)
-    )
+    inward = torch.where(common > 0, common + 1, 0)
+    scores = back(graph, ones, inward / (outward + 1))
+    return scores.masked_fill_(connected > 0, 0)
 
 
 def _soonest(
@@ -425,19 +428,20 @@ def _soonest(
         neurons = torch.arange(columns, device=neurons.device)
     cells = neurons[:0]
     times = torch.empty(0, dtype=torch.float64, device=neurons.device)
-    for block in neurons.split(max(1, BLOCK_CELLS // max(rows, columns, 1))):
+    for block in neurons.split(max(1, WALK_CELLS // max(rows, columns, 1))):
         scores = community_scores(graph, block, of_columns)
         near, across = (scores > 0).nonzero(as_tuple=True)
-        row, column = (
-            (across, block[near]) if of_columns else (block[near], across)
-        )
+        speeds = scores[near, across].double()
+        row, column = block[near], across
+        if of_columns:
+            row, column = across, block[near]
         found = row * columns + column
-        is_free = layer.region.holds(found) & contains(context.rows, row)
-        is_free &= contains(context.occupied, found).logical_not()
-        speeds = scores[near, across][is_free].double()
+        is_open = layer.region.holds(found)
+        if of_columns:
+            is_open &= contains(context.rows, row)
         clock = exponential(speeds.numel(), context).to(speeds.device)
-        cells = torch.cat([cells, found[is_free]])
-        times = torch.cat([times, clock / speeds])
+        cells = torch.cat([cells, found[is_open]])
+        times = torch.cat([times, (clock / speeds)[is_open]])
         first = largest(-times, min(count, times.numel()))
         cells = cells[first]
         times = times[first]

@@ -1,5 +1,6 @@
 """Grow rules choose free cells only, by the numbers of the dense gradient."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -264,7 +265,7 @@ def test_paths_of_three_are_drawn_in_proportion_to_their_scores():
     mask = torch.block_diag(*[one] * 400).bool()
     layer, context = on_paths(mask.flatten().nonzero().flatten().tolist(), shape=(1200, 1600))
     hits = torch.zeros(3, 4, dtype=torch.float64)
-    for _ in range(5):
+    for _ in range(12):
         positions, _ = grow.length_three_paths(layer, 100, context)
         rows = positions // 1600
         columns = positions % 1600
@@ -272,7 +273,16 @@ def test_paths_of_three_are_drawn_in_proportion_to_their_scores():
         hits.index_put_((rows % 3, columns % 4), hits.new_ones(()), accumulate=True)
     scores = paths_of_three(one.bool())
     assert len(scores[scores > 0].unique()) > 1
-    torch.testing.assert_close(hits / 500, scores / scores.sum(), atol=0.07, rtol=0)
+    torch.testing.assert_close(hits / 1200, scores / scores.sum(), atol=0.04, rtol=0)
+
+
+def test_clocks_strike_after_exponentially_distributed_times():
+    _, context = on_paths([0, 1, 3, 5])
+    times = grow.exponential(100_000, context)
+    assert times.dtype == torch.float64
+    assert times.mean() == pytest.approx(1, abs=0.02)
+    for time in (0.1, 1.0, 3.0):
+        assert (times > time).double().mean() == pytest.approx(math.exp(-time), abs=0.01)
 
 
 @given(cases, st.data())

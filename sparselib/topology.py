@@ -196,14 +196,10 @@ class Region(NamedTuple):
         """Raise ValueError, naming the first, if a position lies outside; other faults pass."""
         if self.is_whole:
             return
-        rows = (positions // max(self.columns, 1)).clamp(
-            0, max(len(self.reach) - 1, 0)
-        )
-        opened = self._opened(positions % self.taps)
-        outside = (opened >= self.reach[rows]).nonzero()
+        outside = self.holds(positions).logical_not().nonzero()
         if outside.numel():
             position = int(positions[outside[0]])
-            row = int(rows[outside[0]])
+            row = int(self._rows(positions[outside[0]]))
             few = int(self.reach[row])
             which = (
                 f"the first {few} taps"
@@ -214,6 +210,17 @@ class Region(NamedTuple):
                 f"position {position} is tap {position % self.taps} of filter {row}, which may use "
                 f"only {which}"
             )
+
+    def holds(self, positions: Int[Tensor, "nnz"]) -> Bool[Tensor, "nnz"]:
+        """Return which positions are open cells."""
+        if self.is_whole:
+            return torch.ones_like(positions, dtype=torch.bool)
+        opened = self._opened(positions % self.taps)
+        return opened < self.reach[self._rows(positions)]
+
+    def _rows(self, positions: Int[Tensor, "nnz"]) -> Int[Tensor, "nnz"]:
+        last = max(len(self.reach) - 1, 0)
+        return (positions // max(self.columns, 1)).clamp(0, last)
 
     def _opened(self, taps: Int[Tensor, "some"]) -> Int[Tensor, "some"]:
         """Return how many taps are opened before each."""

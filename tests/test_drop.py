@@ -133,6 +133,132 @@ def test_relative_importance_compares_a_weight_with_those_of_its_neurons():
     assert drop.relative_importance(layer, 0.5, context).tolist() == [0, 1]
 
 
+def kept(**options):
+    """Shares of 1, -2, 3, 4 among the few weights that stay of 10,000 layers of these four."""
+    blocks = 2 * torch.arange(10_000)
+    layer = sl.CSRLinear(20_000, 20_000, sparsity=0.9999)
+    rows = (blocks[:, None] + torch.tensor([0, 0, 1, 1])).flatten()
+    columns = (blocks[:, None] + torch.tensor([0, 1, 0, 1])).flatten()
+    layer.rewire(rows * 20_000 + columns, torch.tensor([1.0, -2.0, 3.0, 4.0]).repeat(10_000))
+    generator = torch.Generator().manual_seed(0)
+    context = Context(layer.positions, torch.arange(20_000), generator=generator, state={})
+    dropped = drop.sampled_importance(layer, 0.98, context, steps=1, **options)
+    assert len(dropped) == 39_200
+    stays = torch.ones(40_000).index_fill_(0, dropped, 0.0)
+    return stays.view(-1, 4).mean(0) / stays.mean() / 4
+
+
+def test_soft_removal_keeps_in_proportion_to_a_power_of_the_mixed_importance():
+    for options, speeds in (
+        ({"start": 0.5}, [1, 2, 3, 4]),
+        ({"start": 0.75}, [1, 8, 27, 64]),
+        # rows {1, 2} and {3, 4}, columns {1, 3} and {2, 4}: 1/3 + 1/4, 2/3 + 2/6, ...
+        ({"alpha": 0.0}, [7 / 12, 1, 33 / 28, 26 / 21]),
+        ({"alpha": 0.0, "start": 0.75}, [(7 / 12) ** 3, 1, (33 / 28) ** 3, (26 / 21) ** 3]),
+        ({"alpha": 0.5}, [19 / 12, 3, 117 / 28, 110 / 21]),
+        ({"start": 0.0}, [1, 1, 1, 1]),
+    ):
+        expected = torch.tensor(speeds, dtype=torch.float32)
+        torch.testing.assert_close(kept(**options), expected / expected.sum(), atol=0.05, rtol=0)
+
+
+def test_soft_removal_hardens_from_step_to_step():
+    layer, context = four([1.0, -2.0, 3.0, 4.0], None)
+    context = context._replace(generator=torch.Generator().manual_seed(0), state={})
+    soft = partial(drop.sampled_importance, steps=3, start=0.0, end=0.999)
+    for _ in range(3):
+        soft(layer, 0.75, context)
+    # at delta 0.999 the largest of 1, 2, 3, 4 stays but for once in 10^124
+    for _ in range(20):
+        assert soft(layer, 0.75, context).tolist() == [0, 1, 2]
+    assert context.state == {"steps": 23}
+    # halfway, delta lies in the middle: 0.5 of 0 to 1
+    middle = partial(drop.sampled_importance, steps=2, start=0.25, end=0.75)
+    seeded = [
+        rule(
+            layer,
+            0.5,
+            context._replace(generator=torch.Generator().manual_seed(5), state=state),
+        ).tolist()
+        for rule, state in (
+            (middle, {"steps": 1}),
+            (partial(drop.sampled_importance, steps=1, start=0.5), {}),
+        )
+    ]
+    assert seeded[0] == seeded[1]
+
+
+@given(weights, fractions, st.integers(0, 9), st.sampled_from([0.0, 0.5, 0.9, 0.99]))
+def test_soft_removal_drops_as_many_as_asked_and_the_same_by_the_same_seed(
+    values, fraction, seed, delta
+):
+    if len(values) == 0:
+        return
+    layer = sl.CSRLinear(len(values), 1, sparsity=0.0)
+    layer.values.data.copy_(values)
+    context = Context(layer.positions, torch.arange(1))
+    dropped = [
+        drop.sampled_importance(
+            layer,
+            fraction,
+            context._replace(generator=torch.Generator().manual_seed(seed), state={}),
+            steps=4,
+            start=delta,
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(*dropped)
+    assert len(dropped[0].unique()) == round(fraction * len(values))
+
+
+def test_soft_removal_refuses_a_softness_that_is_none():
+    layer, context = four([1.0, 2.0, 3.0, 4.0], None)
+    for options, sentence in (
+        ({"steps": 0}, "at least 1 step, not 0"),
+        ({"steps": 1, "alpha": 1.5}, r"from 0 to 1, not 1\.5"),
+        ({"steps": 1, "start": -0.1}, r"\[0, 1\), not -0\.1"),
+        ({"steps": 1, "end": 1.0}, r"\[0, 1\), not 1\.0; at 1 nothing is drawn"),
+    ):
+        rule = partial(drop.sampled_importance, **options)
+        state = {}
+        with pytest.raises(ValueError, match=sentence):
+            rule(layer, 0.5, context._replace(state=state))
+        assert state == {}
+    with pytest.raises(ValueError, match="has no state to keep it in"):
+        drop.sampled_importance(layer, 0.5, context, steps=1)
+
+
+def test_negative_weights_that_do_not_change_leave_first():
+    layer, context = four([-1.0, 2.0, -3.0, -0.5], None)
+    context = context._replace(state={})
+    with pytest.raises(ValueError, match="has no state to keep it in"):
+        drop.unchanged_negatives(layer, 0.5, context._replace(state=None))
+    assert drop.unchanged_negatives(layer, 0.5, context).tolist() == []  # nothing is known yet
+    # changes 0.125, 3, 0.5, 0; the second is positive
+    layer.values.data.copy_(torch.tensor([-1.125, 5.0, -3.5, -0.5]))
+    for fraction, expected in ((0.25, [3]), (0.5, [0, 3]), (0.75, [0, 2, 3]), (1.0, [0, 2, 3])):
+        state = dict(context.state)
+        found = drop.unchanged_negatives(layer, fraction, context._replace(state=state))
+        assert found.tolist() == expected
+
+
+def test_what_a_connection_that_came_has_changed_by_is_counted_from_zero():
+    layer = sl.CSRLinear(3, 2, sparsity=1 / 3)
+    layer.rewire(torch.tensor([0, 1, 3, 5]), torch.tensor([-1.0, -2.0, -3.0, -4.0]))
+    context = Context(layer.positions, torch.arange(2), state={})
+    drop.unchanged_negatives(layer, 0.5, context)
+    # the first leaves and comes back in the same step
+    layer.values.data.copy_(torch.tensor([-1.0, -2.25, -3.25, -4.25]))
+    assert drop.unchanged_negatives(layer, 0.25, context).tolist() == [0]
+    layer.rewire(torch.tensor([0, 1, 3, 4]), torch.tensor([-1.0, -2.5, -4.25, -0.125]))
+    context = context._replace(occupied=layer.positions)
+    # changes 1, 0.25, 1, 0.125; of position 0 and 4 from zero
+    state = dict(context.state)
+    found = drop.unchanged_negatives(layer, 0.5, context._replace(state=state))
+    assert found.tolist() == [1, 3]
+    assert drop.unchanged_negatives(layer, 0.75, context).tolist() == [0, 1, 3]
+
+
 def trained(drop_rule, grow_rule=sl.grow.random, steps=3, **options):
     torch.manual_seed(0)
     model = sl.MLP(12, 16, 5, layer=sl.CSRLinear, sparsity=0.5)
@@ -210,3 +336,71 @@ def test_groups_of_filters_take_rules_of_values_only():
         sl.DST(model, optimizer, 100, drop=drop.taylor)
     with pytest.raises(ValueError, match="no device-resident form"):
         trained(drop.taylor, device_resident=True)
+
+
+SOFT = partial(drop.sampled_importance, steps=10)
+LAYERS = {
+    "linear": (lambda: sl.CSRLinear(12, 8, sparsity=0.6), (4, 12)),
+    "conv1d": (lambda: sl.SparseConv1d(3, 8, 5, sparsity=0.6), (2, 3, 20)),
+    "reach": (
+        lambda: sl.SparseConv1d(3, 9, 6, sparsity=0.6, reach=sl.topology.kernel_regions(9, 6)),
+        (2, 3, 20),
+    ),
+    "conv2d": (lambda: sl.SparseConv2d(3, 8, 3, sparsity=0.6), (2, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("grow_rule", [sl.grow.random, sl.grow.length_three_paths])
+@pytest.mark.parametrize("drop_rule", [SOFT, drop.unchanged_negatives])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_evolves_by_each_pair_of_rules_and_again_alike(name, drop_rule, grow_rule):
+    build, shape = LAYERS[name]
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = build()
+        optimizer = torch.optim.Adam(layer.parameters(), 0.01)
+        evolution = sl.Evolution(layer, optimizer, drop_rule, grow_rule, 0.1)
+        before = layer.positions
+        counts = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(torch.randn(shape)).square().mean().backward()
+            optimizer.step()
+            counts.append(evolution.step()[""])
+        asked = round(0.1 * layer.csr.nnz)
+        is_soft = drop_rule is SOFT
+        assert counts == [asked if is_soft else 0, asked, asked]
+        assert layer.csr.nnz == len(before)
+        assert not torch.equal(layer.positions, before)
+        layer.region.check(layer.positions)
+        assert evolution._watches == {}
+        ends.append((layer.positions, layer.values.detach()))
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_rule_that_remembers_goes_on_where_it_was_saved(tmp_path):
+    for rule in SOFT, drop.unchanged_negatives:
+        ends = []
+        for is_interrupted in (False, True):
+            model, evolution = trained(rule)
+            if is_interrupted:
+                sl.checkpoint.save(
+                    tmp_path / "at", model=model, evolution=evolution, optimizer=evolution.optimizer
+                )
+                model, evolution = trained(rule, steps=0)
+                sl.checkpoint.load(
+                    tmp_path / "at", model=model, evolution=evolution, optimizer=evolution.optimizer
+                )
+            torch.manual_seed(1)
+            model(torch.randn(8, 12)).square().sum().backward()
+            evolution.optimizer.step()
+            evolution.step()
+            ends.append([layer.positions for layer in model.layers])
+        assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("rule", [SOFT, drop.unchanged_negatives])
+def test_rules_that_remember_have_no_form_for_the_device(rule):
+    with pytest.raises(ValueError, match=r"the drop rule .* has no device-resident form"):
+        trained(rule, device_resident=True)

@@ -1,5 +1,6 @@
 """Grow rules choose free cells only, by the numbers of the dense gradient."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,113 @@ def test_finite_numbers_whose_sum_overflows_are_finite():
     assert not grow.is_finite(torch.tensor([torch.inf, -torch.inf]))
     assert not grow.is_finite(torch.tensor([0.0, torch.nan]))
     assert grow.is_finite(torch.empty(0))
+
+
+def paths_of_three(mask):
+    """Scores of all free cells, path by path, as CH2-L3n is defined."""
+    score = torch.zeros(mask.shape, dtype=torch.float64)
+    reads = [set(row.nonzero().flatten().tolist()) for row in mask]
+    feeds = [set(column.nonzero().flatten().tolist()) for column in mask.t()]
+    for u, v in (~mask).nonzero().tolist():
+        paths = [(b, j) for b in reads[u] for j in feeds[b] if v in reads[j]]
+        inputs = {b for b, _ in paths}
+        outputs = {j for _, j in paths}
+        for links, near, far in ((feeds, inputs, outputs), (reads, outputs, inputs)):
+            for z in near:
+                inside = len(links[z] & far)
+                outside = len(links[z]) - inside - 1  # but for the one to u or v
+                score[u, v] += (inside + 1) / (outside + 1)
+    return score
+
+
+def scores_of(csr):
+    """The scores of all cells, from either side."""
+    rows, columns = csr.shape
+    of_rows = grow.community_scores(csr, torch.arange(rows))
+    return of_rows + grow.community_scores(csr, torch.arange(columns), of_columns=True).t()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 999))
+def test_scores_equal_the_sum_over_all_paths_of_three(rows, columns, density, seed):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
+    csr = sl.CSR.from_dense(mask.float())
+    torch.testing.assert_close(scores_of(csr).double(), paths_of_three(mask))
+
+
+def on_paths(positions, shape=(3, 3), seed=0):
+    layer = sl.CSRLinear(shape[1], shape[0], sparsity=1 - len(positions) / (shape[0] * shape[1]))
+    layer.rewire(torch.tensor(positions), torch.ones(len(positions)))
+    generator = torch.Generator().manual_seed(seed)
+    return layer, Context(layer.positions, torch.arange(shape[0]), generator=generator)
+
+
+def test_four_connections_have_two_cells_with_paths_of_three():
+    # 1 1 0    cell 4: by column 0 (2 links, 1 inside, 0 outside) and row 0 (1, 0): 2 + 2
+    # 1 0 1    cell 2: by column 0 and row 1: 2 + 2; the third row has no links and no paths
+    # 0 0 0
+    layer, context = on_paths([0, 1, 3, 5])
+    assert scores_of(layer.csr).tolist() == [[0, 0, 4], [0, 4, 0], [0, 0, 0]]
+    positions, values = grow.length_three_paths(layer, 2, context)
+    assert positions.tolist() == [2, 4]
+    assert values.tolist() == [0, 0]
+    # cells with paths first, then any
+    for seed in range(9):
+        context = context._replace(generator=torch.Generator().manual_seed(seed))
+        positions, _ = grow.length_three_paths(layer, 3, context)
+        assert positions[:2].tolist() == [2, 4]
+    with pytest.raises(ValueError, match="6 connections cannot grow into 5 free cells"):
+        grow.length_three_paths(layer, 6, context)
+
+
+def test_paths_of_three_are_drawn_in_proportion_to_their_scores():
+    # 400 times     1 1 1 0
+    #               1 0 0 1
+    #               0 1 1 1
+    one = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 1]])
+    mask = torch.block_diag(*[one] * 400).bool()
+    layer, context = on_paths(mask.flatten().nonzero().flatten().tolist(), shape=(1200, 1600))
+    hits = torch.zeros(3, 4, dtype=torch.float64)
+    for _ in range(12):
+        positions, _ = grow.length_three_paths(layer, 100, context)
+        rows = positions // 1600
+        columns = positions % 1600
+        assert torch.equal(rows // 3, columns // 4)
+        hits.index_put_((rows % 3, columns % 4), hits.new_ones(()), accumulate=True)
+    scores = paths_of_three(one.bool())
+    assert len(scores[scores > 0].unique()) > 1
+    torch.testing.assert_close(hits / 1200, scores / scores.sum(), atol=0.04, rtol=0)
+
+
+def test_clocks_strike_after_exponentially_distributed_times():
+    _, context = on_paths([0, 1, 3, 5])
+    times = grow.exponential(100_000, context)
+    assert times.dtype == torch.float64
+    assert times.mean() == pytest.approx(1, abs=0.02)
+    for time in (0.1, 1.0, 3.0):
+        assert (times > time).double().mean() == pytest.approx(math.exp(-time), abs=0.01)
+
+
+@given(cases, st.data())
+def test_paths_of_three_grow_in_free_cells_of_open_rows_whatever_the_blocks(case, data):
+    layer, context = make(*case)
+    rows = data.draw(st.sets(st.integers(0, layer.shape[0] - 1)))
+    context = context._replace(rows=torch.tensor(sorted(rows), dtype=torch.int64))
+    free = int((~layer.csr.mask())[context.rows].sum())
+    count = data.draw(st.integers(0, free))
+    grown = []
+    for cells in (grow.WALK_CELLS, 10):
+        context.generator.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grow, "WALK_CELLS", cells)
+            grown.append(grow.length_three_paths(layer, count, context)[0])
+    assert torch.equal(*grown)
+    assert len(grown[0].unique()) == count
+    assert not torch.isin(grown[0], context.occupied).any()
+    assert torch.isin(grown[0] // layer.shape[1], context.rows).all()
+
+
+def test_where_no_connection_is_left_growth_on_paths_is_uniform():
+    layer, context = on_paths([0, 1, 3, 5])
+    context = context._replace(occupied=context.occupied[:0])
+    positions, _ = grow.length_three_paths(layer, 9, context)
+    assert positions.tolist() == list(range(9))

@@ -21,10 +21,11 @@ from sparselib.evolution.grow import (
     Rule,
     State,
     declared,
+    exponential,
     without_gradient,
 )
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import largest, marked
+from sparselib.ranking import contains, largest, marked
 
 ByValues = Callable[[Tensor, float, State], Tensor]
 ByContext = Callable[[SparseLayer, float, Context], Tensor]
@@ -185,6 +186,109 @@ def relative_importance(
     that neuron i reads by and of those that input j is read by. Unlike `magnitude` it leaves few
     neurons without connections.
     """
+    importance = shares(layer, context)
+    return largest(-importance, round(fraction * importance.numel()))
+
+
+@with_context
+def sampled_importance(
+    layer: SparseLayer,
+    fraction: float,
+    context: Context,
+    steps: int,
+    alpha: float = 1.0,
+    start: float = 0.5,
+    end: float = 0.9,
+) -> Int[Tensor, "dropped"]:
+    r"""Draw which weights stay, each in proportion to :math:`s_{ij}`; the others leave.
+
+    .. math::
+        s_{ij} = \big(\alpha |w_{ij}| + (1 - \alpha) r_{ij}\big)^{\delta / (1 - \delta)}
+
+    The soft removal of CHTs (Zhang et al., 2025, Eq. 2), with :math:`r_{ij}` of
+    `relative_importance` (Eq. 1). What stays is drawn one after the other without replacement, so
+    that a small weight may stay while training has not decided on it yet. :math:`\delta` rises
+    linearly with the steps, and the draw comes nearer to taking the largest. The exponent is that
+    of the authors' program, 1 at :math:`\delta = 0.5` and 9 at 0.9; there the exponent itself rises
+    linearly.
+
+    Parameters
+    ----------
+    layer, fraction, context
+        As for every rule that reads the context; the context's state counts the steps.
+    steps : int
+        Number of evolution steps in which :math:`\delta` rises; give it by a
+        ``functools.partial``.
+    alpha : float
+        1 counts magnitudes, which did best in most of the authors' tests, and 0 relative
+        importance. They test no number between.
+    start, end : float
+        :math:`\delta` in the first step and after `steps` of them. The authors' Appendix H ends at
+        0.9, their Section 3.1 at 0.75.
+
+    Raises
+    ------
+    ValueError
+        If `steps` is below 1, `alpha` outside [0, 1], `start` or `end` outside [0, 1), or the
+        context has no state.
+    """
+    _check_softness(steps, alpha, start, end)
+    state = state_of(context)
+    step = state.get("steps", 0)
+    state["steps"] = step + 1
+    delta = start + (end - start) * min(step / steps, 1.0)
+    sizes = layer.values.detach().abs()
+    mixed = alpha * sizes + (1 - alpha) * shares(layer, context)
+    logarithm = mixed.double().clamp(min=torch.finfo(torch.float64).tiny).log()
+    # the first of n exponential clocks that run at the speeds s is each in proportion to s, and so
+    # is the next of the others
+    clock = exponential(sizes.numel(), context).to(logarithm.device)
+    time = clock.log() - delta / (1 - delta) * logarithm
+    return largest(time, round(fraction * sizes.numel()))
+
+
+@with_context
+def unchanged_negatives(
+    layer: SparseLayer, fraction: float, context: Context
+) -> Int[Tensor, "dropped"]:
+    r"""Drop the negative weights with the smallest :math:`|w_t - w_{t - 1}|`.
+
+    What NeurRev (Li et al., 2024) removes in its search for dormant neurons: a neuron before a ReLU
+    that writes nothing but zeros gets no gradient, so that its weights do not change, and it is
+    negative weights that keep it below zero. :math:`w_{t - 1}` is the weight at the step before; of
+    a connection that came in that step it counts as 0. In the first step no change is known and
+    nothing leaves. Never more leave than there are negative weights, even if `fraction` of all is
+    more.
+
+    Of NeurRev this is the removal alone, as the paper's published reviews report it; its full text
+    was not at hand.
+
+    Parameters
+    ----------
+    layer, fraction, context
+        As for every rule that reads the context; its state keeps position and weight of each
+        connection from step to step.
+
+    Raises
+    ------
+    ValueError
+        If the context has no state.
+    """
+    state = state_of(context)
+    values = layer.values.detach()
+    is_staying = torch.ones_like(values, dtype=torch.bool)
+    if "values" in state:
+        negative = marked(values < 0)
+        change = (values - _before(state, context.occupied, values)).abs()
+        count = min(round(fraction * values.numel()), negative.numel())
+        is_staying[negative[largest(-change[negative], count)]] = False
+    state["positions"] = context.occupied[is_staying]
+    state["values"] = values[is_staying]
+    return marked(~is_staying)
+
+
+def shares(layer: SparseLayer, context: Context) -> Float[Tensor, "nnz"]:
+    """Return the share of each weight in its row, plus its share in its column."""
     sizes = layer.values.detach().abs()
     rows = context.occupied // layer.shape[1]
     columns = context.occupied % layer.shape[1]
@@ -192,7 +296,51 @@ def relative_importance(
     for places, count in ((rows, layer.shape[0]), (columns, layer.shape[1])):
         total = sizes.new_zeros(count).index_add_(0, places, sizes)[places]
         importance += torch.where(total > 0, sizes / total, 0.0)
-    return largest(-importance, round(fraction * sizes.numel()))
+    return importance
+
+
+def state_of(context: Context) -> State:
+    """Return what the rule keeps of the layer.
+
+    Raises
+    ------
+    ValueError
+        If the context has no place for it.
+    """
+    if context.state is None:
+        raise ValueError(
+            "this drop rule remembers its last step, and the context has no state to keep it in; "
+            "an Evolution gives one, and so does context._replace(state={})"
+        )
+    return context.state
+
+
+def _before(state: State, positions: Tensor, values: Tensor) -> Tensor:
+    """Return what each connection weighed after the step before, 0 where there was none."""
+    known = state["positions"].to(positions.device)
+    weights = torch.zeros_like(values)
+    is_known = contains(known, positions)
+    place = torch.searchsorted(known, positions[is_known])
+    weights[is_known] = state["values"].to(values)[place]
+    return weights
+
+
+def _check_softness(steps: int, alpha: float, start: float, end: float) -> None:
+    if not steps >= 1:
+        raise ValueError(
+            f"the softness changes in at least 1 step, not {steps}"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha is the weight of magnitudes against relative importance, from 0 to 1, not "
+            f"{alpha}"
+        )
+    for delta in (start, end):
+        if not 0 <= delta < 1:
+            raise ValueError(
+                f"delta lies in [0, 1), not {delta}; at 1 nothing is drawn any more, as by "
+                f"drop.magnitude and drop.relative_importance"
+            )
 
 
 def gradient_of(context: Context) -> Float[Tensor, "nnz"]:

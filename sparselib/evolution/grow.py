@@ -17,11 +17,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselib import ops
 from sparselib._types import Function
+from sparselib.csr import CSR
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import draw, largest, marked, nth_free, weighted_draw
+from sparselib.ranking import (
+    ascending,
+    contains,
+    draw,
+    largest,
+    marked,
+    nth_free,
+    weighted_draw,
+)
 
 BLOCK_CELLS = 2**21  # gradient entries held at once by `full_gradient`
+WALK_CELLS = (
+    2**19
+)  # scores of paths held at once, which need four times as much around them
 TAKEN = -1.0  # below every size of a gradient
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -29,6 +42,7 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 Batch = tuple[Tensor, Tensor]
 State = dict[str, Any]
 Rule = TypeVar("Rule", bound=Function)
+Product = Callable[[CSR, Tensor, Tensor], Tensor]
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
@@ -316,6 +330,134 @@ def likeliest_features(
         scores = scores[best]
     _check_room(count, positions.numel())
     return positions, uniform_values(layer, count, context)
+
+
+@without_gradient
+def length_three_paths(
+    layer: SparseLayer, count: int, context: Context
+) -> Grown:
+    r"""Grow where many paths of three connections lead already, at zero.
+
+    .. math:: s_{uv} = \sum_{z \in L_3(u, v)} \frac{i_z + 1}{e_z + 1}
+
+    The soft regrowth of CHTs (Zhang et al., 2025, CH2-L3n, Eq. 3 and Algorithm 1): free cells are
+    drawn one after the other without replacement, each in proportion to :math:`s_{uv}`. The layer
+    is the graph of its outputs u and its inputs v. :math:`L_3(u, v)` are all neurons on paths of
+    three connections from u to v, the local community; of the connections of such a neuron z,
+    :math:`i_z` lead into the community and :math:`e_z` out of it, to neither u nor v. Where fewer
+    cells than `count` have a path, the rest is drawn uniformly from the others; the authors'
+    program adds :math:`10^{-5}` to every score then. Neither weights nor gradients are read. A
+    connection that was there before starts at its former weight with the authors (Appendix J),
+    here at zero.
+
+    Scores are multiplied out for blocks of neurons, once for those of either side, in time
+    :math:`O((rows + columns) \cdot nnz)`. No more than half a million of them are there at once,
+    so that the memory is that of `full_gradient`.
+
+    Raises
+    ------
+    ValueError
+        If there is too little room.
+    """
+    occupied = context.occupied
+    room = int(layer.region.room[context.rows].sum())
+    _check_room(count, room - _within(layer, context).numel())
+    graph = CSR.from_positions(occupied, layer.shape)
+    # a cell's two scores are the speeds of two clocks: the earlier one has the speed of their sum
+    sides = [
+        _soonest(layer, count, context, graph, of_columns)
+        for of_columns in (False, True)
+    ]
+    both = torch.cat([cells for cells, _ in sides])
+    cells, place = both.unique(return_inverse=True)
+    times = torch.cat([times for _, times in sides])
+    earlier = times.new_full(cells.shape, torch.inf)
+    earlier.scatter_reduce_(0, place, times, "amin")
+    positions = cells[largest(-earlier, min(count, cells.numel()))]
+    taken = ascending(torch.cat([occupied, positions]))
+    others, values = random(
+        layer, count - positions.numel(), context._replace(occupied=taken)
+    )
+    positions = ascending(torch.cat([positions, others]))
+    return positions, values.new_zeros(count)
+
+
+def community_scores(
+    graph: CSR, neurons: Int[Tensor, "some"], of_columns: bool = False
+) -> Float[Tensor, "some across"]:
+    r"""Sum :math:`(i_z + 1) / (e_z + 1)` over the z of a cell's local community on one side.
+
+    Of `length_three_paths`: with the rows u, the sum is over those z that are rows like u, and for
+    columns over the columns. At connections it is 0.
+
+    Parameters
+    ----------
+    graph : CSR
+        Where the connections are.
+    neurons : Tensor of integers, shape (some,)
+        Rows, or columns.
+    of_columns : bool
+        Which of them. `across` are the neurons of the other side.
+    """
+    ones = torch.ones(graph.nnz, device=graph.device)
+    products: tuple[Product, Product] = ops.spmm, ops.spmm_t
+    back, forth = products if of_columns else reversed(products)
+    degree = graph.fan_out() if of_columns else graph.fan_in()
+    start = ones.new_zeros(len(neurons), len(degree))
+    start.scatter_(1, neurons[:, None], 1.0)
+    connected = back(graph, ones, start)
+    common = forth(graph, ones, connected)
+    # without the connection to the seed; where nothing is left, no cell is free
+    outward = (degree - common - 1).clamp(min=0)
+    inward = torch.where(common > 0, common + 1, 0)
+    scores = back(graph, ones, inward / (outward + 1))
+    return scores.masked_fill_(connected > 0, 0)
+
+
+def _soonest(
+    layer: SparseLayer,
+    count: int,
+    context: Context,
+    graph: CSR,
+    of_columns: bool,
+) -> tuple[Int[Tensor, "some"], Float[Tensor, "some"]]:
+    """Return the `count` free cells whose clocks strike first, and when."""
+    rows, columns = layer.shape
+    neurons = context.rows
+    if of_columns:
+        neurons = torch.arange(columns, device=neurons.device)
+    cells = neurons[:0]
+    times = torch.empty(0, dtype=torch.float64, device=neurons.device)
+    for block in neurons.split(max(1, WALK_CELLS // max(rows, columns, 1))):
+        scores = community_scores(graph, block, of_columns)
+        near, across = (scores > 0).nonzero(as_tuple=True)
+        speeds = scores[near, across].double()
+        row, column = block[near], across
+        if of_columns:
+            row, column = across, block[near]
+        found = row * columns + column
+        is_open = layer.region.holds(found)
+        if of_columns:
+            is_open &= contains(context.rows, row)
+        clock = exponential(speeds.numel(), context).to(speeds.device)
+        cells = torch.cat([cells, found[is_open]])
+        times = torch.cat([times, (clock / speeds)[is_open]])
+        first = largest(-times, min(count, times.numel()))
+        cells = cells[first]
+        times = times[first]
+    return cells, times
+
+
+def exponential(count: int, context: Context) -> Float[Tensor, "count"]:
+    """Draw `count` exponentially distributed numbers of mean 1, on the CPU, in double precision.
+
+    The first of clocks that strike after such a time, each divided by the clock's speed, is every
+    one of them in proportion to its speed.
+    """
+    uniform = torch.rand(
+        count, dtype=torch.float64, generator=context.generator
+    )
+    return -torch.log1p(-uniform)
 
 
 def uniform_values(layer: SparseLayer, count: int, context: Context) -> Tensor:

@@ -196,6 +196,16 @@ def test_a_stored_table_has_the_columns_of_its_page(file):
     if not table.is_file():
         pytest.skip("no row is stored")
     columns = set(pd.read_csv(table, nrows=0).columns)
-    later = {"hidden", "init", "images", "samples", "threads", "bounded", "pretrained", "augment"}
+    later = {
+        "hidden",
+        "init",
+        "images",
+        "samples",
+        "threads",
+        "bounded",
+        "pretrained",
+        "augment",
+        "kept",
+    }
     recorded = set(known) - {"results", "folder", "device"} - later
     assert recorded - columns == set()

@@ -14,7 +14,7 @@ from apart import run
 def test_forks_are_kernels_like_others() -> None:
     pytest.importorskip("ipykernel")
     # in a process of its own, whose forks no other test has begun
-    plain = ["-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    plain = ["-vv", "-p", "no:cacheprovider", "-o", "addopts="]
     path = os.pathsep.join([str(Path(forks.__file__).parent), os.environ["PYTHONPATH"]])
     tests = Path(__file__).with_name("forked.py")
     answer = run(
@@ -24,6 +24,8 @@ def test_forks_are_kernels_like_others() -> None:
     print(answer.stdout.splitlines()[-1])
 
 
-def test_a_fresh_python_looks_for_modules_where_it_says() -> None:
-    assert str(Path(os.__file__).parent) in forks.path_at_start()
-    assert str(Path(sys.argv[0]).parent) not in forks.path_at_start()
+def test_a_fresh_python_looks_for_modules_where_it_says(tmp_path, monkeypatch) -> None:
+    assert str(Path(os.__file__).parent) in forks.path_at_start(".")
+    assert str(Path(sys.argv[0]).parent) not in forks.path_at_start(".")
+    monkeypatch.setenv("PYTHONPATH", "relative")
+    assert str(tmp_path / "relative") in forks.path_at_start(str(tmp_path))

@@ -38,7 +38,7 @@ class Fork:
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(loaded)
-        given = (words, dict(env), cwd, path_at_start())
+        given = (words, dict(env), cwd, path_at_start(cwd))
         self._process = context.Process(target=_become, args=given)
         with without_main():
             self._process.start()
@@ -71,10 +71,11 @@ def without_main() -> Iterator[None]:
 
 
 @cache
-def path_at_start() -> list[str]:
-    """Return where a Python looks for modules when it starts."""
+def path_at_start(folder: str) -> list[str]:
+    """Return where a Python that starts in a folder looks for modules."""
     command = [sys.executable, "-P", "-c", "import sys; print(*sys.path, sep='\\n')"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    found = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return found.stdout.splitlines()
 
 
 def _become(words: list[str], environment: dict[str, str], folder: str, path: list[str]) -> None:

@@ -33,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(Executions(), "executions")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let kernels be forks, if there are enough pages."""
+    if session.config.getoption("nbval", False):
+        import kernels
+
+        kernels.fork_for(len({item.path for item in session.items}))
+
+
 def start_private_kernels(config: pytest.Config) -> None:
     """Let nbval, which passes no configuration, start kernels that do not listen on TCP."""
     import kernels

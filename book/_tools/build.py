@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import distributions
 from pathlib import Path
 
+import kernels
 import nbformat
 import yaml
 from jupyter_cache import get_cache
@@ -95,8 +96,6 @@ def keep(root: Path, page: Path, executed: nbformat.NotebookNode, seconds: float
 
 def execute(root: Path, page: Path) -> str:
     """Run one notebook where it lies and cache its outputs; return what went wrong, if it did."""
-    import kernels
-
     notebook = nbformat.read(page, as_version=4)
     start = time.perf_counter()
     try:
@@ -113,7 +112,8 @@ def execute_all(root: Path) -> Iterator[str]:
     executions(root).list_cache_records()  # makes the data base before several processes ask
     left = [page for page in notebooks if not is_executed(root, page)]
     print(f"{len(notebooks) - len(left)} of {len(notebooks)} pages are executed already")
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    processes = min(4, os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, None, kernels.fork_for, (len(left),)) as pool:
         start = time.perf_counter()
         running = {pool.submit(execute, root, page): page for page in left}
         for done in as_completed(running):

@@ -55,7 +55,9 @@ def refresh(page: Path) -> bool:
 def main() -> None:
     """Refresh the pages named on the command line, or every notebook of the book."""
     named = [Path(name) for name in sys.argv[1:]]
-    for page in named or sorted(Path("book").rglob("[!.]*.ipynb")):
+    pages = named or sorted(Path("book").rglob("[!.]*.ipynb"))
+    kernels.fork_for(len(pages))
+    for page in pages:
         print(page, "changed" if refresh(page) else "as before", flush=True)
 
 

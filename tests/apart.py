@@ -17,13 +17,13 @@ import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-IS_FORKED = sys.platform == "linux"
+from forks import IS_FORKED, without_main
+
 LOADED = ["torch", "nbclient", "papermill", "distributed"]  # those of them that are installed
 
 
@@ -41,7 +41,7 @@ class Program:
         environment = dict(os.environ if env is None else env)
         given = ([str(word) for word in words], environment, str(cwd), self._files)
         self._process = context.Process(target=_become, args=given)
-        with _without_main():
+        with without_main():
             self._process.start()
         self.pid = self._process.pid
 
@@ -69,17 +69,6 @@ class Program:
         out, err = (file.read_text(encoding="utf-8") for file in self._files)
         self._folder.cleanup()
         return out, err
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the module that this process started from, which the new one would load otherwise."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _become(words: list[str], environment: dict[str, str], folder: str, files: list[Path]) -> None:
@@ -160,7 +149,7 @@ def _compiler() -> Connection:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     here, there = context.Pipe()
-    with _without_main():
+    with without_main():
         context.Process(target=_fork_programs, args=(there,), daemon=True).start()
     there.close()
     return here

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib.nn import centered_zeros, replicate_right
-from sparselib.ops import conv, dispatch
+from sparselib.ops import conv, dispatch, images
 from sparselib.ops.backends import Sizes, gpu, gpu_conv, reference, stretches
 
 # channels, filters, taps, time: shorter than a tile, as long, with a tail; one of everything
@@ -188,3 +188,32 @@ def test_training_and_evolution_take_the_steps_of_the_definition():
     for one, other in zip(*histories):
         assert torch.equal(one.positions, other.positions)
         close(one.values.detach(), other.values.detach(), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "margins", "dilation"),
+    [
+        ((3, 3), (1, 1, 1, 1), (1, 1)),
+        ((2, 3), (0, 2, 1, 0), (2, 1)),
+        ((1, 1), (0, 0, 0, 0), (1, 1)),
+        ((3, 1), (1, 1, 0, 0), (1, 1)),
+    ],
+)
+def test_images_are_laid_row_by_row_and_cut(kernel, margins, dilation):
+    csr, _ = pattern(2, 5, kernel[0] * kernel[1])
+    values, bias, x = whole(csr.nnz), whole(5), whole(2, 2, 5, 4)
+    above, below, left, right = margins
+
+    def exact(values, bias, x):
+        weight = csr.to_dense(values).view(5, 2, *kernel)
+        padded = functional.pad(x, (left, right, above, below))
+        return functional.conv2d(padded, weight, bias, dilation=dilation)
+
+    def ours(values, bias, x):
+        return images.conv2d(csr, values, x, bias, kernel, margins, dilation)
+
+    dy = whole(*exact(values, bias, x).shape)
+    found = gradients(ours, values, bias, x, dy)
+    doubles = [tensor.double() for tensor in (values, bias, x, dy)]
+    wanted = gradients(exact, *doubles)
+    assert all(torch.equal(one.double(), other) for one, other in zip(found, wanted))

@@ -44,6 +44,8 @@ STEPS = {
     "language": 60,
     "tiles": 60,  # in the time that is left
 }
+# what asks this process to end
+ENDING = {signal.SIGINT, signal.SIGTERM}
 COLUMNS = [
     *("step", "case", "variant", "sparsity", "quantity", "value", "unit"),
     *("low", "high", "rounds", "note", "rehearsal", "date"),
@@ -84,8 +86,19 @@ def environment(rehearse: bool) -> dict[str, str]:
     return chosen
 
 
+def hold_back() -> None:
+    """Let what asks this process to end wait until `listen`: a step that starts would be left."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+def listen() -> None:
+    """End if asked to, from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
 def started(arguments: list[str], seconds: float, rehearse: bool) -> tuple[int | None, str]:
     """Run a step in a group of processes of its own; return its status, None if killed, and why."""
+    hold_back()
     process = subprocess.Popen(
         [sys.executable, "-m", "gpu_steps", *arguments],
         cwd=ROOT,
@@ -94,8 +107,10 @@ def started(arguments: list[str], seconds: float, rehearse: bool) -> tuple[int |
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
+        preexec_fn=listen,
     )
     try:
+        listen()
         _, errors = process.communicate(timeout=seconds)
     except BaseException as error:  # an interrupt too ends what was started
         os.killpg(process.pid, signal.SIGKILL)
@@ -124,8 +139,10 @@ def forked(arguments: list[str], seconds: float) -> tuple[int | None, str]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         context = multiprocessing.get_context("fork")
         copy = context.Process(target=_step, args=(arguments, errors.fileno()))
+        hold_back()
         copy.start()
         try:
+            listen()
             copy.join(seconds)
         finally:
             is_late = copy.is_alive()
@@ -140,6 +157,7 @@ def _step(arguments: list[str], errors: int) -> None:
     from gpu_steps.__main__ import main
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    listen()
     os.dup2(errors, 2)
     main(arguments)
 

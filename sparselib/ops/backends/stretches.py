@@ -84,16 +84,20 @@ class Turned(NamedTuple):
 
 def places(columns: Tensor, sizes: Sizes, length: int) -> Tensor:
     """Return how far from a point of the output, in one sample, each weight reads."""
-    starts = _starts(sizes, length, columns.device)
-    return starts.index_select(0, columns)
+    # memory that a CUDA graph records belongs to the graph: nothing of a GPU is kept
+    find = _kept_starts if columns.is_cpu else _starts
+    return find(sizes, length, columns.device).index_select(0, columns)
 
 
-@functools.lru_cache(maxsize=256)
 def _starts(sizes: Sizes, length: int, device: torch.device) -> Tensor:
-    """Return where the stretch of each column begins; a step of training asks for the same ones."""
+    """Return where the stretch of each column begins."""
     taps = torch.arange(sizes.taps, dtype=torch.int32, device=device)
     channels = torch.arange(sizes.channels, dtype=torch.int32, device=device)
     return (channels[:, None] * length + sizes.offset(taps)).flatten()
+
+
+# a step of training asks for the same ones as the step before
+_kept_starts = functools.lru_cache(maxsize=256)(_starts)
 
 
 def turned(indices: Indices, layout: Layout, span: int) -> Turned:

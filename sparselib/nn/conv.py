@@ -200,11 +200,11 @@ class SparseConv1d(SparseConvolution):
     def _margins(self) -> Sequence[Margin]:
         if callable(self.padding):
             return [(0, 0)]
-        return [margin(self.padding, self.window.extent[0])]
+        return [margin(self.padding, self.window.extent()[0])]
 
     def _padded(self, x: Tensor) -> Tensor:
         if callable(self.padding):
-            return self.padding(x, self.window.extent[0])
+            return self.padding(x, self.window.extent()[0])
         return super()._padded(x)
 
 

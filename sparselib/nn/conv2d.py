@@ -164,14 +164,15 @@ class SparseConv2d(SparseConvolution):
             phases = self._followed()
             csr = phases.csr
             values = phases.values(self)
-            kernel = (self.window.reach[0], self.window.reach[1])
+            rows, columns = self.window.reach()
+            kernel = (rows, columns)
             dilation = (1, 1)
         around = (*margins[0], *margins[1])
         y = conv2d(csr, values, x, self.bias, kernel, around, dilation)
         return y.contiguous(memory_format=torch.channels_last) if is_last else y
 
     def _margins(self) -> Sequence[Margin]:
-        extent = self.window.extent
+        extent = self.window.extent()
         if isinstance(self.padding, str):
             return [margin(self.padding, points) for points in extent]
         return [margin(*pair) for pair in zip(self.padding, extent)]

@@ -24,22 +24,23 @@ Margin = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """How kernels move over the points of each dimension."""
+    """How kernels move over the points of each dimension.
+
+    What is computed are methods: torch 2.6 compiles no property of a named tuple.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
 
-    @property
     def extent(self) -> tuple[int, ...]:
         """Points from the first tap to the last, both included."""
         pairs = zip(self.kernel, self.dilation)
         return tuple((taps - 1) * dilation + 1 for taps, dilation in pairs)
 
-    @property
     def reach(self) -> tuple[int, ...]:
         """Points of one phase from the first tap to the last, both included."""
-        pairs = zip(self.extent, self.stride)
+        pairs = zip(self.extent(), self.stride)
         return tuple((extent - 1) // stride + 1 for extent, stride in pairs)
 
 
@@ -301,10 +302,10 @@ class SparseConvolution(SparseLayer):
         # numbers are tensors while torch.jit traces
         sizes = [int(n) if isinstance(n, Tensor) else n for n in x.shape[2:]]
         points = [n + sum(margin) for n, margin in zip(sizes, margins)]
-        if any(n < extent for n, extent in zip(points, window.extent)):
+        if any(n < extent for n, extent in zip(points, window.extent())):
             raise ValueError(
                 f"{tuple(x.shape[2:])} points with a padding of {self.padding} are fewer than the "
-                f"{window.extent} that a kernel of {window.kernel} taps with a dilation of "
+                f"{window.extent()} that a kernel of {window.kernel} taps with a dilation of "
                 f"{window.dilation} extends over"
             )
         return sizes
@@ -320,7 +321,7 @@ class SparseConvolution(SparseLayer):
         points = [n + sum(margin) for n, margin in zip(sizes, margins)]
         read = []
         for number, extent, stride, reach, (before, after) in zip(
-            points, window.extent, window.stride, window.reach, margins
+            points, window.extent(), window.stride, window.reach(), margins
         ):
             length = (number - extent) // stride + 1
             missing = stride * (length + reach - 1) - number
@@ -352,7 +353,7 @@ class SparseConvolution(SparseLayer):
         columns = (
             self.in_channels
             * prod(self.window.stride)
-            * prod(self.window.reach)
+            * prod(self.window.reach())
         )
         before = self._phases
         if (
@@ -486,10 +487,10 @@ def _phase_positions(layer: SparseConvolution) -> tuple[Tensor, Tensor | None]:
         distance = tap // inner % size * window.dilation[number]
         stride = window.stride[number]
         phase = phase * stride + distance % stride
-        place = place * window.reach[number] + distance // stride
+        place = place * window.reach()[number] + distance // stride
     phases = prod(window.stride)
     kernel = (rows * layer.in_channels + channel) * phases + phase
-    positions = kernel * prod(window.reach) + place
+    positions = kernel * prod(window.reach()) + place
     if phases == 1:
         return positions, None
     positions, order = positions.sort()

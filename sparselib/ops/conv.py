@@ -141,10 +141,10 @@ def _check_sizes(sizes: Sizes, filters: int, time: int) -> None:
     padding = (sizes.before, sizes.after)
     if min(padding) < 0 or sizes.length(time) < 1:
         raise ValueError(
-            f"{time} points with a padding of {padding} are fewer than the {sizes.extent} "
+            f"{time} points with a padding of {padding} are fewer than the {sizes.extent()} "
             f"that a kernel of {sizes.taps} taps with a dilation of {sizes.dilation} extends over"
         )
-    longest = time + max(sum(padding), sizes.extent - 1)
+    longest = time + max(sum(padding), sizes.extent() - 1)
     if max(filters, sizes.channels) * longest > LARGEST_INDEX:
         raise ValueError(
             f"int32 indices cannot reach {longest} points of {max(filters, sizes.channels)} "

@@ -47,7 +47,6 @@ class Frame(NamedTuple):
     kernel: Pair
     dilation: Pair
 
-    @property
     def output(self) -> Pair:
         """Height and width of an output."""
         above, below, left, right = self.margins
@@ -58,33 +57,29 @@ class Frame(NamedTuple):
             self.width + left + right - columns,
         )
 
-    @property
     def row(self) -> int:
         """Points from a row to the next: what is right of one is left of the other."""
-        return max(self.width + max(self.margins[2:]), self.output[1])
+        return max(self.width + max(self.margins[2:]), self.output()[1])
 
-    @property
     def start(self) -> int:
         """Points before an image's first one."""
-        return self.margins[0] * self.row + self.margins[2]
+        return self.margins[0] * self.row() + self.margins[2]
 
-    @property
     def written(self) -> int:
         """Points of the output, those between its rows included."""
-        height, width = self.output
-        return (height - 1) * self.row + width
+        height, width = self.output()
+        return (height - 1) * self.row() + width
 
-    @property
     def read(self) -> int:
         """Points of the input, zeros included, from the first one that is read to the last."""
         rows, across = self.kernel
-        down = (rows - 1) * self.dilation[0] * self.row
-        return self.written + down + (across - 1) * self.dilation[1]
+        down = (rows - 1) * self.dilation[0] * self.row()
+        return self.written() + down + (across - 1) * self.dilation[1]
 
     def sizes(self, channels: int) -> Sizes:
         """Return the convolution of signals that this is."""
         rows, across = self.kernel
-        down = self.dilation[0] * self.row
+        down = self.dilation[0] * self.row()
         return Sizes(
             channels, rows * across, 0, 0, self.dilation[1], across, down
         )
@@ -93,7 +88,7 @@ class Frame(NamedTuple):
         """Return how its images are laid."""
         points = (self.height, self.width)
         sizes = self.sizes(channels)
-        return Layout(sizes, points, self.output, self.row, self.start)
+        return Layout(sizes, points, self.output(), self.row(), self.start())
 
 
 def conv2d(
@@ -135,7 +130,7 @@ def conv2d(
     """
     frame = _frame(csr, x, kernel_size, margins, dilation)
     sizes = frame.sizes(int(x.shape[1]))  # a tensor while torch.jit traces
-    check_numbers(csr, values, x, bias, sizes, frame.read)
+    check_numbers(csr, values, x, bias, sizes, frame.read())
     if not fast(x, values, *([] if bias is None else [bias])):
         return _composed(csr, values, x, bias, frame)
     note("spmm of taps", (csr,), x, values, bias)
@@ -165,7 +160,7 @@ def _frame(
         int(n) if isinstance(n, Tensor) else n for n in x.shape[2:]
     )
     frame = Frame(height, width, margins, kernel, dilation)
-    if min(frame.output) < 1:
+    if min(frame.output()) < 1:
         raise ValueError(
             f"images of {frame.height} x {frame.width} with margins of {margins} are smaller than "
             f"a kernel of {kernel[0]} x {kernel[1]} with a dilation of {dilation}"
@@ -186,7 +181,7 @@ def _composed(
     inside = Frame(height, width, (0, 0, 0, 0), frame.kernel, frame.dilation)
     sizes = inside.sizes(x.shape[1])
     y = convolved(csr, values, whole.flatten(2), bias, sizes)
-    rows, columns = inside.output
+    rows, columns = inside.output()
     if columns == width:
         return y.unflatten(2, (rows, width))
     y = functional.pad(y, (0, width - columns))
@@ -213,7 +208,7 @@ class _Convolution(torch.autograd.Function):
         y = module(x).convolve(
             values, indices_of(csr), x.flatten(2), layout, bias
         )
-        return own(y.unflatten(2, frame.output))
+        return own(y.unflatten(2, frame.output()))
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -228,7 +223,7 @@ class _Convolution(torch.autograd.Function):
         operands.check_gradient(dy, x, values)
         layout = frame.layout(x.shape[1])
         # memory may have been exchanged since the forward pass
-        check_numbers(csr, values, x, bias, layout.sizes, frame.read)
+        check_numbers(csr, values, x, bias, layout.sizes, frame.read())
         signals = operands.resolved(x).flatten(2)
         costs = operands.resolved(dy).flatten(2)
         dvalues, dbias = module(x).correlate(

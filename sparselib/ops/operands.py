@@ -201,7 +201,8 @@ def plus(
     """Add the biases, if there are any, by an operator of torch."""
     if bias is None:
         return y
-    if type(bias) in PLAIN and not torch.compiler.is_compiling():
+    # torch 2.6 compiles no question to a set
+    if not torch.compiler.is_compiling() and type(bias) in PLAIN:
         bias = resolved(bias)
     return y + bias.view(shape).to(y.dtype)
 

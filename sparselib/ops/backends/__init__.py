@@ -80,7 +80,6 @@ class Sizes(NamedTuple):
     across: int
     down: int
 
-    @property
     def extent(self) -> int:
         """Points from the first tap of a kernel to its last, both included."""
         last = (self.taps // self.across - 1) * self.down
@@ -93,7 +92,7 @@ class Sizes(NamedTuple):
 
     def length(self, time: int) -> int:
         """Count the points of the output."""
-        return time + self.before + self.after - self.extent + 1
+        return time + self.before + self.after - self.extent() + 1
 
     def layout(self, time: int) -> "Layout":
         """Return how signals of so many points are laid."""
@@ -142,12 +141,12 @@ class Layout(NamedTuple):
     @property
     def read(self) -> int:
         """Points that are read, from point 0 on."""
-        return self.written + self.sizes.extent - 1
+        return self.written + self.sizes.extent() - 1
 
     @property
     def before(self) -> int:
         """Zeros before an output's gradient, where that of the input is computed from it."""
-        return max(0, self.sizes.extent - 1 - self.start)
+        return max(0, self.sizes.extent() - 1 - self.start)
 
     @property
     def span(self) -> int:

@@ -192,7 +192,7 @@ def _step(sizes: Sizes) -> int:
 
 def _points(sizes: Sizes) -> int:
     """Count the points of a dense kernel."""
-    return (sizes.extent - 1) // _step(sizes) + 1
+    return (sizes.extent() - 1) // _step(sizes) + 1
 
 
 def _cells(indices: Indices, sizes: Sizes) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,11 @@ ENVIRONMENTS = {
     "image": ["torch==2.11.0", "triton==3.6.0; platform_system == 'Linux'", "numpy==2.3.*"],
 }
 TESTS = ["pytest<9.2", "pytest-timeout", "pytest-xdist", "psutil", "hypothesis", "beartype"]
+TESTS += ["expecttest", "safetensors", "setuptools"]
 SHOWN = ["torch", "triton", "numpy", "numba", "pandas"]
 BOOK = ["test_book.py", "test_browser.py", "test_house.py", "test_install.py", "test_sweep*.py"]
+BOOK += ["test_clusters.py", "test_exercises.py", "test_interactive.py", "test_lab.py"]
+BOOK += ["test_ledger.py", "test_mutants.py", "test_publishing.py", "test_forks.py"]
 
 
 def python(name: str) -> Path:

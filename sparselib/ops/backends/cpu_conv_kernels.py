@@ -135,8 +135,7 @@ def summed(  # type: ignore[no-untyped-def]
             x,
             i + n,
             target,
-            there,
-            0,
+            there - o * count,
             count,
         )
         if is_cut:

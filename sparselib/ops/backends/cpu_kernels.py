@@ -118,99 +118,34 @@ def in_packs(  # type: ignore[no-untyped-def]
 
 @inline
 def in_blocks(  # type: ignore[no-untyped-def]
-    o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, ldy, N
+    o, e, n, end, crow, col, ld, w, bias, mask, also, x, i, y, k, N
 ):
     """Do columns n to end of rows o to e, as many at a time as there are; a rest may overlap."""
     while n < end:
         n = overlapped(n, end, N)
         if end - n >= WIDE:
             wide_rows(
-                o,
-                e,
-                crow,
-                col,
-                ld,
-                w,
-                bias,
-                mask,
-                also,
-                x,
-                i + n,
-                y,
-                k + n,
-                ldy,
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += WIDE
         elif end - n >= TILE:
             tile_rows(
-                o,
-                e,
-                crow,
-                col,
-                ld,
-                w,
-                bias,
-                mask,
-                also,
-                x,
-                i + n,
-                y,
-                k + n,
-                ldy,
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += TILE
         elif end - n >= PACK:
             pack_rows(
-                o,
-                e,
-                crow,
-                col,
-                ld,
-                w,
-                bias,
-                mask,
-                also,
-                x,
-                i + n,
-                y,
-                k + n,
-                ldy,
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += PACK
         elif end - n >= LANES:
             lane_rows(
-                o,
-                e,
-                crow,
-                col,
-                ld,
-                w,
-                bias,
-                mask,
-                also,
-                x,
-                i + n,
-                y,
-                k + n,
-                ldy,
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += LANES
         else:
             one_row(
-                o,
-                e,
-                crow,
-                col,
-                ld,
-                w,
-                bias,
-                mask,
-                also,
-                x,
-                i + n,
-                y,
-                k + n,
-                ldy,
+                o, e, crow, col, ld, w, bias, mask, also, x, i + n, y, k + n, N
             )
             n += 1
 
@@ -230,7 +165,7 @@ def product(t, M, N, step, crow, col, w, bias, mask, also, x, y):  # type: ignor
         in_packs(o, e, n, end, crow, col, N, w, bias, mask, also, x, 0, y, 0, N)
     else:
         in_blocks(
-            o, e, n, end, crow, col, N, w, bias, mask, also, x, 0, y, 0, N, N
+            o, e, n, end, crow, col, N, w, bias, mask, also, x, 0, y, 0, N
         )
 
 

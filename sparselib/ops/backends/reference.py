@@ -98,10 +98,10 @@ def convolve(
 ) -> Tensor:
     """Cross-correlate what is laid out with the dense kernels."""
     sizes = layout.sizes
-    signals = _laid(x, stretches.forward(layout))
+    signals = stretches.laid(x, stretches.forward(layout))
     weight = kernels(values, indices, sizes)
     y = functional.conv1d(signals, weight, bias, dilation=_step(sizes))
-    return _cut(y, stretches.forward(layout))
+    return stretches.cut(y, stretches.forward(layout))
 
 
 def convolve_t(
@@ -109,12 +109,12 @@ def convolve_t(
 ) -> Tensor:
     """Gradient of the inputs, without that of the zeros around them."""
     sizes = layout.sizes
-    costs = _laid(dy, stretches.across(layout))
+    costs = stretches.laid(dy, stretches.across(layout))
     weight = kernels(values, indices, sizes)
     signals = functional.conv_transpose1d(costs, weight, dilation=_step(sizes))
     end = layout.start + layout.held
-    inside = signals[:, :, layout.start : end]
-    return _cut(inside, stretches.backward(layout)).contiguous()
+    inside = signals[:, :, layout.start : end].contiguous()
+    return stretches.cut(inside, stretches.backward(layout))
 
 
 def correlate(
@@ -127,7 +127,7 @@ def correlate(
         weight = _images_weight(dy, x, layout)
         cells = (rows_of(indices[0], len(indices[1])), indices[1])
         return weight.flatten(1)[cells], dy.sum((0, 2))
-    signals = _laid(x, stretches.forward(layout))
+    signals = stretches.laid(x, stretches.forward(layout))
     shape = (filters, sizes.channels, _points(sizes))
     weight = conv1d_weight(signals, shape, dy, dilation=_step(sizes))
     return weight.flatten(1)[_cells(indices, sizes)], dy.sum((0, 2))
@@ -153,24 +153,6 @@ def _images_weight(dy: Tensor, x: Tensor, layout: Layout) -> Tensor:
     shape = (dy.shape[1], sizes.channels, rows, sizes.across)
     costs = dy.unflatten(2, layout.output)
     return conv2d_weight(images, shape, costs, dilation=dilation)
-
-
-def _laid(x: Tensor, passage: stretches.Passage) -> Tensor:
-    """Lay rows among zeros, as `stretches.laid` does; differentiable."""
-    (height, width), _, row, start, length = passage
-    if height > 1:
-        rows = x.unflatten(2, (height, width))
-        x = functional.pad(rows, (0, row - width)).flatten(2)
-    return functional.pad(x, (start, length - start - x.shape[2]))
-
-
-def _cut(signals: Tensor, passage: stretches.Passage) -> Tensor:
-    """Take out what was written, as `stretches.cut` does; differentiable."""
-    height, width = passage.output
-    if height == 1:
-        return signals
-    whole = functional.pad(signals, (0, passage.row - width))
-    return whole.unflatten(2, (height, passage.row))[..., :width].flatten(2)
 
 
 def kernels(values: Tensor, indices: Indices, sizes: Sizes) -> Tensor:

@@ -153,6 +153,7 @@ def test_ends_and_plateaus(name):
         assert found == places.get(name, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (0, 1, 9), (2, 1, 0), (3, 2, 300), (3, 2, 17, 23), (2, 3, 1, 9)]

@@ -40,6 +40,7 @@ def masks(kind, shape):
     return hidden
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     options=st.fixed_dictionaries(
@@ -132,6 +133,7 @@ def test_a_causal_hint_means_what_it_means_to_torch(needs, is_padded):
         sparse(x, x, x, is_causal=True)
 
 
+@pytest.mark.slow
 def test_torch_s_own_inputs_of_its_attentions_give_the_same():
     """In a process of its own: the module that holds them forbids global flags in every other."""
     program = """

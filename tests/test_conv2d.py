@@ -92,6 +92,7 @@ def test_the_kernels_convolve_as_the_definition_does(data):
     assert torch.equal(ours[2], dbias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"padding": (1, 2)}, {"stride": 2, "dilation": (1, 2), "padding": 1}]
 )

@@ -76,6 +76,7 @@ def test_the_loss_at_initialization_is_that_of_chance():
     assert loss.item() == pytest.approx(torch.tensor(11.0).log().item(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_training_a_sparse_decoder_learns_a_text_by_heart():
     text = sl.datasets.text.Text.from_string("to be or not to be, " * 20, 8, "own", "")
     torch.manual_seed(0)

@@ -117,6 +117,7 @@ def test_a_cut_network_says_the_same_in_onnx(name: str, tmp_path: Path) -> None:
     assert torch.allclose(torch.from_numpy(scores), small(more), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_operations_are_those_of_the_cut_network(name: str) -> None:
     make, shape = NETWORKS[name]

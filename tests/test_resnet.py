@@ -159,6 +159,7 @@ def test_zeros_of_a_shortcut_stand_behind_the_channels_or_on_both_sides() -> Non
         assert int((aside != 0).sum()) == x[:, :, ::2, ::2].numel()
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(("depth", "least"), [(20, 0.90), (56, 0.91)])
 @pytest.mark.filterwarnings("ignore:CIFAR-10 has 50,000")

@@ -494,7 +494,7 @@ x = torch.randn(2, 5, 16, requires_grad=True)
 compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
 slopes = [torch.autograd.grad(one(x)[..., 0].sum(), x)[0] for one in (compiled, model)]
 torch.testing.assert_close(*slopes)
-exported = torch.export.export(model.eval(), (x,)).module()
+exported = torch.export.export(model.eval(), (x,), strict=False).module()
 torch.testing.assert_close(exported(x), model(x))
 print("equal")
 """

@@ -40,7 +40,7 @@ def operator_indices(csr: CSR) -> list[Tensor]:
     """Return what an operator has to know of a pattern; the transposed one where it is cached."""
     indices = [*indices_of(csr)]
     if csr.cache_transpose:
-        indices += transposed_of(csr)
+        indices.extend(transposed_of(csr))
     if not torch.compiler.is_compiling():
         _owners[indices[1]] = weakref.ref(csr)
     return indices
@@ -298,7 +298,7 @@ def _is_owned(indices: Sequence[Tensor], shape: tuple[int, int]) -> bool:
         return False
     arrays = [*indices_of(csr)]
     if len(indices) == 5 and csr.cache_transpose:
-        arrays += transposed_of(csr)
+        arrays.extend(transposed_of(csr))
     return len(arrays) == len(indices) and all(
         a is b for a, b in zip(arrays, indices)
     )

@@ -144,7 +144,7 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
         total = tl.zeros((ROWS, LANES), tl.float32)
         for s in range(split, samples, tl.num_programs(2)):
             p_dy = dy + (s * tl.cast(M, tl.int64) + o_m) * length
-            p_x = x + s * tl.cast(stride, tl.int64) + place
+            p_x = x + s * tl.cast(stride, tl.int64)
             for t in range(0, length, STRETCHES * LANES):
                 for i in tl.static_range(STRETCHES):
                     o_t = t + i * LANES + lane
@@ -156,7 +156,7 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
                         other=0.0,
                     ).to(tl.float32)  # [ROWS, LANES]
                     b_x = tl.load(
-                        p_x[:, :, None] + o_t[None, None, :],
+                        p_x + (place[:, :, None] + o_t[None, None, :]),
                         mask=there[:, :, None] & m_t[None, None, :],
                         other=0.0,
                     ).to(tl.float32)

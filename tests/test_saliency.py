@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sparselib as sl
 from sparselib import metrics, models, saliency
 from sparselib.models.unet import UNet
-from sparselib.saliency import Selector
+from sparselib.saliency import PixelSelector, Selector
 
 SIZE = (32, 32)
 
@@ -162,6 +162,29 @@ def test_at_initialization_masks_are_a_third_wide() -> None:
     assert float(sigma.detach().median()) == pytest.approx(10, abs=2)
 
 
+@pytest.mark.parametrize(("stem", "dimensions"), [("small", 2), ("half", 2), ("half", 1)], ids=str)
+def test_pixels_have_probabilities_of_their_own(stem: str, dimensions: int) -> None:
+    model = models.ResNet((1, 1), (4, 8), 3, inputs=1, stem=stem, dimensions=dimensions)
+    shape = (1, *(32,) * dimensions)
+    selector = PixelSelector(model, shape, 3, blocks=1).eval()
+    u = selector.numbers(torch.rand(2, *shape))
+    side = 32 if stem == "small" else 16
+    assert u.shape == (2, 2, *(side,) * dimensions)
+    u = torch.zeros_like(u)
+    u[0, 0], u[0, 1] = -3, 1  # by the sizes of both channels, whatever their signs
+    u[1, 0], u[1, 1] = 1, 3
+    masks = selector.masks(u)
+    assert masks.shape == (2, *shape)
+    assert torch.allclose(masks[0], torch.tensor(0.75))
+    assert torch.allclose(masks[1], torch.tensor(0.25))
+    extent = selector.extent(u)
+    assert extent.tolist() == pytest.approx(
+        [32 * share ** (1 / dimensions) for share in (0.75, 0.25)]
+    )
+    assert selector.explains(model)
+    assert type(selector.of(model)) is PixelSelector
+
+
 def test_pointing_and_overlap() -> None:
     boxes = torch.tensor([[2, 3, 6, 9], [20, 20, 30, 30]])
     masks = torch.zeros(2, 1, 32, 32)
@@ -298,6 +321,24 @@ def test_an_independent_evaluator_prefers_the_selectors_masks(
     assert everything.fidelity == metrics.fidelity(sl.predict(evaluator, data.test.x), predicted)
     with pytest.raises(ValueError, match="do not fit samples of shape"):
         saliency.evalx(evaluator, classifier, masks[:5], data.test)
+
+
+@pytest.mark.slow
+def test_probabilities_of_single_pixels_lie_on_the_digit(
+    trained: tuple, evaluator: torch.nn.Module
+) -> None:
+    data, boxes, classifier, _, _, _ = trained
+    selector = PixelSelector(classifier, (1, 32, 32), 3, blocks=1)
+    optimizer = torch.optim.Adam(selector.decoder.parameters(), 1e-3)
+    options = {"lambda_2": 0.0, "batch_size": 16, "progress": False}
+    saliency.train_selector(selector, evaluator, data, optimizer, 3, **options)
+    with torch.no_grad():
+        masks = selector.eval()(data.test.x)
+    inside = torch.zeros_like(masks, dtype=torch.bool)
+    for place, (top, left, bottom, right) in zip(inside[:, 0], boxes.tolist()):
+        place[top:bottom, left:right] = True
+    here, there = float(masks[inside].mean()), float(masks[~inside].mean())
+    assert here > 1.8 * there
 
 
 @pytest.mark.slow

@@ -69,15 +69,44 @@ def by_trees() -> pd.Series:
     return 100 * rows.groupby("by").balanced_accuracy.mean()
 
 
+def nights(rows: pd.DataFrame) -> pd.DataFrame:
+    """Join the nights that some runs tested: minutes with apnea per hour, and their severity."""
+    found = [
+        pd.DataFrame(
+            {
+                "night": row.nights.split(),
+                "labeled": [float(rate) for rate in row.labeled_rates.split()],
+                "predicted": [float(rate) for rate in row.predicted_rates.split()],
+            }
+        )
+        for row in rows.itertuples()
+    ]
+    joined = pd.concat(found).sort_values("night").set_index("night")
+    return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in joined})
+
+
 def right_grades() -> float:
     """Return the share of unseen nights whose severity the 95 % sparse network predicts right."""
     rows = by_night()
     rows = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.by == "record")]
-    labeled, predicted = (
-        [sl.metrics.ahi_class(float(rate)) for cell in rows[column] for rate in cell.split()]
-        for column in ("labeled_rates", "predicted_rates")
-    )
-    return sum(map(str.__eq__, labeled, predicted)) / len(labeled)
+    tested = nights(rows)
+    return float((tested["labeled class"] == tested["predicted class"]).mean())
+
+
+def windows() -> pd.DataFrame:
+    """Return the runs on all minutes, by classifier, kind of test, minutes around and fold.
+
+    The classifiers are the 95 % sparse network and boosted trees on the heart rate's variability;
+    both are tested on the same five folds.
+    """
+    networks = sweep.stored("dsn-windows")
+    networks = networks[(networks.model == "dsn") & (networks.sparsity == 0.95)]
+    trees = sweep.stored("dsn-yardsticks")
+    trees = trees[(trees.model == "boosting") & (trees.normalize == "night") & (trees.split == 0)]
+    runs = {"DSN, 95 %": networks, "boosted trees": trees}
+    place = ["by", "neighbors", "fold"]
+    joined = {name: rows.set_index(place) for name, rows in runs.items()}
+    return pd.concat(joined, names=["classifier"]).sort_index()
 
 
 def without_movement() -> pd.Series:

@@ -14,14 +14,15 @@ Make = Callable[[int, int, int], nn.Module]
 
 
 class UNet(nn.Module):
-    r"""A feature filter, blocks that double the size, and a few numbers at the end.
+    r"""A feature filter, blocks that double the size, and a few numbers or a map at the end.
 
     The filter (Eq. 13) weakens places of the smallest scale that do not hold the class y:
 
     .. math:: Z_{ij} = X_{ij} \, \sigma(X_{ij}^\top C_y)
 
     Each block brings Z to twice its size by a convolution and a pixel shuffle, puts the next
-    larger scale beside it and mixes both. The output convolution is as large as the last map.
+    larger scale beside it and mixes both. The output convolution is as large as the last map, or
+    of one pixel.
 
     Parameters
     ----------
@@ -36,6 +37,9 @@ class UNet(nn.Module):
     resize : bool
         Bring what was doubled to the next scale's size by linear interpolation, for networks whose
         scales are not exactly twice as large.
+    outputs : {"numbers", "map"}
+        ``"numbers"`` for one number a dimension and one more, ``"map"`` for two channels of the
+        size of the largest scale.
 
     Attributes
     ----------
@@ -45,7 +49,8 @@ class UNet(nn.Module):
     Raises
     ------
     ValueError
-        If a scale is not twice as large as the next and nothing is resized, or a label is no class.
+        If a scale is not twice as large as the next and nothing is resized, an option is unknown,
+        or a label is no class.
     """
 
     def __init__(
@@ -56,15 +61,21 @@ class UNet(nn.Module):
         blocks: int = 3,
         mixing: str = "bottleneck",
         resize: bool = False,
+        outputs: str = "numbers",
     ) -> None:
         super().__init__()
         if mixing not in ("bottleneck", "basic"):
             raise ValueError(
                 f"mixing must be 'bottleneck' or 'basic', not {mixing!r}"
             )
+        if outputs not in ("numbers", "map"):
+            raise ValueError(
+                f"outputs must be 'numbers' or 'map', not {outputs!r}"
+            )
         if not resize:
             _check_scales(shapes)
         self.resize = resize
+        self.outputs = outputs
         dimensions = len(shapes[0]) - 1
         deep = shapes[::-1]
         self.embedding = nn.Embedding(classes, deep[0][0])
@@ -85,14 +96,18 @@ class UNet(nn.Module):
             for _, beside, out in self.upsampling
         )
         channels, *size = shapes[0]
-        self.output = _whole(channels, dimensions + 1, size)
+        self.output = (
+            _whole(channels, dimensions + 1, size)
+            if outputs == "numbers"
+            else CONVS[dimensions](channels, 2, 1)
+        )
 
     def forward(
         self,
         scales: Sequence[Float[Tensor, "batch _ *_size"]],
         labels: Int[Tensor, "batch"],
-    ) -> Float[Tensor, "batch numbers"]:
-        """Return one number a dimension and one more, before any nonlinearity.
+    ) -> Float[Tensor, "batch numbers"] | Float[Tensor, "batch 2 *mapped"]:
+        """Return what the output convolution does, before any nonlinearity.
 
         Parameters
         ----------
@@ -109,7 +124,8 @@ class UNet(nn.Module):
                 linear = "linear" if z.ndim == 3 else "bilinear"
                 z = nn.functional.interpolate(z, beside.shape[2:], mode=linear)
             z = mix(torch.cat([z, beside], 1))
-        return self.output(z).flatten(1)
+        y = self.output(z)
+        return y.flatten(1) if self.outputs == "numbers" else y
 
     def filter(
         self,

@@ -13,6 +13,8 @@ from sparselib.saliency.masks import sample as sample
 from sparselib.saliency.objectives import divergence as divergence
 from sparselib.saliency.objectives import mask_size as mask_size
 from sparselib.saliency.objectives import smoothness as smoothness
+from sparselib.saliency.selector import MaskSelector as MaskSelector
+from sparselib.saliency.selector import PixelSelector as PixelSelector
 from sparselib.saliency.selector import Selector as Selector
 from sparselib.saliency.training import predicted_by as predicted_by
 from sparselib.saliency.training import train_predictor as train_predictor

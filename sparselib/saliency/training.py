@@ -22,7 +22,7 @@ from sparselib.training import (
 
 from .masks import random_rbf, sample
 from .objectives import divergence, mask_size, smoothness
-from .selector import Selector
+from .selector import MaskSelector
 
 Masks = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -93,7 +93,7 @@ def train_predictor(
 
 
 def train_selector(
-    selector: Selector,
+    selector: MaskSelector,
     predictor: nn.Module,
     data: Split,
     optimizer: torch.optim.Optimizer,
@@ -114,7 +114,7 @@ def train_selector(
 
     Parameters
     ----------
-    selector : Selector
+    selector : MaskSelector
         Its decoder is trained in place.
     predictor : nn.Module
         Trained by `train_predictor`; left as it is.
@@ -152,7 +152,7 @@ def train_selector(
     predicted = predicted_by(selector.classifier, data.train.x)
     monitor = Samples(data.valid.x, _classes(selector.classifier, data.valid.x))
 
-    def loss(selector: Selector, batch: Batch) -> Tensor:
+    def loss(selector: MaskSelector, batch: Batch) -> Tensor:
         _, scales = selector.read(batch.x)
         mask = selector.masks(selector.decoder(scales, batch.y))
         drawn = sample(mask, temperature, noise, generator)
@@ -160,7 +160,7 @@ def train_selector(
         total = total + lambda_1 * mask_size(mask, drawn, size)
         return total + lambda_2 * smoothness(drawn, smooth)
 
-    def fidelity(selector: Selector, samples: Samples) -> dict[str, float]:
+    def fidelity(selector: MaskSelector, samples: Samples) -> dict[str, float]:
         logits = torch.cat(
             [frozen(x * selector(x)) for x in _parts(selector, samples.x, 512)]
         )
@@ -187,18 +187,18 @@ def _parts(model: nn.Module, x: Tensor, batch_size: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _warn_of_collapse(selector: Selector, x: Tensor) -> None:
+def _warn_of_collapse(selector: MaskSelector, x: Tensor) -> None:
     with in_evaluation(selector):
         u = torch.cat(
             [selector.numbers(part) for part in _parts(selector, x[:500], 100)]
         )
-    _, sigma = selector.center_and_sigma(u)
+    extent = selector.extent(u)
     area = float(selector.masks(u).mean())
-    if not 0.02 <= area <= 0.9 or sigma.std() > sigma.mean():
+    if not 0.02 <= area <= 0.9 or extent.std() > extent.mean():
         warnings.warn(
-            f"the masks have collapsed: they keep {area:.1%} of an image, sigma is "
-            f"{float(sigma.mean()):.1f} +- {float(sigma.std()):.1f}. Lower the learning rate, "
-            f"change lambda_1, or make the selector with bound='bounded'",
+            f"the masks have collapsed: they keep {area:.1%} of an image, their extent is "
+            f"{float(extent.mean()):.1f} +- {float(extent.std()):.1f} pixels. Lower the learning "
+            f"rate, change lambda_1, or make a Selector with bound='bounded'",
             RuntimeWarning,
             stacklevel=3,
         )

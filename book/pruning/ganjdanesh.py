@@ -151,6 +151,17 @@ def on_photographs(flops: float, structure: str = "gates", gamma_1: float = 0.5)
     return 100 * rows[rows.gamma_1 == gamma_1].tuned_accuracy
 
 
+def by_selectors(epochs: int) -> pd.DataFrame:
+    """Return what five selectors reach, means in percent by kind of mask, round or pixels.
+
+    The columns are the pointing game, and the gain of the network that learned from hidden pixels.
+    """
+    rows = sweep.stored("pruning-pixels")
+    rows = rows[rows.epochs == epochs]
+    gained = rows.assign(gain=rows.evaluator_agrees - rows.evaluator_agrees_elsewhere)
+    return 100 * gained.groupby("masks")[["pointing", "gain"]].mean()
+
+
 def whole(rows: pd.DataFrame) -> pd.Series:
     """Return the accuracies of the networks before pruning in percent, by seed."""
     return 100 * rows.groupby("seed").whole_accuracy.first()

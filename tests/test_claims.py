@@ -122,8 +122,7 @@ def test_counts_of_table_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_night_is_right_if_its_grade_is() -> None:
-    rows = vanwinsen.by_night()
-    rows = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.by == "record")]
+    rows = vanwinsen.windows().loc[("DSN, 95 %", "record", 1)]
     count = sum(len(cell.split()) for cell in rows.labeled_rates)
     agree = sum(
         float(share) * len(cell.split())
@@ -132,10 +131,28 @@ def test_a_night_is_right_if_its_grade_is() -> None:
     assert vanwinsen.right_grades() == pytest.approx(agree / count)
 
 
+def test_the_network_and_the_trees_are_tested_on_the_same_minutes() -> None:
+    runs = vanwinsen.windows()
+    network, trees = (runs.loc[name].sort_index() for name in runs.index.levels[0])
+    shared = network.index.intersection(trees.index)
+    assert len(shared) == len(network) > 0
+    for column in ("test_minutes", "nights", "labeled_rates"):
+        assert network[column].tolist() == trees.loc[shared][column].tolist()
+    tested = vanwinsen.nights(network.loc[("record", 0)])
+    assert tested.index.is_unique
+
+
 def test_only_the_topology_differs_between_runs_that_move_and_runs_that_do_not() -> None:
     moved = vanwinsen.without_movement()
-    assert set(moved.index) == {"minute", "record"}
-    assert moved.notna().all()
+    assert {by: difference.pairs for by, difference in moved.items()} == {"minute": 3, "record": 3}
+
+
+def test_networks_are_compared_night_by_night() -> None:
+    assert vanwinsen.on_unseen_nights(0.95) == (0, 0, 0, 5)
+    rows = vanwinsen.by_night()
+    mean = 100 * rows.groupby(["model", "sparsity", "by"]).balanced_accuracy.mean()
+    gap = mean["dsn", 0.0, "record"] - mean["dsn", 0.95, "record"]
+    assert vanwinsen.on_unseen_nights(0.0).mean == pytest.approx(gap)
 
 
 def test_phi_at_a_size_is_the_number_at_its_place() -> None:

@@ -4,6 +4,7 @@ import pandas as pd
 
 import sparselib as sl
 from sparselib import sweep
+from sparselib.comparison import Difference, paired_difference
 
 MINUTE = (1, 6000)  # of ECG: one channel, 100 samples per second
 NETWORKS = {
@@ -62,11 +63,15 @@ def balanced() -> pd.Series:
     return 100 * groups.balanced_accuracy.mean()
 
 
-def by_trees() -> pd.Series:
-    """Return the balanced accuracy in percent of boosted trees on one minute, by split."""
-    rows = sweep.stored("dsn-yardsticks")
-    rows = rows[(rows.model == "boosting") & (rows.normalize == "night") & (rows.neighbors == 0)]
-    return 100 * rows.groupby("by").balanced_accuracy.mean()
+def on_unseen_nights(sparsity: float, model: str = "dsn") -> Difference:
+    """Return how far a network is ahead of the 95 % sparse one in balanced accuracy, in points.
+
+    They are paired by the five folds, which test each night once.
+    """
+    rows = by_night()
+    rows = rows[rows.by == "record"].set_index(["model", "sparsity", "fold"]).balanced_accuracy
+    ours, theirs = (100 * rows[kind].sort_index() for kind in ((model, sparsity), ("dsn", 0.95)))
+    return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 
 def nights(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,14 +90,6 @@ def nights(rows: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in joined})
 
 
-def right_grades() -> float:
-    """Return the share of unseen nights whose severity the 95 % sparse network predicts right."""
-    rows = by_night()
-    rows = rows[(rows.model == "dsn") & (rows.sparsity == 0.95) & (rows.by == "record")]
-    tested = nights(rows)
-    return float((tested["labeled class"] == tested["predicted class"]).mean())
-
-
 def windows() -> pd.DataFrame:
     """Return the runs on all minutes, by classifier, kind of test, minutes around and fold.
 
@@ -103,13 +100,31 @@ def windows() -> pd.DataFrame:
     networks = networks[(networks.model == "dsn") & (networks.sparsity == 0.95)]
     trees = sweep.stored("dsn-yardsticks")
     trees = trees[(trees.model == "boosting") & (trees.normalize == "night") & (trees.split == 0)]
-    runs = {"DSN, 95 %": networks, "boosted trees": trees}
     place = ["by", "neighbors", "fold"]
-    joined = {name: rows.set_index(place) for name, rows in runs.items()}
+    runs = {"DSN, 95 %": networks.set_index(place), "boosted trees": trees.set_index(place)}
+    shared = runs["DSN, 95 %"].index.intersection(runs["boosted trees"].index)
+    joined = {name: rows.loc[shared] for name, rows in runs.items()}
     return pd.concat(joined, names=["classifier"]).sort_index()
 
 
-def without_movement() -> pd.Series:
+def right_grades() -> float:
+    """Return the share of unseen nights whose severity the sparse network predicts right.
+
+    It reads three minutes at once.
+    """
+    tested = nights(windows().loc[("DSN, 95 %", "record", 1)])
+    return float((tested["labeled class"] == tested["predicted class"]).mean())
+
+
+def reached() -> pd.Series:
+    """Return the accuracy on all minutes in percent, by classifier, kind of test and window.
+
+    A window is the number of minutes before and after that are read, too.
+    """
+    return 100 * windows().test_accuracy.groupby(level=[0, 1, 2]).mean()
+
+
+def without_movement() -> dict[str, Difference]:
     """Return what a fixed topology changes in balanced accuracy, in points, by split."""
     rows = sweep.stored("dsn-ablation")
     rows = rows[rows.bounded & (rows.layers == 4) & (rows.neighbors == 0)]
@@ -119,8 +134,11 @@ def without_movement() -> pd.Series:
         ("balance", "remove"),
     ):
         rows = rows[rows[column] == default]
-    cells = rows.pivot_table(index=["by", "seed"], columns="rule", values="balanced_accuracy")
-    return 100 * (cells["static"] - cells["random"]).groupby("by").mean()
+    cells = 100 * rows.pivot_table(index=["by", "seed"], columns="rule", values="balanced_accuracy")
+    return {
+        by: paired_difference(part.static.to_numpy(), part.random.to_numpy())
+        for by, part in cells.groupby("by")
+    }
 
 
 def by_taps() -> pd.Series:

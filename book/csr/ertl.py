@@ -61,6 +61,13 @@ def neurons() -> pd.Series:
     return 100 * rows.groupby(["rule", "neurons"]).test_accuracy.mean()
 
 
+def with_step(lr: float) -> pd.Series:
+    """Return the mean test accuracy on MNIST in percent with a step size, by sparsity."""
+    rows = sweep.stored("csr-step").query("dataset == 'mnist' and rule == 'gradient'")
+    rows = rows[(rows.lr == lr) & (rows["images"] == 0)]
+    return 100 * rows.groupby("sparsity").test_accuracy.mean()
+
+
 def gains() -> pd.Series:
     """Return what evolution gains over a fixed topology, in points, by sparsity and seed."""
     pairs = sweep.stored("csr-figure10").pivot(

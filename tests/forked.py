@@ -159,7 +159,8 @@ def test_a_killed_kernel_is_noticed(tmp_path):
 
 
 def test_a_kernel_is_interrupted_and_goes_on(manager, client):
-    client.execute("import time; print('begun'); time.sleep(600)")
+    sleeps = "import time; print('begun'); time.sleep(600)"
+    client.execute(sleeps, stop_on_error=False)  # else it drops what comes soon after the error
     until(lambda: client.get_iopub_msg(timeout=60)["msg_type"] == "stream")
     manager.interrupt_kernel()
     assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"

@@ -147,6 +147,7 @@ def test_only_the_topology_differs_between_runs_that_move_and_runs_that_do_not()
     assert {by: difference.pairs for by, difference in moved.items()} == {"minute": 3, "record": 3}
 
 
+@pytest.mark.filterwarnings("error")
 def test_networks_are_compared_night_by_night() -> None:
     assert vanwinsen.on_unseen_nights(0.95) == (0, 0, 0, 5)
     rows = vanwinsen.by_night()

@@ -54,23 +54,15 @@ def by_night() -> pd.DataFrame:
     return rows[rows.normalize == "night"]
 
 
-def balanced() -> pd.Series:
-    """Return the balanced accuracy in percent, by network, sparsity and split.
-
-    The split is "minute", random minutes, or "record", unseen nights.
-    """
-    groups = by_night().groupby(["model", "sparsity", "by"])
-    return 100 * groups.balanced_accuracy.mean()
-
-
 def on_unseen_nights(sparsity: float, model: str = "dsn") -> Difference:
     """Return how far a network is ahead of the 95 % sparse one in balanced accuracy, in points.
 
     They are paired by the five folds, which test each night once.
     """
     rows = by_night()
-    rows = rows[rows.by == "record"].set_index(["model", "sparsity", "fold"]).balanced_accuracy
-    ours, theirs = (100 * rows[kind].sort_index() for kind in ((model, sparsity), ("dsn", 0.95)))
+    rows = rows[rows.by == "record"].set_index(["model", "sparsity", "fold"]).sort_index()
+    kinds = (model, sparsity), ("dsn", 0.95)
+    ours, theirs = (100 * rows.loc[kind].balanced_accuracy for kind in kinds)
     return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 

@@ -48,6 +48,9 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that share a fixture of their module to one process, and begin with the slow."""
     for item in items:
+        if item.path.suffix == ".ipynb":  # cells of one page follow each other
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            continue
         found = item._fixtureinfo.name2fixturedefs.values()
         shared = any(definitions[-1].scope == "module" for definitions in found)
         if shared and not item.get_closest_marker("xdist_group"):

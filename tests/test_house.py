@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from apart import run
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparselib"
@@ -403,3 +404,15 @@ def test_a_group_of_tests_stays_in_one_process(request: pytest.FixtureRequest) -
     """Whoever distributes tests reads their group from the id, which not every pytest lets him."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         assert request.node.nodeid.endswith("@house")
+
+
+@pytest.mark.slow
+def test_tests_and_pages_are_collected_together() -> None:
+    """Whoever runs ``pytest --nbval`` without a path asks for both."""
+    pytest.importorskip("nbval")
+    options = ["--collect-only", "-q", "-n", "0", "-o", "addopts=", "--nbval"]
+    asked = [ROOT / "tests/test_atomic.py", ROOT / "book/csr/paper.ipynb"]
+    done = run("-m", "pytest", *options, *asked, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "test_atomic.py::" in done.stdout
+    assert "paper.ipynb::" in done.stdout

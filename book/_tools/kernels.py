@@ -1,7 +1,7 @@
 """Kernels that nobody but their user can reach: they listen in a private folder, not on TCP.
 
 A kernel takes some three seconds of a processor to load Jupyter, torch and matplotlib, the same for
-each page. For many pages one process loads them, but nothing of ours, and kernels are its forks.
+each page. For many pages one process loads them, but not sparselib, and kernels are its forks.
 """
 
 import os

@@ -151,15 +151,22 @@ def on_photographs(flops: float, structure: str = "gates", gamma_1: float = 0.5)
     return 100 * rows[rows.gamma_1 == gamma_1].tuned_accuracy
 
 
+def selectors() -> pd.DataFrame:
+    """Return the runs of both kinds of selectors, with the gains in agreement of both networks."""
+    rows = sweep.stored("pruning-pixels").sort_values("seed")
+    for name in ("predictor", "evaluator"):
+        rows[f"{name}_gain"] = rows[f"{name}_agrees"] - rows[f"{name}_agrees_elsewhere"]
+    return rows
+
+
 def by_selectors(epochs: int) -> pd.DataFrame:
     """Return what five selectors reach, means in percent by kind of mask, round or pixels.
 
     The columns are the pointing game, and the gain of the network that learned from hidden pixels.
     """
-    rows = sweep.stored("pruning-pixels")
+    rows = selectors()
     rows = rows[rows.epochs == epochs]
-    gained = rows.assign(gain=rows.evaluator_agrees - rows.evaluator_agrees_elsewhere)
-    return 100 * gained.groupby("masks")[["pointing", "gain"]].mean()
+    return 100 * rows.groupby("masks")[["pointing", "evaluator_gain"]].mean()
 
 
 def whole(rows: pd.DataFrame) -> pd.Series:

@@ -3,7 +3,7 @@
 import abc
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar, final
+from typing import Any, TypedDict, TypeVar, Unpack, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,15 @@ from sparselib.nn.gate import Scaled
 from .masks import center_and_sigma, first_sigma, rbf
 
 Kind = TypeVar("Kind", bound="MaskSelector")
+
+
+class DecoderOptions(TypedDict, total=False):
+    """Choices of a selector's decoder, see `MaskSelector` and `UNet`."""
+
+    scales: Sequence[str] | None
+    blocks: int
+    mixing: str
+    resize: bool
 
 
 class MaskSelector(nn.Module, abc.ABC):
@@ -33,7 +42,7 @@ class MaskSelector(nn.Module, abc.ABC):
     scales : sequence of str, optional
         Names of the modules to read, the largest scale first. By default those of the classifier;
         the last four where it has five, which gives the paper's three upsamplings for ImageNet.
-    **options
+    outputs, **options
         Passed on to `UNet`.
 
     Raises
@@ -47,7 +56,9 @@ class MaskSelector(nn.Module, abc.ABC):
         classifier: nn.Module,
         shape: tuple[int, ...],
         classes: int,
-        scales: Sequence[str] | None,
+        *,
+        scales: Sequence[str] | None = None,
+        outputs: str = "numbers",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -66,7 +77,9 @@ class MaskSelector(nn.Module, abc.ABC):
             x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             _, scales_of_x = self.read(x)
         shapes = [tuple(scale.shape[1:]) for scale in scales_of_x]
-        self.decoder = UNet(shapes, classes, **options).to(like)
+        self.decoder = UNet(shapes, classes, outputs=outputs, **options).to(
+            like
+        )
 
     def read(
         self, x: Float[Tensor, "batch channels *size"]
@@ -204,8 +217,15 @@ class Selector(MaskSelector):
             raise ValueError(
                 f"a unit is a number of pixels above 0, not {unit}"
             )
-        options = {"blocks": blocks, "mixing": mixing, "resize": resize}
-        super().__init__(classifier, shape, classes, scales, **options)
+        super().__init__(
+            classifier,
+            shape,
+            classes,
+            scales=scales,
+            blocks=blocks,
+            mixing=mixing,
+            resize=resize,
+        )
         self.bound = bound
         self.definition = definition
         self.unit = unit
@@ -248,10 +268,10 @@ class PixelSelector(MaskSelector):
 
     Parameters
     ----------
-    classifier, shape, classes, scales
+    classifier, shape, classes
         See `MaskSelector`.
-    blocks, mixing, resize
-        See `UNet`.
+    **options
+        ``scales`` as of `MaskSelector`; ``blocks``, ``mixing`` and ``resize`` as of `UNet`.
 
     Raises
     ------
@@ -264,16 +284,9 @@ class PixelSelector(MaskSelector):
         classifier: nn.Module,
         shape: tuple[int, ...],
         classes: int,
-        *,
-        scales: Sequence[str] | None = None,
-        blocks: int = 3,
-        mixing: str = "bottleneck",
-        resize: bool = False,
+        **options: Unpack[DecoderOptions],
     ) -> None:
-        options = {"blocks": blocks, "mixing": mixing, "resize": resize}
-        super().__init__(
-            classifier, shape, classes, scales, outputs="map", **options
-        )
+        super().__init__(classifier, shape, classes, outputs="map", **options)
 
     def masks(
         self, u: Float[Tensor, "batch 2 *mapped"]

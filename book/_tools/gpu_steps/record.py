@@ -105,7 +105,7 @@ class Record:
 
 
 def can_run_triton(record: Record) -> bool:
-    """Whether kernels of ours run: on a GPU, or in the interpreter."""
+    """Whether the kernels of sparselib run: on a GPU, or in the interpreter."""
     from sparselib.ops import dispatch
 
     return not record.rehearse or dispatch.CHOSEN == "interpret"

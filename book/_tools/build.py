@@ -19,6 +19,7 @@ from pathlib import Path
 import kernels
 import nbformat
 import yaml
+from filelock import FileLock
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -27,6 +28,7 @@ READ_BY_PAGES = ["sparselib/**/*.py", "data/**/*", "book/**/*.yml", "constraints
 READ_BY_PAGES += ["book/[!_]*/*.py"]
 DOWNLOADS = Path("data/raw")  # pages live on what the repository holds
 CACHE = "_build/.jupyter_cache"
+LOCK = "_build/.jupyter_cache.lock"
 STRICT = ["-W", "-n", "--keep-going", "--all"]
 
 
@@ -89,9 +91,14 @@ def is_executed(root: Path, page: Path) -> bool:
 
 
 def keep(root: Path, page: Path, executed: nbformat.NotebookNode, seconds: float) -> None:
-    """Put an executed page into the cache."""
+    """Put an executed page into the cache.
+
+    Only one process at a time: while it limits its size, jupyter-cache removes each page that
+    another process adds.
+    """
     bundle = CacheBundleIn(executed, str(page), data={"execution_seconds": seconds})
-    executions(root).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    with FileLock(root / LOCK):
+        executions(root).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def execute(root: Path, page: Path) -> str:

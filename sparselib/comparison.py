@@ -1,4 +1,4 @@
-"""Who is ahead: differences paired by seed, with intervals, and fronts of cost and quality."""
+"""Who is ahead: intervals of differences paired by seed and of further runs, and fronts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,19 +65,68 @@ def paired_difference(
             f"an interval needs two sequences of at least two paired numbers, not {a.shape} and "
             f"{b.shape}"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"a level of confidence lies in (0, 1), not {level}")
+    _check_level(level)
     differences = a - b
     if not np.isfinite(differences).all():
         raise ValueError(
             f"an interval needs finite numbers, but a difference is {differences}"
         )
-    from scipy.stats import t
-
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) / len(a) ** 0.5
-    half = float(t.ppf((1 + level) / 2, len(a) - 1)) * error
+    half = _student(level, len(a)) * error
     return Difference(mean, mean - half, mean + half, len(a))
+
+
+def prediction_interval(
+    runs: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    r"""Return where one more run would end (Whitmore, 1986, The American Statistician 40).
+
+    .. math:: \bar x \pm t_{n-1} \, s \sqrt{1 + 1 / n}
+
+    A single number of somebody else's, such as a paper's, differs from ours if it lies outside.
+    If the runs are about normal, a further run lies inside in `level` of all experiments, however
+    few the runs are.
+
+    Parameters
+    ----------
+    runs : sequence of float
+        What they reached.
+    level : float
+        Confidence, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        If there are not at least two finite numbers, or the level is impossible.
+    """
+    x = np.asarray(runs, dtype=float)
+    if x.ndim != 1 or len(x) < 2:
+        raise ValueError(
+            f"a prediction needs a sequence of at least two runs, not {x.shape}"
+        )
+    _check_level(level)
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f"a prediction needs finite numbers, but the runs are {x}"
+        )
+    half = _student(level, len(x)) * float(x.std(ddof=1))
+    half *= (1 + 1 / len(x)) ** 0.5
+    mean = float(x.mean())
+    return mean - half, mean + half
+
+
+def _check_level(level: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 < level < 1:
+        raise ValueError(f"a level of confidence lies in (0, 1), not {level}")
+
+
+def _student(level: float, count: int) -> float:
+    """Return the half width of Student's distribution that holds `level` of it."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + level) / 2, count - 1))
 
 
 def front(

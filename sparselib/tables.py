@@ -13,6 +13,8 @@ from textwrap import dedent
 
 import numpy as np
 
+from .comparison import prediction_interval
+
 NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -47,7 +49,7 @@ SHADED = "Blue: ours is higher; orange: lower; darker from 5 % of the paper's nu
 SLIGHT = 0.005
 LARGE = 0.05
 EQUAL = "As printed."
-WITHIN = "Within one standard deviation of our runs."
+WITHIN = "One more run of ours may end there, within {} to {} (95 %)."
 NO_RUN = "no run yet"
 NOT_PRINTED = "not printed"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -231,7 +233,7 @@ def compare(
         Our number in each row, the numbers of several runs, or words.
     why : sequence of str
         Why the two differ, a sentence. It may be empty where they do not: where both read the same,
-        or lie within one standard deviation of at least two runs.
+        or print lies in the 95 % prediction interval of at least two runs.
     spec, unit : str or sequence of str
         Format and unit of the numbers, of all rows or of each.
     scale : sequence of str, optional
@@ -515,11 +517,12 @@ def _gap(paper: object, ours: object, spec: str) -> float | None:
 
 
 def _within(paper: object, ours: object) -> bool:
-    """Whether the paper's number lies within one standard deviation of our runs."""
+    """Whether the paper's number lies where one more run of ours would."""
     mine = _numbers(ours)
-    return len(mine) > 1 and bool(
-        abs(mine.mean() - _number(paper)) <= mine.std(ddof=1)
-    )
+    if len(mine) < 2:
+        return False
+    low, high = prediction_interval(mine)
+    return low <= _number(paper) <= high
 
 
 def _level(gap: float, paper: float) -> int:
@@ -564,7 +567,8 @@ def _reason(
     if gap == 0:
         return EQUAL
     if gap is not None and _within(paper, ours):
-        return WITHIN
+        ends = prediction_interval(_numbers(ours))
+        return WITHIN.format(*(_rounded(end, spec) for end in ends))
     row = ", ".join(label.text for label in labels)
     raise ValueError(
         f"row {row!r} has {paper!r} in the paper and {measured(ours, spec)} here, but no reason; "

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparselib.comparison import Difference, front, paired_difference
+from sparselib.comparison import Difference, front, paired_difference, prediction_interval
 
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 2))
 POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12)
@@ -29,6 +29,23 @@ def test_an_interval_holds_the_truth_as_often_as_it_promises():
     runs = draw.normal(0.3, 1, (4000, 5))
     held = [d.low <= 0.3 <= d.high for d in (paired_difference(r, 0 * r) for r in runs)]
     assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_one_more_run_lies_in_the_interval_as_often_as_it_promises(count):
+    draw = np.random.default_rng(0)
+    runs = draw.normal(97.2, 0.3, (4000, count + 1))
+    intervals = [prediction_interval(line[:-1]) for line in runs]
+    held = [low <= line[-1] <= high for (low, high), line in zip(intervals, runs)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+
+
+def test_one_standard_deviation_is_no_such_interval():
+    draw = np.random.default_rng(0)
+    runs = draw.normal(97.2, 0.3, (4000, 4))
+    ours, more = runs[:, :3], runs[:, 3]
+    outside = np.abs(ours.mean(1) - more) > ours.std(1, ddof=1)
+    assert outside.mean() > 0.4
 
 
 def test_pairs_cancel_what_seeds_have_in_common():
@@ -61,6 +78,9 @@ def test_a_front_is_what_nothing_undercuts(points):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: prediction_interval([1.0]), r"at least two runs, not \(1,\)"),
+        (lambda: prediction_interval([1.0, np.nan]), "finite numbers, but the runs are"),
+        (lambda: prediction_interval([1.0, 2.0], 0.0), r"in \(0, 1\), not 0.0"),
         (lambda: paired_difference([1.0], [2.0]), r"not \(1,\) and \(1,\)"),
         (lambda: paired_difference([1.0, 2.0], [2.0]), r"not \(2,\) and \(1,\)"),
         (lambda: paired_difference([1.0, 2.0], [2.0, np.nan]), "finite numbers"),

@@ -5,6 +5,7 @@ import pandas as pd
 
 import sparselib as sl
 from sparselib import sweep
+from sparselib.comparison import Difference, paired_difference
 
 LEVELS = (0.9, 0.97, 0.99)
 MNIST_NETWORK = "[784, 256, 256, 256, 10]"
@@ -61,19 +62,73 @@ def neurons() -> pd.Series:
     return 100 * rows.groupby(["rule", "neurons"]).test_accuracy.mean()
 
 
-def with_step(lr: float) -> pd.Series:
-    """Return the mean test accuracy on MNIST in percent with a step size, by sparsity."""
-    rows = sweep.stored("csr-step").query("dataset == 'mnist' and rule == 'gradient'")
-    rows = rows[(rows.lr == lr) & (rows["images"] == 0)]
-    return 100 * rows.groupby("sparsity").test_accuracy.mean()
+def steps() -> dict[tuple[str, int, float], pd.DataFrame]:
+    """Return the test accuracies of both step sizes in percent, paired by seed.
+
+    Returns
+    -------
+    dict
+        By data set, number of images (0: all but the validation images) and sparsity; a row per
+        seed, a column per step.
+    """
+    rows = sweep.stored("csr-step").query("rule == 'gradient'")
+    order = sorted(set(zip(rows.dataset, rows["images"])), key=lambda key: (key[1], key[0] != "mnist"))
+    found = {}
+    for dataset, images in order:
+        part = rows[(rows.dataset == dataset) & (rows["images"] == images)]
+        for level in LEVELS:
+            runs = part[part.sparsity == level]
+            runs = runs.pivot(index="seed", columns="lr", values="test_accuracy").dropna()
+            found[dataset, images, level] = 100 * runs
+    return found
 
 
-def gains() -> pd.Series:
-    """Return what evolution gains over a fixed topology, in points, by sparsity and seed."""
-    pairs = sweep.stored("csr-figure10").pivot(
-        index=["sparsity", "seed"], columns="rule", values="test_accuracy"
-    )
-    return 100 * (pairs.gradient - pairs.static)
+def between(pairs: pd.DataFrame, one: object, other: object) -> Difference:
+    """Return how far a column is ahead of another one of the same table."""
+    return paired_difference(pairs[one], pairs[other])
+
+
+def paired(
+    rows: pd.DataFrame,
+    column: str,
+    one: object,
+    other: object,
+    by: str = "sparsity",
+    measure: str = "test_accuracy",
+) -> dict[object, Difference]:
+    """Return by how many points one value of a parameter is ahead of another, paired by seed.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of a sweep.
+    column : str
+        The parameter.
+    one, other : object
+        Its two values.
+    by : str
+        The parameter by whose values differences are told apart.
+    measure : str
+        The column that is compared, a share.
+    """
+    pairs = rows.pivot(index=[by, "seed"], columns=column, values=measure)[[one, other]].dropna()
+    return {key: between(100 * part, one, other) for key, part in pairs.groupby(level=0)}
+
+
+def early(rows: pd.DataFrame, epochs: int = 20) -> list[float]:
+    """Return the mean validation accuracy of the first epochs, in percent, of each run."""
+    return [100 * float(sweep.curve(cell)[:epochs].mean()) for cell in rows.valid_curve]
+
+
+def jumps(rows: pd.DataFrame, epochs: slice) -> list[float]:
+    """Return the mean change of validation accuracy from one epoch to the next, in points."""
+    curves = [100 * sweep.curve(cell)[epochs] for cell in rows.valid_curve]
+    return [float(np.abs(np.diff(curve)).mean()) for curve in curves]
+
+
+def gains() -> dict[object, Difference]:
+    """Return what evolution gains over a fixed topology, in points, by sparsity."""
+    return paired(sweep.stored("csr-figure10"), "rule", "gradient", "static")
 
 
 def released() -> dict[float, pd.Series]:

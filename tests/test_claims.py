@@ -38,10 +38,26 @@ def test_gains_are_differences_of_runs_with_the_same_seed() -> None:
         for row in sweep.stored("csr-figure10").astype(str).to_dict("records")
     }
     gains = ertl.gains()
-    assert len(gains) == 9
-    for (sparsity, seed), gain in gains.items():
-        same = str(sparsity), str(seed)
-        assert gain == pytest.approx(accuracy["gradient", *same] - accuracy["static", *same])
+    assert set(gains) == set(ertl.LEVELS)
+    for sparsity, gain in gains.items():
+        seeds = {seed for _, level, seed in accuracy if level == str(sparsity)}
+        of_seeds = [
+            accuracy["gradient", str(sparsity), seed] - accuracy["static", str(sparsity), seed]
+            for seed in seeds
+        ]
+        assert gain.pairs == len(seeds) >= 5
+        assert gain.mean == pytest.approx(np.mean(of_seeds))
+
+
+def test_step_sizes_are_paired_by_seed() -> None:
+    rows = sweep.stored("csr-step").query("rule == 'gradient'")
+    for (dataset, images, level), pairs in ertl.steps().items():
+        same = rows[(rows.dataset == dataset) & (rows["images"] == images)]
+        same = same[same.sparsity == level].set_index(["lr", "seed"]).test_accuracy
+        assert len(pairs) >= 3
+        for seed, line in pairs.iterrows():
+            assert line[1.0] == pytest.approx(100 * same[1.0, seed])
+            assert line[0.5] == pytest.approx(100 * same[0.5, seed])
 
 
 def test_speedups_are_those_of_three_sparsities_in_rising_order() -> None:
@@ -58,15 +74,16 @@ def test_speedups_are_those_of_three_sparsities_in_rising_order() -> None:
 def test_seconds_are_counted_in_whole_epochs_of_each_network() -> None:
     timed = sweep.stored("csr-seconds")
     timed = timed[timed.sizes == ertl.MNIST_NETWORK]
-    rows = ertl.table4()
-    for place, sparsity in enumerate((0.0, 0.9)):
+    sparse = ertl.table4().query("dataset == 'mnist' and sparsity == '0.9'")
+    dense = sweep.stored("csr-step").query("dataset == 'mnist' and rule == 'dense'")
+    dense = dense[(dense.lr == 1) & (dense.init == "torch") & (dense.epochs == 100)]
+    for place, (sparsity, runs) in enumerate(((0.0, dense), (0.9, sparse))):
         measured = timed[timed.sparsity == sparsity]
         epoch = measured.train_seconds.median() / measured.epochs.iloc[0]
-        runs = rows[(rows.dataset == "mnist") & (rows.sparsity == str(sparsity))]
         thirtieth = 100 * np.mean([sweep.curve(cell)[29] for cell in runs.valid_curve])
         assert ertl.at_equal_seconds(30.001 * epoch)[place] == pytest.approx(thirtieth)
     for seconds in (0, 1e6):
-        with pytest.raises(ValueError, match="epochs; the runs have 1 to 400"):
+        with pytest.raises(ValueError, match="epochs; the runs have 1 to 100"):
             ertl.at_equal_seconds(seconds)
 
 

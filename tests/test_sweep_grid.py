@@ -180,6 +180,15 @@ def test_only_limit_and_dry_run_choose(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_list_of_runs_may_be_read_in_part(tmp_path):
+    place = Place(tmp_path, [{"product": {"x": list(range(100))}}])
+    listed = place.start_from_a_shell("--dry-run")
+    listed.stdout.close()
+    assert listed.stderr.read() == ""
+    assert listed.wait(60) == 0
+
+
+@pytest.mark.slow
 def test_without_dask_runs_follow_each_other_and_it_is_printed(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()

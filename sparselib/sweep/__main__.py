@@ -64,11 +64,10 @@ def main(
     if not options.retry_failed:
         missing = [run for run in missing if not run.failed.is_file()]
     missing = missing[: options.limit]
-    _announce(sweep, chosen, missing, finished)
     if options.dry_run:
-        for run in missing:
-            print(run.key, sweep.describe(run))
+        _list(sweep, chosen, missing, finished)
         return 0
+    _announce(sweep, chosen, missing, finished)
     workers = Workers(
         options.scheduler,
         options.workers,
@@ -79,6 +78,19 @@ def main(
         options.plain_tcp,
     )
     return _carry_out(table, chosen, missing, workers)
+
+
+def _list(
+    sweep: Sweep, chosen: list[Run], missing: list[Run], finished: set[str]
+) -> None:
+    """Print what would run, to whoever reads on."""
+    try:
+        _announce(sweep, chosen, missing, finished)
+        for run in missing:
+            print(run.key, sweep.describe(run))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as head does, once it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _carry_out(

@@ -110,7 +110,7 @@ def test_liset_takes_runs_of_set_and_of_one_gamma() -> None:
     [
         ([0.6577, 0.6577], ""),
         ([0.64, 0.68], ""),
-        ([0.650, 0.651], "The paper has single runs; four of its cells of equal odds spread by"),
+        ([0.6500, 0.6501], "The paper has single runs; four of its cells of equal odds spread by"),
         ([0.50, 0.501], "Open: the paper has a single run."),
     ],
 )

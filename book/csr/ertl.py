@@ -72,11 +72,11 @@ def steps() -> dict[tuple[str, int, float], pd.DataFrame]:
         seed, a column per step.
     """
     rows = sweep.stored("csr-step").query("rule == 'gradient'")
-    pairs = rows.pivot(
-        index=["dataset", "images", "sparsity", "seed"], columns="lr", values="test_accuracy"
-    ).dropna()
-    found = pairs.groupby(level=["dataset", "images", "sparsity"])
-    return {key: 100 * part for key, part in found}
+    setting = ["dataset", "images", "sparsity"]
+    pairs = rows.pivot(index=[*setting, "seed"], columns="lr", values="test_accuracy").dropna()
+    found = dict(iter(pairs.groupby(level=setting)))
+    order = sorted(found, key=lambda key: (key[1], key[0] != "mnist", key[2]))
+    return {key: 100 * found[key].droplevel(setting) for key in order}
 
 
 def between(pairs: pd.DataFrame, one: object, other: object) -> Difference:

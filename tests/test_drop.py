@@ -228,6 +228,35 @@ def test_soft_removal_refuses_a_softness_that_is_none():
         drop.sampled_importance(layer, 0.5, context, steps=1)
 
 
+def test_weights_of_neurons_without_a_cost_leave_with_the_smallest():
+    layer, context = four([1.0, -2.0, 3.0, -0.5], None)
+    costs = torch.tensor([[0.0, 0.3], [0.0, -0.3]])
+    context = context._replace(inputs=torch.ones(2, 2), costs=costs, state={})
+    magnitude = partial(drop.costless, rule=drop.magnitude)
+    assert magnitude(layer, 0.25, context).tolist() == [0, 1, 3]
+    context = context._replace(costs=costs + 1e-9)
+    assert magnitude(layer, 0.25, context).tolist() == [3]
+    assert drop.costless(layer, 0.25, context).tolist() == []
+    assert context.state["threshold"] > 0.01  # which adapts
+    with pytest.raises(ValueError, match="no state"):
+        drop.costless(layer, 0.25, context._replace(state=None))
+
+
+def test_what_nothing_reads_has_no_cost_and_is_repaired_by_either_way():
+    torch.manual_seed(0)
+    model = sl.MLP(20, 20, 20, 3, layer=sl.CSRLinear, sparsity=0.9)
+    x, y = torch.randn(256, 20), torch.randint(3, (256,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    evolution = sl.Evolution(model, optimizer, drop.costless, sl.grow.full_gradient, 0.0)
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    first, second = model.layers[:2]
+    is_unread = second.csr.fan_out() == 0
+    assert first.csr.fan_in()[is_unread].sum() > 0
+    evolution.step()
+    assert first.csr.fan_in()[is_unread].sum() == 0
+
+
 def test_negative_weights_that_do_not_change_leave_first():
     layer, context = four([-1.0, 2.0, -3.0, -0.5], None)
     context = context._replace(state={})

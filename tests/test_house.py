@@ -20,9 +20,9 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics", "comparison"),
-        *("export", "atomic", "plot", "tables", "_types", "_version"),
+        *("export", "atomic", "plot", "_types", "_version"),
     ],
-    1: ["csr", "topology", "distribution", "checkpoint"],
+    1: ["csr", "topology", "distribution", "checkpoint", "tables"],
     2: ["ops", "training", "datasets"],
     3: ["nn", "cuda_graphs", "sweep"],
     4: ["models", "cost", "evolution", "optimization", "timing"],

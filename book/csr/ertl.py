@@ -127,6 +127,29 @@ def gains() -> dict[object, Difference]:
     return paired(sweep.stored("csr-figure10"), "rule", "gradient", "static")
 
 
+def gradient_minus_random() -> dict[int, Difference]:
+    """Return by how many points growth by gradient leads, by epoch: validation accuracy."""
+    rows = sweep.stored("csr-figure8")
+    found = {}
+    for epoch in (10, 50, 100, 150, 400):
+        at = rows.assign(reached=[sweep.curve(cell)[epoch - 1] for cell in rows.valid_curve])
+        pairs = paired(at, "rule", "gradient", "threshold/random", measure="reached")
+        found[epoch] = pairs[0.97]
+    return found
+
+
+def dense_with_the_papers_weights() -> dict[float, pd.Series]:
+    """Return the test accuracies of dense networks on MNIST in percent, by step, 40 epochs."""
+    rows = sweep.stored("csr-step").query("rule == 'dense' and init == 'ertl'")
+    return {lr: 100 * part.test_accuracy for lr, part in rows.groupby("lr")}
+
+
+def intervals(differences: dict[object, Difference], spec: str = "+.2f") -> str:
+    """Write intervals in one line, such as "+0.12 to +0.35, +0.61 to +1.02"."""
+    ends = [(format(d.low, spec), format(d.high, spec)) for d in differences.values()]
+    return ", ".join(f"{low} to {high}" for low, high in ends)
+
+
 def released() -> dict[float, pd.Series]:
     """Return the test accuracies with lost weights released, in percent, by sparsity."""
     groups = sweep.stored("csr-repair").query("repair").groupby("sparsity")
@@ -151,11 +174,23 @@ def speedups(mode: str, sizes: str, machine: str = "Zen 3") -> list[float]:
     machine : str
         One of `MACHINES`.
     """
+    median = _speedups(mode, sizes, machine)
+    return [median[sparsity] for sparsity in LEVELS]
+
+
+def faster_from(mode: str, sizes: str, machine: str = "Zen 3") -> float:
+    """Return the lowest of the measured sparsities that is faster than dense, in percent."""
+    median = _speedups(mode, sizes, machine)
+    return 100 * min(sparsity for sparsity, speedup in median.items() if speedup > 1)
+
+
+def _speedups(mode: str, sizes: str, machine: str) -> dict[float, float]:
+    """Return the median speedup over dense by sparsity."""
     rows = sweep.stored(MACHINES[machine])
     rows = rows[(rows["mode"] == mode) & (rows.sizes == sizes) & rows.sparse_ms.notna()]
     levels = [float(level) for level in rows.sparsities.iloc[0].strip("[]").split(",")]
     median = np.median([sweep.curve(cell) for cell in rows.sparse_speedup], axis=0)
-    return [float(median[levels.index(sparsity)]) for sparsity in LEVELS]
+    return dict(zip(levels, median.tolist()))
 
 
 def at_equal_seconds(budget: float) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from sparselib.evolution.grow import (
     State,
     declared,
     exponential,
+    neuron_costs,
     without_gradient,
 )
 from sparselib.nn.sparse_layer import SparseLayer
@@ -285,6 +286,40 @@ def unchanged_negatives(
     state["positions"] = context.occupied[is_staying]
     state["values"] = values[is_staying]
     return marked(~is_staying)
+
+
+@with_batches
+def costless(
+    layer: SparseLayer,
+    fraction: float,
+    context: Context,
+    rule: ByValues = adaptive_threshold,
+) -> Int[Tensor, "dropped"]:
+    r"""Drop all weights of neurons whose cost is exactly zero, and what `rule` drops of the others.
+
+    Ertl's proposal for lost weights: "removing weights of neurons whose cost is exactly zero during
+    backpropagation" (Section 5.1). The cost of neuron i is :math:`\sum_b |c_{bi}|` over the batches
+    since the last `zero_grad`. It is zero where nothing reads the neuron, but also where it was
+    below zero before a ReLU in all samples of those batches; ``repair=True`` of `Evolution` looks at
+    the structure instead.
+
+    Parameters
+    ----------
+    layer, fraction, context
+        As for every rule that reads batches.
+    rule : callable
+        A rule that reads values, such as `magnitude`.
+
+    Raises
+    ------
+    ValueError
+        If the context holds no batch, or has no state.
+    """
+    is_leaving = (neuron_costs(context) == 0)[
+        context.occupied // layer.shape[1]
+    ]
+    is_leaving[rule(layer.values.detach(), fraction, state_of(context))] = True
+    return marked(is_leaving)
 
 
 def shares(layer: SparseLayer, context: Context) -> Float[Tensor, "nnz"]:

@@ -300,8 +300,8 @@ def costless(
     Ertl's proposal for lost weights: "removing weights of neurons whose cost is exactly zero during
     backpropagation" (Section 5.1). The cost of neuron i is :math:`\sum_b |c_{bi}|` over the batches
     since the last `zero_grad`. It is zero where nothing reads the neuron, but also where it was
-    below zero before a ReLU in all samples of those batches; ``repair=True`` of `Evolution` looks at
-    the structure instead.
+    below zero before a ReLU in all samples of those batches; ``repair=True`` of `Evolution` looks
+    at the structure instead.
 
     Parameters
     ----------

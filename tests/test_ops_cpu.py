@@ -60,6 +60,26 @@ def double(tensor):
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+def test_little_work_wakes_no_other_thread(monkeypatch):
+    """Whatever it is: samples by a layer, its gradients, a copy, a convolution."""
+    started = []
+    start = cpu_launch.start
+    monkeypatch.setattr(cpu_launch, "start", lambda *of: started.append(of[2]) or start(*of))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for width, samples, threads in ((64, 17, {1}), (512, 256, {2})):
+        net = sl.MLP(width, width, width, layer=sl.CSRLinear, sparsity=0.9)
+        x = torch.randn(samples, width, requires_grad=True)
+        started.clear()
+        net(x).sum().backward()
+        net.eval()(x.detach())
+        assert set(started) == threads
+    for length, threads in ((20, {1}), (4000, {2})):
+        layer = sl.SparseConv1d(4, 4, 5, sparsity=0.5)
+        started.clear()
+        layer(torch.randn(8, 4, length, requires_grad=True)).sum().backward()
+        assert set(started) == threads
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_products_equal_the_definition(batch, threads):

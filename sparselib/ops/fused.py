@@ -56,37 +56,49 @@ def sequence(
         x = operands.feature_major(x)
         result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
         return result
-    weights = sum(csr.nnz for csr in patterns)
-    cells = sum(csr.cells for csr in patterns)
-    x = operands.resolved(x)
-    if module(x).fuses(len(x), weights, cells):
-        note("network", patterns, *given)
-        return module(x).network(layers, x)
-    note("spmm with ReLU", patterns, *given)
-    return _steps(layers, x)[-1]
+    return _carried(layers, patterns, tensors, operands.resolved(x))
 
 
 def at_once(
     patterns: Sequence[CSR], tensors: Sequence[Tensor | None], x: Tensor
 ) -> Tensor | None:
-    """Carry few samples through all layers by one call, or return None where more is asked for.
+    """Carry samples through all layers without a gradient, or return None where more is asked for.
 
-    As `sequence`, without a gradient and with as little Python as can be: what one sample costs is
-    the call.
+    As `sequence` with as little Python as can be: what few samples cost is the call.
     """
-    if not (is_plain(x, *tensors) and x.ndim == 2 and products.are_few(x)):
+    if not (is_plain(x, *tensors) and x.ndim == 2):
         return None
+    layers: list[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]] = []
     width = x.shape[1]
-    layers = []
+    last = len(patterns) - 1
     for number, csr in enumerate(patterns):
         values = tensors[2 * number]
         bias = tensors[2 * number + 1]
         if values is None or not products.fit_exactly(csr, values, bias, width):
             return None
-        layers.append((*operands.indices_of(csr), values, bias))
+        layers.append((*operands.indices_of(csr), values, bias, number < last))
         width = csr.shape[0]
-    note("few_through", patterns, x, *tensors)
-    return cpu.few_through(layers, x)
+    if products.are_few(x):
+        note("few_through", patterns, x, *tensors)
+        return cpu.few_through(layers, x)
+    return _carried([Weights(*one) for one in layers], patterns, tensors, x)
+
+
+def _carried(
+    layers: Sequence[Weights],
+    patterns: Sequence[CSR],
+    tensors: Sequence[Tensor | None],
+    x: Tensor,
+) -> Tensor:
+    """Return what checked layers make of a batch, without a gradient."""
+    weights = sum(csr.nnz for csr in patterns)
+    cells = sum(csr.cells for csr in patterns)
+    backend = module(x)
+    if backend.fuses(len(x), weights, cells):
+        note("network", patterns, x, *tensors)
+        return backend.network(layers, x)
+    note("spmm with ReLU", patterns, x, *tensors)
+    return _steps(layers, x)[-1]
 
 
 def _layers(

@@ -79,12 +79,12 @@ def spmm(
     """
     if (
         is_plain(x, values, bias)
-        and are_few(x)
+        and x.ndim
         and fit_exactly(csr, values, bias, x.shape[-1])
     ):
-        note("few", (csr,), x, values, bias)
+        note("few" if are_few(x) else "spmm", (csr,), x, values, bias)
         flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        y = cpu.few(values, *indices_of(csr), flat, bias)
+        y = cpu.spmm(values, *indices_of(csr), flat, bias)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
     check_features(csr, values, x, csr.shape[1], "spmm", bias)
     note("spmm", (csr,), x, values, bias)

@@ -25,11 +25,11 @@ from sparselib.ops.backends.cpu_arguments import (
 from sparselib.ops.backends.cpu_conv import convolve as convolve
 from sparselib.ops.backends.cpu_conv import convolve_t as convolve_t
 from sparselib.ops.backends.cpu_conv import correlate as correlate
-from sparselib.ops.backends.cpu_launch import kernels, launch, start
+from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
 
 FEW = 16  # samples
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8  # of a register, by samples
-ALONE = 1 << 18  # products that one thread does before another has begun
+COPIED = 4  # products that take as long as a number takes to be copied
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 
 
@@ -77,7 +77,7 @@ def spmm(
         copies=cpu_work.copies(work.room),
         copied=work.copied,
     )
-    launch(kernels().spmm, block)
+    launch(kernels().spmm, block, batch * col.numel())
     return y.t()
 
 
@@ -132,18 +132,18 @@ def few(
 
 
 def few_through(
-    layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], x: Tensor
+    layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]],
+    x: Tensor,
 ) -> Tensor:
-    """Carry few samples through layers (crow, col, contiguous values, bias) with ReLU between."""
+    """Carry few samples through layers (crow, col, contiguous values, bias, relu)."""
     samples, columns = x.shape
     if LANES_OF[samples] != samples:
         return _cut(few_through(layers, _in_lanes(x)), samples)
     x = x.contiguous()
     table: list[int] = []
-    last = len(layers) - 1
     widest = 0
     rows = 0
-    for number, (crow, col, values, bias) in enumerate(layers):
+    for crow, col, values, bias, relu in layers:
         rows = crow.shape[0] - 1
         widest = max(widest, rows)
         # the fields of `Row` in their order
@@ -153,7 +153,7 @@ def few_through(
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _also(bias, number < last),
+            _also(bias, relu),
         )
     size = 4 * widest * samples
     # x in order, and what each other layer writes in turn
@@ -218,7 +218,7 @@ def sddmm(
         copies=cpu_work.copies(work.room),
         room=work.room,
     )
-    launch(kernels().sddmm, block)
+    launch(kernels().sddmm, block, batch * col.numel())
     return dvalues, dbias
 
 
@@ -265,7 +265,7 @@ def gradients(
         copies=cpu_work.copies(room),
         room=room,
     )
-    launch(kernels().gradients, block)
+    launch(kernels().gradients, block, 2 * batch * col.numel())
     return dvalues, dbias, dx.t()
 
 
@@ -304,7 +304,8 @@ def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
         widest=widest,
         table=table,
     )
-    launch(kernels().network, block)
+    weights = sum(layer.col.numel() for layer in held)
+    launch(kernels().network, block, samples * weights)
     return y
 
 
@@ -344,7 +345,8 @@ def features_first(x: Tensor) -> Tensor:
     rows, columns = x.shape
     y = cpu_buffers.empty(columns, rows)
     if y.numel():
-        launch(kernels().transposed, Transposed(rows, columns, x, y))
+        block = Transposed(rows, columns, x, y)
+        launch(kernels().transposed, block, COPIED * y.numel())
     return y
 
 

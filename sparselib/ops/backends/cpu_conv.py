@@ -128,7 +128,7 @@ def _product(
         own=cpu_work.copies(room),
         room=room,
     )
-    launch(_kernels().convolution, block)
+    launch(_kernels().convolution, block, y.numel() // rows * places.numel())
     return y
 
 
@@ -180,7 +180,7 @@ def correlate(
         own=cpu_work.copies(room),
         room=room,
     )
-    launch(_kernels().correlation, block)
+    launch(_kernels().correlation, block, dy.numel() // filters * nnz)
     found = dvalues.sum(0)
     between = layout.output[0] > 1 or stack.images > 1
     if between and not np.isfinite(found).all():

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+ALONE = 1 << 18  # products that one thread does before another has begun
+
 
 @runtime_checkable
 class _Made(Protocol):
@@ -27,13 +29,19 @@ class _Made(Protocol):
 
 
 def launch(
-    kernel: Callable[[], _Made], block: Iterable[int | Tensor | None]
+    kernel: Callable[[], _Made],
+    block: Iterable[int | Tensor | None],
+    products: int = ALONE,
 ) -> None:
-    """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call."""
+    """Run a kernel on a block of arguments; tensors must be contiguous and outlive the call.
+
+    Where it has few `products` to sum, one thread does them: to wake others takes longer.
+    """
     numbers = _numbers(block)
     # the counters that all threads share come first
     shared = array("q", [0, 0, *numbers])
-    start(kernel, shared.buffer_info()[0], torch.get_num_threads())
+    threads = 1 if products < ALONE else torch.get_num_threads()
+    start(kernel, shared.buffer_info()[0], threads)
 
 
 def start(kernel: Callable[[], _Made], address: int, threads: int) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sparselib import sweep
-from sparselib.comparison import prediction_interval
+from sparselib.comparison import Difference, paired_difference, prediction_interval
 
 # ARA and accuracy of Tables 2 and 3: SET, gamma 0, and the gamma of the best accuracy or ARA
 PRINTED = {
@@ -86,6 +86,23 @@ def against_static() -> pd.Series:
     rows = sweep.stored("liset-set")
     rows = rows[rows.definition == "scipy"]
     return 100 * rows.groupby(["rule", "zeros"]).test_accuracy.mean()
+
+
+def over_random(rows: pd.DataFrame, dataset: str, rule: str, measure: str) -> Difference:
+    """Return what a rule of growth gains over growth at random, in points, paired by seed.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        The runs of the controls.
+    dataset, rule : str
+        Of which runs.
+    measure : str
+        "ara" or "test_accuracy".
+    """
+    pairs = rows[rows.dataset == dataset].pivot(index="seed", columns="rule", values=measure)
+    pairs = 100 * pairs[[rule, "skips"]].dropna()
+    return paired_difference(pairs[rule], pairs["skips"])
 
 
 def within(printed: float, ours: pd.Series) -> bool:

@@ -1,9 +1,9 @@
 """Who is ahead: intervals of differences paired by seed and of further runs, and fronts."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Difference(NamedTuple):
@@ -34,8 +34,8 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    ours: Sequence[float] | np.ndarray,
-    theirs: Sequence[float] | np.ndarray,
+    ours: ArrayLike,
+    theirs: ArrayLike,
     level: float = 0.95,
 ) -> Difference:
     r"""Return the mean of :math:`d_i = a_i - b_i` with Student's interval (1908).
@@ -78,7 +78,7 @@ def paired_difference(
 
 
 def prediction_interval(
-    runs: Sequence[float] | np.ndarray, level: float = 0.95
+    runs: ArrayLike, level: float = 0.95
 ) -> tuple[float, float]:
     r"""Return where one more run would end (Whitmore, 1986, The American Statistician 40).
 
@@ -129,9 +129,7 @@ def _student(level: float, count: int) -> float:
     return float(t.ppf((1 + level) / 2, count - 1))
 
 
-def front(
-    costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray
-) -> list[int]:
+def front(costs: ArrayLike, losses: ArrayLike) -> list[int]:
     """Return the indices of the points that no other point undercuts, cheapest first.
 
     A point is off the front if another one costs no more and loses no more, and less in one of the

@@ -105,6 +105,13 @@ def over_random(rows: pd.DataFrame, dataset: str, rule: str, measure: str) -> Di
     return paired_difference(pairs[rule], pairs["skips"])
 
 
+def controls(dataset: str) -> list[float]:
+    """Return the ARA over growth at random: in a new half of the inputs, in a kept one, LiSET's."""
+    rows = sweep.stored("liset-controls")
+    rules = ("subset", "constant", "liset")
+    return [over_random(rows, dataset, rule, "ara").mean for rule in rules]
+
+
 def within(printed: float, ours: pd.Series) -> bool:
     """Return whether one more run of ours might end at the printed number."""
     low, high = prediction_interval(ours)

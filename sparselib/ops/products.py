@@ -78,7 +78,8 @@ def spmm(
         If shapes, dtypes or devices do not fit; the sentence names them.
     """
     if (
-        is_plain(x, values, bias)
+        values is not None
+        and is_plain(x, values, bias)
         and x.ndim
         and fit_exactly(csr, values, bias, x.shape[-1])
     ):

@@ -116,6 +116,17 @@ def prediction_interval(
     return mean - half, mean + half
 
 
+def may_end_at(number: float, runs: ArrayLike) -> bool:
+    """Whether one more run might end at a number: it lies in the 95 % `prediction_interval`.
+
+    Of fewer than two runs nothing is known, and the answer is no.
+    """
+    if np.size(runs) < 2:
+        return False
+    low, high = prediction_interval(runs)
+    return low <= number <= high
+
+
 def _check_level(level: float) -> None:
     """Refuse what is no probability."""
     if not 0 < level < 1:

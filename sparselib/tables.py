@@ -13,7 +13,7 @@ from textwrap import dedent
 
 import numpy as np
 
-from .comparison import prediction_interval
+from .comparison import may_end_at, prediction_interval
 
 NAMES = {
     "mnist": "MNIST",
@@ -49,7 +49,7 @@ SHADED = "Blue: ours is higher; orange: lower; darker from 5 % of the paper's nu
 SLIGHT = 0.005
 LARGE = 0.05
 EQUAL = "As printed."
-WITHIN = "One more run of ours may end there, within {} to {} (95 %)."
+WITHIN = "One more run may end there, within {} to {} (95 %)."
 NO_RUN = "no run yet"
 NOT_PRINTED = "not printed"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -516,13 +516,9 @@ def _gap(paper: object, ours: object, spec: str) -> float | None:
     )
 
 
-def _within(paper: object, ours: object) -> bool:
-    """Whether the paper's number lies where one more run of ours would."""
-    mine = _numbers(ours)
-    if len(mine) < 2:
-        return False
-    low, high = prediction_interval(mine)
-    return low <= _number(paper) <= high
+def _as_print(paper: object, ours: object) -> bool:
+    """Whether the paper's number is where one more run might end."""
+    return may_end_at(_number(paper), _numbers(ours))
 
 
 def _level(gap: float, paper: float) -> int:
@@ -537,7 +533,7 @@ def _difference(paper: object, ours: object, spec: str) -> tuple[str, str]:
     gap = _gap(paper, ours, spec)
     if gap is None:
         return "", ""
-    level = 0 if _within(paper, ours) else _level(gap, _number(paper))
+    level = 0 if _as_print(paper, ours) else _level(gap, _number(paper))
     text = _rounded(gap, f"+{spec.lstrip('+')}") if gap else "0"
     return text, SHADES.get(level, "")
 
@@ -548,7 +544,7 @@ def _shaded(value: object, paper: object, spec: str) -> Cell:
     gap = _gap(paper, value, spec)
     level = (
         0
-        if gap is None or _within(paper, value)
+        if gap is None or _as_print(paper, value)
         else _level(gap, _number(paper))
     )
     arrow = f"{SPACE}{'↑' if level > 0 else '↓'}" if level else ""
@@ -566,7 +562,7 @@ def _reason(
     gap = _gap(paper, ours, spec)
     if gap == 0:
         return EQUAL
-    if gap is not None and _within(paper, ours):
+    if gap is not None and _as_print(paper, ours):
         ends = prediction_interval(_numbers(ours))
         return WITHIN.format(*(_rounded(end, spec) for end in ends))
     row = ", ".join(label.text for label in labels)

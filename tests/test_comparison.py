@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparselib.comparison import Difference, front, paired_difference, prediction_interval
+from sparselib.comparison import (
+    Difference,
+    front,
+    may_end_at,
+    paired_difference,
+    prediction_interval,
+)
 
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 2))
 POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12)
@@ -38,6 +44,19 @@ def test_one_more_run_lies_in_the_interval_as_often_as_it_promises(count):
     intervals = [prediction_interval(line[:-1]) for line in runs]
     held = [low <= line[-1] <= high for (low, high), line in zip(intervals, runs)]
     assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+
+
+def test_a_number_is_where_one_more_run_may_end():
+    runs = [96.95, 97.06, 97.17]
+    low, high = prediction_interval(runs)
+    assert [may_end_at(number, runs) for number in (low, high, low - 0.01, high + 0.01)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not may_end_at(97.0, [97.0])
+    assert not may_end_at(97.0, [])
 
 
 def test_one_standard_deviation_is_no_such_interval():

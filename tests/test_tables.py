@@ -62,7 +62,7 @@ def test_a_line_has_the_paper_ours_and_the_whole_reason() -> None:
     plain = [text.replace("\N{NO-BREAK SPACE}", " ") for text in first]
     assert plain == ["MNIST", "784-256-10", "97.30 %", "97.06 ± 0.11 %", "3", "-0.24", WHY]
     assert second[0] == "Fashion-MNIST"
-    assert second[-1] == "One more run of ours may end there, within 88.59 to 90.17 (95 %)."
+    assert second[-1] == "One more run may end there, within 88.59 to 90.17 (95 %)."
 
 
 WORDS = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=300)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sparselib import sweep
-from sparselib.comparison import Difference, paired_difference, prediction_interval
+from sparselib.comparison import Difference, may_end_at, paired_difference
 
 # ARA and accuracy of Tables 2 and 3: SET, gamma 0, and the gamma of the best accuracy or ARA
 PRINTED = {
@@ -112,12 +112,6 @@ def controls(dataset: str) -> list[float]:
     return [over_random(rows, dataset, rule, "ara").mean for rule in rules]
 
 
-def within(printed: float, ours: pd.Series) -> bool:
-    """Return whether one more run of ours might end at the printed number."""
-    low, high = prediction_interval(ours)
-    return low <= printed <= high
-
-
 def reason(setting: Setting, gamma: float | str, measure: str) -> str:
     """Write why our runs differ from print, if they do.
 
@@ -129,7 +123,7 @@ def reason(setting: Setting, gamma: float | str, measure: str) -> str:
     ours = runs(program(), setting, gamma, measure)
     if not len(ours) or round(printed, 2) == round(ours.mean(), 2):
         return ""
-    if len(ours) > 1 and within(printed, ours):
+    if may_end_at(printed, ours):
         return ""
     if abs(printed - ours.mean()) <= noise:
         return f"The paper has single runs; four of its cells of equal odds spread by {noise:.2f}."

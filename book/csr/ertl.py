@@ -5,7 +5,7 @@ import pandas as pd
 
 import sparselib as sl
 from sparselib import sweep
-from sparselib.comparison import Difference, paired_difference
+from sparselib.comparison import Difference, paired_difference, runs_by_seed
 
 LEVELS = (0.9, 0.97, 0.99)
 WHOLE = 88  # percent on MNIST: a run below has lost a class of ten
@@ -80,7 +80,7 @@ def steps() -> dict[tuple[str, int, float], pd.DataFrame]:
     """
     rows = sweep.stored("csr-step").query("rule == 'gradient'")
     setting = ["dataset", "images", "sparsity"]
-    pairs = rows.pivot(index=[*setting, "seed"], columns="lr", values="test_accuracy").dropna()
+    pairs = runs_by_seed(rows, "lr", sorted(set(rows.lr)), "test_accuracy", setting)
     found = dict(iter(pairs.groupby(level=setting)))
     sets = ("mnist", "fashion_mnist", "higgs")
     order = sorted(found, key=lambda key: (key[1], sets.index(key[0]), key[2]))
@@ -115,9 +115,8 @@ def paired(
     measure : str
         The column that is compared, a share.
     """
-    values = rows.pivot(index=[by, "seed"], columns=column, values=measure)
-    pairs = 100 * pd.DataFrame({"one": values[one], "other": values[other]}).dropna()
-    return {key: between(part, "one", "other") for key, part in pairs.groupby(level=0)}
+    pairs = 100 * runs_by_seed(rows, column, (one, other), measure, [by])
+    return {key: between(part, one, other) for key, part in pairs.groupby(level=0)}
 
 
 def early(rows: pd.DataFrame, epochs: int = 20) -> list[float]:

@@ -13,6 +13,8 @@ NETWORKS = {
     "OS-CNN": sl.OSCNN,
     "ResNet": sl.ECGResNet,
 }
+NAMES = {"resnet": "ResNet", "oscnn": "OS-CNN"}
+YARDSTICKS = {"boosting": "boosted trees", "logistic": "logistic regression"}
 # Table 1: parameters in thousands, operations in millions, accuracy in percent
 TABLE_1 = {
     "dense DSN": (621.955, 7361.956, 92.18),
@@ -54,15 +56,17 @@ def by_night() -> pd.DataFrame:
     return rows[rows.normalize == "night"]
 
 
-def on_unseen_nights(sparsity: float, model: str = "dsn") -> Difference:
-    """Return how far a network is ahead of the 95 % sparse one in balanced accuracy, in points.
+def on_unseen_nights(
+    sparsity: float, model: str = "dsn", column: str = "balanced_accuracy"
+) -> Difference:
+    """Return how far a network is ahead of the 95 % sparse one in the reduced setting, in points.
 
     They are paired by the five folds, which test each night once.
     """
     rows = by_night()
     rows = rows[rows.by == "record"].set_index(["model", "sparsity", "fold"]).sort_index()
     kinds = (model, sparsity), ("dsn", 0.95)
-    ours, theirs = (100 * rows.loc[kind].balanced_accuracy for kind in kinds)
+    ours, theirs = (100 * rows.loc[kind][column] for kind in kinds)
     return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 
@@ -82,20 +86,47 @@ def nights(rows: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in joined})
 
 
-def windows() -> pd.DataFrame:
+def classifiers() -> pd.DataFrame:
     """Return the runs on all minutes, by classifier, kind of test, minutes around and fold.
 
-    The classifiers are the 95 % sparse network and boosted trees on the heart rate's variability;
-    both are tested on the same five folds.
+    Networks, and two classifiers that read the heart rate's variability, on the same five folds; of
+    a network those that have run.
     """
     networks = sweep.stored("dsn-windows")
-    networks = networks[(networks.model == "dsn") & (networks.sparsity == 0.95)]
-    trees = sweep.stored("dsn-yardsticks")
-    trees = trees[(trees.model == "boosting") & (trees.normalize == "night") & (trees.split == 0)]
+    yardsticks = sweep.stored("dsn-yardsticks")
+    yardsticks = yardsticks[(yardsticks.normalize == "night") & (yardsticks.split == 0)]
+    dsn = networks[networks.model == "dsn"]
+    runs = {
+        f"DSN, {100 * sparsity:.0f} %" if sparsity else "DSN, dense": rows
+        for sparsity, rows in dsn.groupby("sparsity")
+    }
+    runs |= {name: networks[networks.model == model] for model, name in NAMES.items()}
+    runs |= {name: yardsticks[yardsticks.model == model] for model, name in YARDSTICKS.items()}
     place = ["by", "neighbors", "fold"]
-    runs = {"DSN, 95 %": networks.set_index(place), "boosted trees": trees.set_index(place)}
-    shared = runs["DSN, 95 %"].index.intersection(runs["boosted trees"].index)
-    joined = {name: rows.loc[shared] for name, rows in runs.items()}
+    found = {name: rows.set_index(place) for name, rows in runs.items() if len(rows)}
+    return pd.concat(found, names=["classifier"]).sort_index()
+
+
+def ahead(name: str, other: str, column: str = "test_accuracy", by: str = "record") -> Difference:
+    """Return how far one classifier of three minutes is ahead of another, in points.
+
+    They are paired by the folds that both have been tested on.
+    """
+    runs = classifiers()
+    ours, theirs = (100 * runs.loc[(of, by, 1)][column] for of in (name, other))
+    shared = ours.index.intersection(theirs.index)
+    return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
+
+
+def windows() -> pd.DataFrame:
+    """Return the runs on all minutes of the 95 % sparse network and of boosted trees.
+
+    By classifier, kind of test, minutes around and fold; only folds that both have been tested on.
+    """
+    runs = classifiers()
+    pair = {name: runs.loc[name] for name in ("DSN, 95 %", "boosted trees")}
+    shared = pair["DSN, 95 %"].index.intersection(pair["boosted trees"].index)
+    joined = {name: rows.loc[shared] for name, rows in pair.items()}
     return pd.concat(joined, names=["classifier"]).sort_index()
 
 

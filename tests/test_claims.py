@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparselib import sweep
+from sparselib.datasets import apnea_records
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ("csr", "liset", "dsn", "san", "pruning")
@@ -157,6 +158,29 @@ def test_the_network_and_the_trees_are_tested_on_the_same_minutes() -> None:
         assert network[column].tolist() == trees.loc[shared][column].tolist()
     tested = vanwinsen.nights(network.loc[("record", 0)])
     assert tested.index.is_unique
+
+
+def test_classifiers_are_paired_by_the_folds_that_both_were_tested_on() -> None:
+    every = vanwinsen.classifiers()
+    for name, by in {(name, by) for name, by, _, _ in every.index if name != "DSN, 95 %"}:
+        if (name, by, 1) not in every.index or len(every.loc[(name, by, 1)]) < 2:
+            continue
+        theirs, ours = every.loc[(name, by, 1)], every.loc[("DSN, 95 %", by, 1)].loc
+        ours = ours[theirs.index]
+        assert ours.test_minutes.tolist() == theirs.test_minutes.tolist()
+        assert ours.labeled_rates.tolist() == theirs.labeled_rates.tolist()
+        mean = 100 * (theirs.balanced_accuracy.mean() - ours.balanced_accuracy.mean())
+        found = vanwinsen.ahead(name, "DSN, 95 %", "balanced_accuracy", by)
+        assert found.mean == pytest.approx(mean)
+        assert found.pairs == len(theirs)
+    assert vanwinsen.ahead("DSN, 95 %", "DSN, 95 %") == (0, 0, 0, 5)
+
+
+@pytest.mark.parametrize("model", ["boosting"])
+def test_one_night_left_out_tests_every_minute_once(model: str) -> None:
+    nights = vanwinsen.left_out(model)
+    assert nights.index.tolist() == list(apnea_records.LEARNING)
+    assert (nights.quiet.sum(), nights.apnea.sum()) == (17_045 - 6514, 6514)
 
 
 def test_only_the_topology_differs_between_runs_that_move_and_runs_that_do_not() -> None:

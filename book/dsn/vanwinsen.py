@@ -1,5 +1,6 @@
 """Numbers of Vanwinsen et al. (2023) beside ours: counts, and what the stored runs measured."""
 
+import numpy as np
 import pandas as pd
 
 import sparselib as sl
@@ -145,6 +146,23 @@ def reached() -> pd.Series:
     A window is the number of minutes before and after that are read, too.
     """
     return 100 * windows().test_accuracy.groupby(level=[0, 1, 2]).mean()
+
+
+def left_out(model: str) -> pd.DataFrame:
+    """Return the counts of each night that one yardstick of three minutes has not learned from.
+
+    A row for each of the 35 nights: ``quiet`` and ``apnea``, its minutes of either class, those of
+    them that are right, and the night's accuracy.
+    """
+    rows = sweep.stored("dsn-nights")
+    rows = rows[(rows.model == model) & (rows.neighbors == 1)].sort_values("nights")
+    cells = np.stack([sweep.curve(cell) for cell in rows.confusion])
+    names = ["right quiet", "wrong quiet", "wrong apnea", "right apnea"]
+    counts = pd.DataFrame(cells, columns=names, index=rows.nights)
+    quiet = counts["right quiet"] + counts["wrong quiet"]
+    apnea = counts["right apnea"] + counts["wrong apnea"]
+    right = counts["right quiet"] + counts["right apnea"]
+    return counts.assign(quiet=quiet, apnea=apnea, accuracy=right / (quiet + apnea))
 
 
 def without_movement() -> dict[str, Difference]:

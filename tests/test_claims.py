@@ -176,6 +176,22 @@ def test_classifiers_are_paired_by_the_folds_that_both_were_tested_on() -> None:
     assert vanwinsen.ahead("DSN, 95 %", "DSN, 95 %") == (0, 0, 0, 5)
 
 
+def test_the_official_test_set_is_shown_as_soon_as_its_tables_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of other tests stand for them: only their columns matter here."""
+    tables = tmp_path / "data" / "results"
+    tables.mkdir(parents=True)
+    monkeypatch.chdir(tables)
+    assert vanwinsen.official() == {}
+    stored = ROOT / "data" / "results"
+    (tables / "dsn-official.csv").write_bytes((stored / "dsn-windows.csv").read_bytes())
+    assert len(vanwinsen.official()["DSN, 95 %"]) == 10
+    yardsticks = stored / "dsn-yardsticks.csv"
+    (tables / "dsn-official-yardsticks.csv").write_bytes(yardsticks.read_bytes())
+    assert {"DSN, 95 %", "boosted trees", "logistic regression"} <= set(vanwinsen.official())
+
+
 @pytest.mark.parametrize("model", ["boosting"])
 def test_one_night_left_out_tests_every_minute_once(model: str) -> None:
     nights = vanwinsen.left_out(model)

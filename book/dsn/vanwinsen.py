@@ -87,15 +87,8 @@ def nights(rows: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in joined})
 
 
-def classifiers() -> pd.DataFrame:
-    """Return the runs on all minutes, by classifier, kind of test, minutes around and fold.
-
-    Networks, and two classifiers that read the heart rate's variability, on the same five folds; of
-    a network those that have run.
-    """
-    networks = sweep.stored("dsn-windows")
-    yardsticks = sweep.stored("dsn-yardsticks")
-    yardsticks = yardsticks[(yardsticks.normalize == "night") & (yardsticks.split == 0)]
+def _named(networks: pd.DataFrame, yardsticks: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each network and of each yardstick that has run, by its name."""
     dsn = networks[networks.model == "dsn"]
     runs = {
         f"DSN, {100 * sparsity:.0f} %" if sparsity else "DSN, dense": rows
@@ -103,9 +96,36 @@ def classifiers() -> pd.DataFrame:
     }
     runs |= {name: networks[networks.model == model] for model, name in NAMES.items()}
     runs |= {name: yardsticks[yardsticks.model == model] for model, name in YARDSTICKS.items()}
+    return {name: rows for name, rows in runs.items() if len(rows)}
+
+
+def classifiers() -> pd.DataFrame:
+    """Return the runs on all minutes, by classifier, kind of test, minutes around and fold.
+
+    Networks, and two classifiers that read the heart rate's variability, on the same five folds; of
+    a network those that have run.
+    """
+    yardsticks = sweep.stored("dsn-yardsticks")
+    yardsticks = yardsticks[(yardsticks.normalize == "night") & (yardsticks.split == 0)]
+    runs = _named(sweep.stored("dsn-windows"), yardsticks)
     place = ["by", "neighbors", "fold"]
-    found = {name: rows.set_index(place) for name, rows in runs.items() if len(rows)}
+    found = {name: rows.set_index(place) for name, rows in runs.items()}
     return pd.concat(found, names=["classifier"]).sort_index()
+
+
+def official() -> dict[str, pd.DataFrame]:
+    """Return the runs that x01 to x35 test, three minutes at once, by classifier.
+
+    They need the labels of these nights, which the repository does not have: so there may be none.
+    """
+    tables = []
+    for name in ("dsn-official", "dsn-official-yardsticks"):
+        try:
+            rows = sweep.stored(name)
+        except FileNotFoundError:
+            rows = pd.DataFrame(columns=["model", "sparsity", "neighbors"])
+        tables.append(rows[rows.neighbors == 1])
+    return _named(*tables)
 
 
 def ahead(name: str, other: str, column: str = "test_accuracy", by: str = "record") -> Difference:

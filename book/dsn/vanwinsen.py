@@ -185,6 +185,20 @@ def left_out(model: str) -> pd.DataFrame:
     return counts.assign(quiet=quiet, apnea=apnea, accuracy=right / (quiet + apnea))
 
 
+def without_noise(column: str) -> Difference:
+    """Return what boosted trees gain by leaving out noisy training minutes, in points.
+
+    They are paired by the folds of three divisions of the nights, three minutes at once.
+    """
+    place = ["split", "fold"]
+    kept, clean = (sweep.stored(f"dsn-{name}") for name in ("yardsticks", "noise-yardsticks"))
+    kept = kept[(kept.normalize == "night") & (kept.by == "record") & (kept.neighbors == 1)]
+    pair = [100 * rows[rows.model == "boosting"].set_index(place)[column] for rows in (clean, kept)]
+    shared = pair[0].index.intersection(pair[1].index)
+    ours, theirs = (part.loc[shared].to_numpy() for part in pair)
+    return paired_difference(ours, theirs)
+
+
 def without_movement() -> dict[str, Difference]:
     """Return what a fixed topology changes in balanced accuracy, in points, by split."""
     rows = sweep.stored("dsn-ablation")

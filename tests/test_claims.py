@@ -176,6 +176,19 @@ def test_classifiers_are_paired_by_the_folds_that_both_were_tested_on() -> None:
     assert vanwinsen.ahead("DSN, 95 %", "DSN, 95 %") == (0, 0, 0, 5)
 
 
+def test_noise_is_left_out_of_training_alone() -> None:
+    kept, clean = (sweep.stored(f"dsn-{name}") for name in ("yardsticks", "noise-yardsticks"))
+    cases = kept[(kept.normalize == "night") & (kept.by == "record") & (kept.neighbors == 1)]
+    pair = [rows[rows.model == "boosting"].set_index(["split", "fold"]) for rows in (cases, clean)]
+    with_noise, without = (rows.sort_index() for rows in pair)
+    assert with_noise.test_minutes.tolist() == without.test_minutes.tolist()
+    lost = with_noise.train_minutes - without.train_minutes
+    assert ((lost > 0) & (lost < 1437)).all()
+    gain = 100 * (without.auroc - with_noise.auroc).mean()
+    found = vanwinsen.without_noise("auroc")
+    assert (found.pairs, found.mean) == (15, pytest.approx(gain))
+
+
 def test_the_official_test_set_is_shown_as_soon_as_its_tables_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

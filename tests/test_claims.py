@@ -11,6 +11,7 @@ from sparselib import sweep
 from sparselib.datasets import apnea_records
 
 ROOT = Path(__file__).resolve().parent.parent
+RATES = ("labeled_rates", "predicted_rates")
 CHAPTERS = ("csr", "liset", "dsn", "san", "pruning")
 sys.path[:0] = [str(ROOT / "book" / chapter) for chapter in CHAPTERS]
 
@@ -174,6 +175,16 @@ def test_classifiers_are_paired_by_the_folds_that_both_were_tested_on() -> None:
         assert found.mean == pytest.approx(mean)
         assert found.pairs == len(theirs)
     assert vanwinsen.ahead("DSN, 95 %", "DSN, 95 %") == (0, 0, 0, 5)
+
+
+def test_indices_are_paired_by_night() -> None:
+    found = vanwinsen.further_off("boosted trees", "DSN, 95 %")
+    errors = [vanwinsen.off(name) for name in ("boosted trees", "DSN, 95 %")]
+    assert [len(part) for part in errors] == [35, 35]
+    assert (found.pairs, found.mean) == (35, pytest.approx(errors[0].mean() - errors[1].mean()))
+    rows = vanwinsen.classifiers().loc[("DSN, 95 %", "record", 1)]
+    labeled, predicted = (sweep.curve(rows[name].iloc[0]) for name in RATES)
+    assert errors[1][rows.nights.iloc[0].split()].tolist() == abs(labeled - predicted).tolist()
 
 
 def test_noise_is_left_out_of_training_alone() -> None:

@@ -139,6 +139,19 @@ def ahead(name: str, other: str, column: str = "test_accuracy", by: str = "recor
     return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
 
 
+def off(name: str, neighbors: int = 1) -> pd.Series:
+    """Return by how much a classifier's index of each unseen night is off, per hour."""
+    tested = nights(classifiers().loc[(name, "record", neighbors)])
+    return (tested.predicted - tested.labeled).abs()
+
+
+def further_off(name: str, other: str, neighbors: int = 1) -> Difference:
+    """Return how much further off one classifier's index is than another's, paired by night."""
+    ours, theirs = off(name, neighbors), off(other, neighbors)
+    shared = ours.index.intersection(theirs.index)
+    return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
+
+
 def windows() -> pd.DataFrame:
     """Return the runs on all minutes of the 95 % sparse network and of boosted trees.
 

@@ -201,7 +201,7 @@ def left_out(model: str) -> pd.DataFrame:
 def without_noise(column: str) -> Difference:
     """Return what boosted trees gain by leaving out noisy training minutes, in points.
 
-    They are paired by the folds of three divisions of the nights, three minutes at once.
+    They are paired by the folds of three splits of the nights, three minutes at once.
     """
     place = ["split", "fold"]
     kept, clean = (sweep.stored(f"dsn-{name}") for name in ("yardsticks", "noise-yardsticks"))

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, TypeGuard
 
 import torch
@@ -123,6 +124,26 @@ def compression(model: nn.Module, transposed: bool = False) -> float:
     if not transposed:
         sparse.pop("transposed")
     return sum(memory(model, "dense").values()) / sum(sparse.values())
+
+
+def lost(model: nn.Module) -> int:
+    """Count the weights into neurons that no connection leaves (Ertl, 2021, Figure 11).
+
+    Such a neuron reaches no output, so its weights have no gradient: they cost memory and time,
+    and compute nothing. ``repair=True`` of `Evolution` releases them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A network whose sparse layers follow each other. A layer is looked at if the next sparse one
+        reads as many features as it has neurons.
+    """
+    layers = list(sparse_layers(model).values())
+    return sum(
+        int(layer.csr.fan_in()[onward.csr.fan_out() == 0].sum())
+        for layer, onward in pairwise(layers)
+        if layer.shape[0] == onward.shape[1]
+    )
 
 
 def flops(

@@ -5,11 +5,12 @@ Colors are Okabe and Ito's, which color-blind readers can distinguish; lines dif
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -250,6 +251,73 @@ def topologies(axes: Iterable[Axes], masks: Mapping[str, ArrayLike]) -> None:
         panel.set(title=title, xticks=[], yticks=[])
         panel.grid(False)
         before = here
+
+
+class Links(NamedTuple):
+    """Connections of one layer, as `network` draws them.
+
+    Attributes
+    ----------
+    layer : int
+        They lead from this column of neurons to the next one.
+    positions : array
+        Flat positions in the weight matrix: ``target * sources + source``.
+    widths : array or float
+        Of the lines, in points.
+    color, dash : str
+        Of all of them.
+    """
+
+    layer: int
+    positions: ArrayLike
+    widths: ArrayLike = 1.0
+    color: str = GRAY
+    dash: str = "-"
+
+
+def network(axes: Axes, sizes: Sequence[int], links: Iterable[Links]) -> None:
+    """Draw neurons in a column per layer, and connections between them, as in Ertl's Figure 2.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    sizes : sequence of int
+        Neurons of each column, from the input on.
+    links : iterable of Links
+        What connects them; later ones lie above.
+    """
+    heights = [np.arange(size) - (size - 1) / 2 for size in sizes]
+    for order, link in enumerate(links):
+        left, right = heights[link.layer], heights[link.layer + 1]
+        positions = np.asarray(link.positions, dtype=int)
+        targets, sources = np.divmod(positions, len(left))
+        ends = [
+            [(link.layer, left[source]), (link.layer + 1, right[target])]
+            for source, target in zip(sources, targets)
+        ]
+        widths = np.broadcast_to(np.asarray(link.widths), positions.shape)
+        axes.add_collection(
+            LineCollection(
+                ends,
+                linewidths=widths,
+                colors=link.color,
+                linestyles=link.dash,
+                zorder=1 + order / 100,
+            )
+        )
+    for column, height in enumerate(heights):
+        axes.scatter(
+            np.full(len(height), column),
+            height,
+            s=60,
+            color="white",
+            edgecolor=BLACK,
+            zorder=3,
+        )
+    tallest = max(sizes) / 2
+    axes.set(xlim=(-0.2, len(sizes) - 0.8), ylim=(tallest, -tallest))
+    axes.axis("off")
 
 
 def compressed_rows(

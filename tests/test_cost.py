@@ -29,6 +29,15 @@ def test_compression_is_the_closed_form_of_its_docstring():
     assert sl.cost.compression(layer) == 8 * (inputs + 1) * outputs / sparse
 
 
+def test_weights_are_lost_into_neurons_that_no_connection_leaves():
+    first = sl.CSRLinear(3, 4, topology=lambda *_: torch.tensor([0, 1, 3, 5, 6, 10]))
+    second = sl.CSRLinear(4, 2, topology=lambda *_: torch.tensor([0, 4, 7]))
+    model = nn.Sequential(first, nn.ReLU(), second)
+    assert sl.cost.lost(model) == 3  # two into the second neuron and one into the third
+    assert sl.cost.lost(nn.Sequential(first, sl.CSRLinear(5, 2, sparsity=0.9))) == 0  # no chain
+    assert sl.cost.lost(nn.Linear(3, 4)) == 0
+
+
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_report_agrees_with_what_the_allocator_gave(sparsity, cached):

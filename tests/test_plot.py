@@ -107,3 +107,22 @@ def test_each_number_of_compressed_rows_stands_in_a_square_of_its_rows_color(axe
     assert (margin > 0).all()
     assert (margin < 0.75).all()
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+def test_a_connection_is_a_line_between_the_two_neurons_of_its_position(axes) -> None:
+    weights = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 4.0]])  # two neurons read three
+    positions = np.flatnonzero(weights)
+    links = plot.Links(0, positions, weights.flat[positions], plot.BLUE)
+    plot.network(axes, [3, 2], [links])
+    lines = axes.collections[0]
+    ends = [segment.tolist() for segment in lines.get_segments()]
+    low, high = -0.5, 0.5  # of the two neurons; the three lie at -1, 0, 1
+    assert ends == [[[0, 0], [1, low]], [[0, -1], [1, high]], [[0, 1], [1, high]]]
+    assert list(lines.get_linewidths()) == [2, 1, 4]
+
+
+def test_columns_hold_as_many_neurons_as_layers_and_links_only_what_is_there(axes) -> None:
+    plot.network(axes, [4, 1, 2], [])
+    assert [len(drawn.get_offsets()) for drawn in axes.collections] == [4, 1, 2]
+    with pytest.raises(IndexError):  # no second neuron to lead to
+        plot.network(axes, [4, 1], [plot.Links(0, [5])])

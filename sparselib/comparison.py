@@ -1,9 +1,13 @@
 """Who is ahead: intervals of differences paired by seed and of further runs, and fronts."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Difference(NamedTuple):
@@ -75,6 +79,54 @@ def paired_difference(
     error = float(differences.std(ddof=1)) / len(a) ** 0.5
     half = _student(level, len(a)) * error
     return Difference(mean, mean - half, mean + half, len(a))
+
+
+def runs_by_seed(
+    rows: "pd.DataFrame",
+    parameter: str,
+    values: Sequence[object],
+    measure: str,
+    by: Sequence[str] = (),
+) -> "pd.DataFrame":
+    """Return a measure of runs that differ in one parameter, side by side, for differences.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of a sweep, with a column `seed`.
+    parameter : str
+        In what they differ.
+    values : sequence
+        Its values that are compared.
+    measure : str
+        The column that is compared.
+    by : sequence of str
+        Parameters that runs have to share besides the seed.
+
+    Returns
+    -------
+    DataFrame
+        A column per value; a row for each seed that ran with all of them, by `by` and seed.
+
+    Raises
+    ------
+    ValueError
+        If a value has no run, or two runs differ in none of these parameters.
+    """
+    ran = set(rows[parameter])
+    if missing := [value for value in values if value not in ran]:
+        raise ValueError(
+            f"no run has {missing} as {parameter}; there are {sorted(ran, key=str)}"
+        )
+    shared = [*by, "seed"]
+    compared = rows[rows[parameter].isin(list(values))]
+    if compared.duplicated([*shared, parameter]).any():
+        raise ValueError(
+            f"runs are told apart by {[*shared, parameter]}, and some are alike in all of them; "
+            "select fewer"
+        )
+    table = compared.pivot(index=shared, columns=parameter, values=measure)
+    return table.reindex(columns=list(values)).dropna()
 
 
 def prediction_interval(

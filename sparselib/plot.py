@@ -5,7 +5,7 @@ Colors are Okabe and Ito's, which color-blind readers can distinguish; lines dif
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import Formatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 BLUE = "#0072B2"
@@ -66,6 +66,34 @@ def _sharpen() -> None:
         set_matplotlib_formats("retina")
 
 
+@final
+class Percent(Formatter):
+    """Labels shares in per cent, with the fewest decimals that tell where the ticks are.
+
+    A label is off by at most a hundredth of the distance between two ticks.
+    """
+
+    decimals = 0
+
+    def set_locs(self, locs: ArrayLike) -> None:
+        """Choose the decimals for these ticks."""
+        places = np.asarray(locs, dtype=float)
+        super().set_locs(places.tolist())
+        ticks = np.unique(100 * places)
+        step = np.diff(ticks).min(initial=1.0)
+        self.decimals = 0
+        while (
+            self.decimals < 9
+            and np.abs(ticks - ticks.round(self.decimals)).max(initial=0)
+            > step / 100
+        ):
+            self.decimals += 1
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick."""
+        return f"{100 * x:.{self.decimals}f}%"
+
+
 def curves(
     axes: Axes,
     series: Mapping[str, ArrayLike],
@@ -94,10 +122,16 @@ def curves(
                 place, runs.min(0), runs.max(0), color=color, alpha=0.15, lw=0
             )
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        _label_in_percent(axes)
     if len(series) > 1:
         axes.legend()
     return axes
+
+
+def _label_in_percent(axes: Axes) -> None:
+    """Label shares; no step is a quarter of a power of ten, which takes one more decimal."""
+    axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(Percent())
 
 
 def dots(
@@ -152,7 +186,7 @@ def dots(
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlim(-0.5, len(groups) - 0.5)
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        _label_in_percent(axes)
     return axes
 
 

@@ -1,6 +1,7 @@
 """Paired differences and fronts."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from sparselib.comparison import (
     may_end_at,
     paired_difference,
     prediction_interval,
+    runs_by_seed,
 )
 
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 2))
@@ -77,6 +79,38 @@ def test_pairs_cancel_what_seeds_have_in_common():
     assert Difference(-0.1, -0.2, -0.01, 5).is_decided
 
 
+GRID = [
+    (size, rule, seed) for size in (1, 2) for rule in ("set", "fixed", "more") for seed in (5, 3, 8)
+]
+RUNS = pd.DataFrame(GRID, columns=["size", "rule", "seed"]).assign(score=np.arange(18.0) ** 2)
+
+
+@given(st.sets(st.integers(0, 17)), st.randoms(use_true_random=False))
+def test_runs_stand_beside_those_of_their_seed_whatever_their_order(lost, shuffle):
+    order = [place for place in range(18) if place not in lost]
+    shuffle.shuffle(order)
+    rows = RUNS.iloc[order]
+    score = {key: float(place**2) for place, key in enumerate(GRID) if place not in lost}
+    expected = {
+        (size, seed): [score[size, rule, seed] for rule in ("more", "set")]
+        for size, seed in ((size, seed) for size in (1, 2) for seed in (3, 5, 8))
+        if {(size, "more", seed), (size, "set", seed)} <= score.keys()
+    }
+    if not {"more", "set"} <= set(rows.rule):
+        return
+    found = runs_by_seed(rows, "rule", ("more", "set"), "score", ["size"])
+    assert list(found.columns) == ["more", "set"]
+    assert {key: list(line) for key, line in zip(found.index, found.to_numpy())} == expected
+
+
+def test_pairs_may_share_nothing_but_their_seed_and_differ_in_a_switch():
+    rows = RUNS[(RUNS["size"] == 1) & (RUNS.rule != "more")]
+    pairs = runs_by_seed(rows.assign(rule=rows.rule == "set"), "rule", (True, False), "score")
+    assert list(pairs.index) == [3, 5, 8]
+    assert list(pairs[True]) == [1, 0, 4]
+    assert list(pairs[False]) == [16, 9, 25]
+
+
 @given(POINTS)
 def test_a_front_is_what_nothing_undercuts(points):
     costs = [cost for cost, _ in points]
@@ -104,6 +138,14 @@ def test_a_front_is_what_nothing_undercuts(points):
         (lambda: paired_difference([1.0, 2.0], [2.0]), r"not \(2,\) and \(1,\)"),
         (lambda: paired_difference([1.0, 2.0], [2.0, np.nan]), "finite numbers"),
         (lambda: paired_difference([1.0, 2.0], [2.0, 1.0], 1.0), r"in \(0, 1\), not 1.0"),
+        (
+            lambda: runs_by_seed(RUNS, "rule", ("set", "liset"), "score", ["size"]),
+            r"no run has \['liset'\] as rule; there are \['fixed', 'more', 'set'\]",
+        ),
+        (
+            lambda: runs_by_seed(RUNS, "rule", ("set", "more"), "score"),
+            r"told apart by \['seed', 'rule'\], and some are alike",
+        ),
         (lambda: front([1.0, 2.0], [1.0]), r"not \(2,\) and \(1,\)"),
         (lambda: front([1.0, np.inf], [1.0, 1.0]), "finite costs and losses"),
     ],

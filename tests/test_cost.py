@@ -44,7 +44,9 @@ def test_the_report_agrees_with_what_the_allocator_gave(sparsity, cached):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         layer = sl.CSRLinear(512, 512, sparsity=sparsity, cache_transpose=cached)
         layer(torch.ones(1, 512)).sum().backward()
-    allocated = sum(event.self_cpu_memory_usage for event in profiled.events())
+    # the allocator's own records, which torch 2.6 may count for two operators
+    records = profiled.profiler.kineto_results.events()
+    allocated = sum(record.nbytes() for record in records if record.name() == "[memory]")
     assert allocated == pytest.approx(sum(sl.cost.memory(layer).values()), rel=0.02)
 
 

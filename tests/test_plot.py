@@ -5,6 +5,8 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 
@@ -53,6 +55,38 @@ def test_every_run_is_a_dot_with_its_mean_as_a_bar(axes) -> None:
     assert [np.asarray(line).tolist() for line in lines[::2]] == [[0.1, 0.3], [0.5], [0.4, 0.4]]
     np.testing.assert_allclose(lines[1], [0.2, 0.2])
     assert [text.get_text() for text in axes.texts] == ["paper"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0%", "20%", "40%", "60%", "80%", "100%"]),
+        (-0.1, 0.1, ["-10%", "-5%", "0%", "5%", "10%"]),
+        (0.9730, 0.9750, ["97.30%", "97.35%", "97.40%", "97.45%", "97.50%"]),
+        (0.966, 0.978, ["96.6%", "96.8%", "97.0%", "97.2%", "97.4%", "97.6%", "97.8%"]),
+    ],
+)
+def test_labels_in_per_cent_have_the_decimals_that_they_need(axes, low, high, labels) -> None:
+    for draw in (plot.dots, plot.curves):
+        draw(axes, {"a": [low, high]}, percent=True)
+        axes.set_ylim(low, high)
+        axes.figure.canvas.draw()
+        assert [
+            label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_yticklabels()
+        ] == labels
+
+
+@given(st.lists(st.floats(-2, 2, width=16), min_size=2, max_size=7, unique=True))
+def test_labels_in_per_cent_lie_where_their_ticks_do(places) -> None:
+    formatter = plot.Percent()
+    labels = formatter.format_ticks(places)
+    shown = np.array([float(label.removesuffix("%")) / 100 for label in labels])
+    step = np.diff(np.sort(places)).min()
+    np.testing.assert_allclose(shown, places, rtol=0, atol=max(step / 50, 1e-11))
+    fewer = [f"{100 * place:.{max(formatter.decimals - 1, 0)}f}" for place in places]
+    if formatter.decimals:  # one less would move a label, or make two alike
+        moved = np.abs(np.array(fewer, dtype=float) / 100 - places).max()
+        assert moved >= min(step, 0.01) / 101
 
 
 def test_a_map_of_ratios_is_white_at_one_and_its_first_row_is_lowest(axes) -> None:

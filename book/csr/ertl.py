@@ -1,11 +1,14 @@
 """Numbers of Ertl (2021) beside ours: what the stored runs of this chapter measured."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
 import sparselib as sl
 from sparselib import sweep
-from sparselib.comparison import Difference, paired_difference
+from sparselib.comparison import Difference, paired_difference, runs_by_seed
+from sparselib.tables import human
 
 LEVELS = (0.9, 0.97, 0.99)
 WHOLE = 88  # percent on MNIST: a run below has lost a class of ten
@@ -80,7 +83,7 @@ def steps() -> dict[tuple[str, int, float], pd.DataFrame]:
     """
     rows = sweep.stored("csr-step").query("rule == 'gradient'")
     setting = ["dataset", "images", "sparsity"]
-    pairs = rows.pivot(index=[*setting, "seed"], columns="lr", values="test_accuracy").dropna()
+    pairs = runs_by_seed(rows, "lr", sorted(set(rows.lr)), "test_accuracy", setting)
     found = dict(iter(pairs.groupby(level=setting)))
     sets = ("mnist", "fashion_mnist", "higgs")
     order = sorted(found, key=lambda key: (key[1], sets.index(key[0]), key[2]))
@@ -115,9 +118,8 @@ def paired(
     measure : str
         The column that is compared, a share.
     """
-    values = rows.pivot(index=[by, "seed"], columns=column, values=measure)
-    pairs = 100 * pd.DataFrame({"one": values[one], "other": values[other]}).dropna()
-    return {key: between(part, "one", "other") for key, part in pairs.groupby(level=0)}
+    pairs = 100 * runs_by_seed(rows, column, (one, other), measure, [by])
+    return {key: between(part, one, other) for key, part in pairs.groupby(level=0)}
 
 
 def early(rows: pd.DataFrame, epochs: int = 20) -> list[float]:
@@ -167,6 +169,48 @@ def released() -> dict[float, pd.Series]:
     """Return the test accuracies with lost weights released, in percent, by sparsity."""
     groups = sweep.stored("csr-repair").query("repair").groupby("sparsity")
     return {level: 100 * runs.test_accuracy for level, runs in groups}
+
+
+def lost_weights() -> pd.DataFrame:
+    """Return the runs that keep or release lost weights, with four columns more.
+
+    `level` is the sparsity of all layers, or that of all but the output layer's 90 %, in words;
+    `setting` the data, and what else is not the paper's; `lost_share` the share of the connections
+    that are lost at the end; `fewer` how many classes are never predicted on test samples.
+    """
+    rows = pd.concat([sweep.stored("csr-lost").assign(error="squared"), sweep.stored("csr-error")])
+    rows = rows.astype({"sparsity": str}).reset_index(drop=True)
+    network = rows.hidden.map({"[256, 256, 256]": "", "[1024, 1024]": ", 1024-1024"})
+    optimizer = rows.optimizer.map({"sgd": "", "adam": ", Adam"})
+    error = rows.error.map({"squared": "", "cross_entropy": ", cross-entropy"})
+    connections = rows.trainable - rows.sizes.map(lambda sizes: sum(json.loads(sizes)[1:]))
+    return rows.assign(
+        level=rows.sparsity.map(_level),
+        setting=rows.dataset.map(human) + error + optimizer + network,
+        lost_share=rows.lost / connections,
+        fewer=rows.sizes.map(lambda sizes: json.loads(sizes)[-1]) - rows.predicted_classes,
+    )
+
+
+def release(rule: str = "gradient") -> dict[tuple[str, str], Difference]:
+    """Return what the release of lost weights gains, in points, by setting and level.
+
+    Only of what at least five seeds have run both with and without.
+    """
+    rows = lost_weights()
+    parts = rows[rows.rule == rule].groupby("setting", sort=False)
+    gains = {
+        (setting, level): gain
+        for setting, part in parts
+        for level, gain in paired(part, "repair", True, False, by="level").items()
+    }
+    return {case: gain for case, gain in gains.items() if gain.pairs >= 5}
+
+
+def _level(sparsity: str) -> str:
+    """Write the sparsity of all layers, or of all but the output layer."""
+    levels = json.loads(f"[{sparsity}]".replace("[[", "[").replace("]]", "]"))
+    return f"{100 * levels[0]:g} %" + (", output 90 %" if len(levels) > 1 else "")
 
 
 def memory() -> tuple[float, float]:

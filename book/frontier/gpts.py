@@ -3,9 +3,10 @@
 import clock
 import numpy as np
 import pandas as pd
+import tuning
 
 from sparselib import sweep
-from sparselib.comparison import Difference, paired_difference
+from sparselib.comparison import Difference
 
 # by the features of a token and the neurons of a feed-forward network: those neurons, their
 # sparsity, and that of attention; @ features of a token, if not 384
@@ -47,9 +48,7 @@ def runs(family: str, rule: str = "static", density_step: bool = True) -> pd.Dat
 
 def tuned(family: str, rule: str = "static", density_step: bool = True) -> pd.DataFrame:
     """Return its runs with the step size that is best on validation text with the first seed."""
-    every = runs(family, rule, density_step)
-    lr = every[every.seed == 0].set_index("lr").valid_loss.idxmin()
-    return every[every.lr == lr].sort_values("seed")
+    return tuning.chosen(runs(family, rule, density_step), "valid_loss")
 
 
 def curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +59,4 @@ def curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def difference(one: pd.DataFrame, other: pd.DataFrame) -> Difference | None:
     """Return how much more test loss one has, paired by the seeds of both; None of a single one."""
-    pair = one.merge(other, on="seed", suffixes=("", "_other"))
-    if len(pair) < 2:
-        return None
-    return paired_difference(pair.test_loss, pair.test_loss_other)
+    return tuning.difference(one, other, "test_loss")

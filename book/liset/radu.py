@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sparselib import sweep
-from sparselib.comparison import Difference, may_end_at, paired_difference
+from sparselib.comparison import Difference, may_end_at, paired_difference, runs_by_seed
 
 # ARA and accuracy of Tables 2 and 3: SET, gamma 0, and the gamma of the best accuracy or ARA
 PRINTED = {
@@ -100,8 +100,8 @@ def over_random(rows: pd.DataFrame, dataset: str, rule: str, measure: str) -> Di
     measure : str
         "ara" or "test_accuracy".
     """
-    pairs = rows[rows.dataset == dataset].pivot(index="seed", columns="rule", values=measure)
-    pairs = 100 * pairs[[rule, "skips"]].dropna()
+    part = rows[rows.dataset == dataset]
+    pairs = 100 * runs_by_seed(part, "rule", (rule, "skips"), measure)
     return paired_difference(pairs[rule], pairs["skips"])
 
 

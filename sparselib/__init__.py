@@ -1,5 +1,6 @@
 """Truly sparse, evolving layers for PyTorch, and what five papers need around them."""
 
+from sparselib import bitstream as bitstream
 from sparselib import checkpoint as checkpoint
 from sparselib import comparison as comparison
 from sparselib import cost as cost
@@ -68,6 +69,7 @@ __all__ = [
     "SparseConv2d",
     "__version__",
     "average",
+    "bitstream",
     "checkpoint",
     "comparison",
     "cost",

@@ -16,6 +16,7 @@ CHAPTERS = ("csr", "liset", "dsn", "san", "pruning")
 sys.path[:0] = [str(ROOT / "book" / chapter) for chapter in CHAPTERS]
 
 import bizopoulos  # noqa: E402
+import daubechies  # noqa: E402
 import ertl  # noqa: E402
 import ganjdanesh  # noqa: E402
 import radu  # noqa: E402
@@ -271,3 +272,36 @@ def test_as_printed_equation_14_keeps_less_than_it_should() -> None:
     assert ganjdanesh.share_open() > 0.99
     low, high = ganjdanesh.bounds_of_centers()
     assert (low, high) == pytest.approx((16 - 14 * np.tanh(1), 16 + 14 * np.tanh(1)), abs=1e-4)
+
+
+WAYS = (*bizopoulos.ACTIVATIONS, "pursuit", "csc", "wavelet")
+
+
+@pytest.mark.parametrize("kind", ["", "_squared", "_sent"])
+def test_streams_of_a_record_are_a_front_and_the_shortest_is_on_it(kind) -> None:
+    for _, row in sweep.stored("san-bits").iterrows():
+        for way in WAYS:
+            bits = sweep.curve(row[f"{way}{kind}_bits"])
+            errors = sweep.curve(row[f"{way}{kind}_error"])
+            assert (np.diff(bits) >= 0).all()
+            assert (np.diff(errors) <= 0).all()
+            assert bizopoulos.least_bits(row, [way], errors[-1], kind) == bits[-1]
+            assert bizopoulos.least_bits(row, [way], -1.0, kind) == np.inf
+
+
+def test_kernels_cost_bits_and_a_wavelet_has_none() -> None:
+    for _, row in sweep.stored("san-bits").iterrows():
+        assert row.wavelet_bits == row.wavelet_sent_bits
+        for level in (0.6, 0.3):
+            sent, alone = (bizopoulos.least_bits(row, WAYS[:5], level, k) for k in ("_sent", ""))
+            assert sent > alone
+
+
+def test_the_wavelet_is_orthonormal_and_does_not_see_cubics() -> None:
+    """Four vanishing moments (Daubechies, 1992): details of a cubic are zero away from its ends."""
+    basis = daubechies.basis(128, levels=2).numpy()
+    assert np.allclose(basis @ basis.T, np.eye(128), atol=1e-12)
+    cubic = np.linspace(-1, 1, 128) ** 3
+    details = basis[64:] @ cubic
+    assert np.abs(details[:60]).max() < 1e-9
+    assert np.abs(details).max() > 0.1

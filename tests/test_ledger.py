@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,6 +49,31 @@ def test_errors_of_mitdb_s_longest_kernels_are_those_of_the_rows() -> None:
         place = json.loads(row.sizes).index(229)
         found.append(f"{sweep.curve(row.test_error)[place]:.2f}")
     assert f"{found[0]}, {found[1]} and {found[2]} with three seeds" in LEDGER
+
+
+CHOICES = {
+    "ours": "ours {} to {} %",
+    "lr_0003": "a learning rate of .003 gives {} to {} %",
+    "batches_of_256": "batches of 256 give {} to {} %",
+    "range_0_to_1": "the text's range of the signals gives {} to {} %",
+    "standardized": "standardized signals give {} to {} %",
+}
+
+
+@pytest.mark.parametrize(("choice", "sentence"), CHOICES.items())
+def test_accuracies_of_the_baseline_are_those_of_the_rows(choice, sentence) -> None:
+    rows = sweep.stored("san-classifier")
+    found = 50 * (rows[f"{choice}_valid"] + rows[f"{choice}_test"])
+    assert sentence.format(f"{found.min():.0f}", f"{found.max():.0f}") in " ".join(LEDGER.split())
+
+
+def test_reconstructions_gain_less_than_a_point_over_the_baseline() -> None:
+    rows = sweep.stored("san-table2")
+    rows = rows[rows.activation != "relu"]  # its seeds differ by tens of points
+    raw = rows[rows.activation == "raw"].test_accuracy.astype(float).mean()
+    for name, same in rows[rows.activation != "raw"].groupby("activation"):
+        gain = 100 * (np.mean([sweep.curve(cell) for cell in same.test_accuracy], 0).max() - raw)
+        assert gain < (1 if name == "identity" else 0)
 
 
 def thing(name: str) -> Any:

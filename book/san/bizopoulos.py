@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sparselib import sweep
+from sparselib.comparison import Difference, paired_difference
 
 # phi of Table II, by activation and size of the kernel
 TABLE_2 = {
@@ -87,3 +88,30 @@ def change(kernels: int, variant: str) -> float:
 def span(numbers: Sequence[float], spec: str = ".2f") -> str:
     """Write the smallest and the largest of some numbers, such as ".54 to .59"."""
     return f"{min(numbers):{spec}} to {max(numbers):{spec}}"
+
+
+ACTIVATIONS = ("identity", "relu", "topk", "pool", "extrema")
+
+
+def least_bits(row: pd.Series, ways: Sequence[str], level: float, kind: str = "") -> float:
+    """Return the bits per sample of the shortest stream of some methods with at most an error."""
+    found = [np.inf]
+    for way in ways:
+        bits = sweep.curve(row[f"{way}{kind}_bits"])
+        found += bits[sweep.curve(row[f"{way}{kind}_error"]) <= level].tolist()
+    return min(found)
+
+
+def bits(ways: Sequence[str], level: float, kind: str = "") -> pd.Series:
+    """Return those bits for each record, on average over the seeds; infinite if out of reach."""
+    rows = sweep.stored("san-bits")
+    cells = rows.apply(least_bits, axis=1, args=(ways, level, kind))
+    return cells.groupby(rows.dataset).mean()
+
+
+def relative_bits(ways: Sequence[str], level: float, kind: str = "") -> Difference:
+    """Return ln(bits of some methods / bits of the wavelet) over the records that both reach."""
+    ours = bits(ways, level, kind)
+    theirs = bits(["wavelet"], level, kind)
+    both = np.isfinite(ours) & np.isfinite(theirs)
+    return paired_difference(np.log(ours[both]), np.log(theirs[both]))

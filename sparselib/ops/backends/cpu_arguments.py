@@ -57,7 +57,7 @@ class Sddmm(NamedTuple):
         Argument  # int32 [blocks + 1, M] where there are several blocks, or 0
     )
     copies: Argument  # float32 [threads, room], or 0
-    room: Argument  # (block + step) * WIDE, or 0
+    room: Argument  # (block + step) * TILE, or 0
 
 
 class Gradients(NamedTuple):
@@ -85,7 +85,7 @@ class Gradients(NamedTuple):
     block: Argument  # features that are copied at once for dvalues; 0 for no copies
     bounds: Argument  # int32 [blocks + 1, rows] where there are several blocks, or 0
     copies: Argument  # float32 [threads, room], or 0
-    room: Argument  # at least copied * PACK and (block + step) * WIDE
+    room: Argument  # at least copied * PACK and (block + step) * TILE
 
 
 class Transposed(NamedTuple):

@@ -225,14 +225,16 @@ def spmm(a):  # type: ignore[no-untyped-def]
 
 
 @inline
-def wide_gradient(o, end, start, stop, col, ld, g, k, ldg, x, i, dw, db, first):  # type: ignore[no-untyped-def]
-    """Add `WIDE` columns, which stay in registers while a row's connections are read.
+def tile_gradient(o, end, start, stop, col, ld, g, k, ldg, x, i, dw, db, first):  # type: ignore[no-untyped-def]
+    """Add `TILE` columns, which stay in registers while a row's connections are read.
+
+    More columns would need fewer sums of lanes, but so many of all features do not fit the L1.
 
     A row's connections here are those from start to stop; where it is the first time that its
     columns are read, they are summed.
     """
     while o < end:
-        costs = load(g, k + o * ldg, WIDE)  # [WIDE]
+        costs = load(g, k + o * ldg, TILE)  # [TILE]
         j = start[o]
         last = stop[o]
         while j + 4 <= last:
@@ -365,8 +367,8 @@ def sample(t, M, N, step, crow, col, g, x, dw, db):  # type: ignore[no-untyped-d
     e = min(M, (t + 1) * step)
     cleared(o, e, crow, dw, db)
     n = 0
-    while N - n >= WIDE:
-        wide_gradient(
+    while N - n >= TILE:
+        tile_gradient(
             o,
             e,
             crow,
@@ -382,7 +384,7 @@ def sample(t, M, N, step, crow, col, g, x, dw, db):  # type: ignore[no-untyped-d
             db,
             True,
         )
-        n += WIDE
+        n += TILE
     if n < N and N >= LANES:
         lane_gradient(o, e, N - n, crow, col, N, g, n, N, x, n, dw, db)
     elif n < N:
@@ -406,17 +408,17 @@ def bounded(o, end, M, crow, col, block, blocks, bounds):  # type: ignore[no-unt
 
 @inline
 def tiled(x, N, n, first, end, copy, k):  # type: ignore[no-untyped-def]
-    """Copy `WIDE` numbers from n on of rows first to end."""
+    """Copy `TILE` numbers from n on of rows first to end."""
     for row in range(first, end):
-        store(copy, k, load(x, row * N + n, WIDE))
-        k += WIDE
+        store(copy, k, load(x, row * N + n, TILE))
+        k += TILE
 
 
 @inline
 def tiled_sample(  # type: ignore[no-untyped-def]
     t, M, N, step, crow, col, g, x, dw, db, features, block, bounds, copy, k
 ):
-    """Do piece t of `sddmm`, `WIDE` samples at a time, from copies of them at k.
+    """Do piece t of `sddmm`, `TILE` samples at a time, from copies of them at k.
 
     Copies lie side by side, where the cache holds them all; a block of features is read by all
     rows before the next one. The sums are those of `sample`, in the same order.
@@ -427,33 +429,33 @@ def tiled_sample(  # type: ignore[no-untyped-def]
     blocks = (features + block - 1) // block
     if blocks > 1:
         bounded(o, e, M, crow, col, block, blocks, bounds)
-    costs = k + block * WIDE
+    costs = k + block * TILE
     n = 0
-    while N - n >= WIDE:
+    while N - n >= TILE:
         source = g
         here = n
         ldg = N
         if blocks > 1:
             tiled(g, N, n, o, e, copy, costs)
             source = copy
-            here = costs - o * WIDE
-            ldg = WIDE
+            here = costs - o * TILE
+            ldg = TILE
         for c in range(blocks):
             first = c * block
             tiled(x, N, n, first, min(features, first + block), copy, k)
-            there = k - first * WIDE
+            there = k - first * TILE
             start = crow
             stop = after(crow, 1)
             if blocks > 1:
                 start = after(bounds, c * M)
                 stop = after(bounds, (c + 1) * M)
-            wide_gradient(
+            tile_gradient(
                 o,
                 e,
                 start,
                 stop,
                 col,
-                WIDE,
+                TILE,
                 source,
                 here,
                 ldg,
@@ -463,7 +465,7 @@ def tiled_sample(  # type: ignore[no-untyped-def]
                 db,
                 c == 0,
             )
-        n += WIDE
+        n += TILE
     if n < N:
         lane_gradient(o, e, N - n, crow, col, N, g, n, N, x, n, dw, db)
 

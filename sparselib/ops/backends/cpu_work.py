@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sparselib.ops.backends import cpu_buffers
-from sparselib.ops.backends.cpu_arguments import PACK, PACKS
+from sparselib.ops.backends.cpu_arguments import PACK, PACKS, TILE
 
-BLOCK = 256  # features of a tile: half of them fit the L1 of a core
-PER_ROW = 16  # connections of a row in a block of features that pay for its costs' second reading
+BLOCK = 128  # features of a tile: all of them fit the L1 of a core
+PER_ROW = 8  # connections of a row in a block of features that pay for its costs' second reading
 PER_FEATURE = 4  # connections that pay for the copy of a feature
 
 
@@ -71,18 +71,17 @@ def samples(rows: int, features: int, batch: int, nnz: int) -> Samples:
     many connections that a block of samples stays close to the core.
     """
     threads = torch.get_num_threads()
-    wide = _wide()
-    if batch < wide or nnz < PER_FEATURE * threads * features:
+    if batch < TILE or nnz < PER_FEATURE * threads * features:
         return Samples(*owned(rows))
     blocks = min(ceil(features, BLOCK), max(1, nnz // (PER_ROW * rows)))
-    if blocks == 1 and batch == wide:  # they lie side by side already
+    if blocks == 1 and batch == TILE:  # they lie side by side already
         return Samples(*owned(rows))
     step = ceil(rows, threads)
     block = ceil(features, blocks)
     bounds = None
     if blocks > 1:
         bounds = torch.empty((blocks + 1, rows), dtype=torch.int32)
-    return Samples(step, ceil(rows, step), block, bounds, (block + step) * wide)
+    return Samples(step, ceil(rows, step), block, bounds, (block + step) * TILE)
 
 
 def owned(rows: int) -> tuple[int, int]:

@@ -366,3 +366,169 @@ def test_a_fused_model_evolves_as_its_modules_do():
             optimizer.zero_grad()
         grown.append(torch.cat([layer.positions for layer in evolution.layers.values()]))
     assert torch.equal(*grown)
+
+
+BETWEEN = {
+    "relu": lambda n: [nn.ReLU()],
+    "gelu": lambda n: [nn.GELU()],
+    "gelu of tanh": lambda n: [nn.GELU("tanh")],
+    "silu in place": lambda n: [nn.SiLU(inplace=True)],
+    "tanh": lambda n: [nn.Tanh(), nn.Dropout()],
+    "layer norm": lambda n: [nn.LayerNorm(n, eps=1e-3), nn.ReLU()],
+    "layer norm without weights": lambda n: [nn.LayerNorm(n, elementwise_affine=False)],
+    "layer norm without shift": lambda n: [nn.SiLU(), nn.LayerNorm(n, bias=False)],
+    "batch norm": lambda n: [nn.BatchNorm1d(n), nn.ReLU()],
+    "batch norm without weights": lambda n: [nn.BatchNorm1d(n, affine=False), nn.GELU()],
+    "batch norm of each batch": lambda n: [nn.BatchNorm1d(n, track_running_stats=False)],
+    "not known": lambda n: [nn.Softplus()],
+}
+
+
+def varied(sizes, names, first="nothing"):
+    """A network whose normalizations have any weights and statistics."""
+    torch.manual_seed(0)
+    modules = [] if first == "nothing" else BETWEEN[first](sizes[0])
+    for pair, name in zip(pairwise(sizes), [*names, "tanh"]):
+        modules += [sl.CSRLinear(*pair, sparsity=0.7), *BETWEEN[name](pair[1])]
+    for module in modules:
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_floating_point() and not isinstance(module, sl.CSRLinear):
+                nn.init.uniform_(tensor.data, 0.5, 2)
+            if name == "bias":
+                nn.init.normal_(tensor.data)
+    return nn.Sequential(*modules)
+
+
+@given(
+    st.lists(st.integers(1, 70), min_size=3, max_size=5),
+    st.sampled_from([1, 2, 5, 16, 17, 65, 129, 200]),
+    st.lists(st.sampled_from(sorted(BETWEEN)), min_size=4, max_size=4),
+    st.sampled_from(["nothing", "layer norm", "batch norm", "silu in place"]),
+    st.booleans(),
+)
+def test_what_stands_between_layers_gives_the_same_fused(sizes, samples, names, first, deep):
+    model = varied(sizes, names, first).eval()
+    twin = copy.deepcopy(model).double()
+    x = torch.randn(samples, sizes[0])
+    if deep and not any("batch" in name for name in (first, *names)):
+        x = x.unsqueeze(1).expand(samples, 2, sizes[0]).contiguous()
+    kept = x.clone()
+    exact = twin(x.double().clone())
+    fused = sl.fuse(model)
+    for way in torch.inference_mode, torch.no_grad:
+        with way():
+            y = fused(x)
+        assert y.shape == exact.shape
+        torch.testing.assert_close(y.double(), exact, rtol=1e-3, atol=1e-4)
+        if first != "silu in place":
+            assert torch.equal(x, kept)
+        x = kept.clone()
+
+
+@pytest.mark.parametrize("names", [["batch norm", "layer norm"], ["batch norm", "gelu"]])
+def test_a_fused_model_trains_as_its_modules_do(names):
+    model = varied((20, 33, 40, 10), names).train()
+    model[-1].p = 0.0
+    twin = copy.deepcopy(model)
+    fused = sl.fuse(copy.deepcopy(model))
+    x = torch.randn(100, 20)
+    for _ in range(3):
+        for one, other in zip(outputs(fused, x), outputs(twin, x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert list(fused.state_dict()) == list(twin.state_dict())
+    for name, tensor in twin.named_buffers():
+        torch.testing.assert_close(fused.get_buffer(name), tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [2, 200])
+def test_what_is_carried_at_once_is_told(fused, samples):
+    model = sl.fuse(varied((20, 33, 40, 10), ["gelu", "batch norm"], "layer norm")).eval()
+    x = torch.randn(samples, 20)
+    with torch.inference_mode():
+        model(x)
+        explained = sl.timing.explain(model, x)
+    assert fused == (["network"] * 2 if samples == 200 else [])
+    assert [passage.together for passage in explained] == [3, 3, 3]
+    assert not any(passage.reasons for passage in explained)
+    with torch.inference_mode():
+        before = model(x)
+        seen = []
+        model[3].register_forward_hook(lambda *told: seen.append(told[0]))
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    assert seen == [model[3]]
+    assert "a hook wants to see what the GELU does" in repr(sl.timing.explain(model, x))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["gelu", "gelu of tanh", "silu in place", "tanh", "relu"])
+@pytest.mark.parametrize("samples", [1, 300])
+def test_activations_are_those_of_torch_wherever_they_are_asked(samples, name, bad):
+    """From tiny to huge numbers, at the ends of the ranges of their approximations, and beyond."""
+    ends = torch.tensor([0.0, 1e-30, 1e-6, 5.65, 5.66, 7.90, 7.91, 9, 20, 88.5, 89, 104, 1e4, 1e30])
+    row = torch.cat([ends, -ends, torch.linspace(-12, 12, 400), torch.tensor([bad])])
+    width = len(row)
+    csr = sl.CSR.from_positions(torch.arange(width) * (width + 1), (width, width))
+    model = nn.Sequential()
+    for _ in range(2):
+        layer = sl.CSRLinear(width, width, sparsity=0.5, bias=False)
+        layer.csr = csr
+        layer.values = nn.Parameter(torch.ones(width))
+        model.extend([layer, *BETWEEN[name](width)])
+    module = BETWEEN[name](width)[0]
+    with torch.inference_mode():
+        x = row.expand(samples, width).contiguous()
+        exact = module(module(x.double().clone()))
+        y = sl.fuse(model.eval())(x)
+        assert sl.timing.explain(model, x)[0].together == 2
+    torch.testing.assert_close(y.double(), exact, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_activations_between_the_layers_of_an_mlp_are_carried_along(fused):
+    for activation in nn.GELU, nn.SiLU, nn.Tanh:
+        model = network(20, 30, 30, 10, activation=activation)
+        x = torch.randn(200, 20)
+        with torch.inference_mode():
+            y = model(x)
+        torch.testing.assert_close(y, chained(model, x), rtol=1e-4, atol=1e-5)
+    assert fused == ["network"] * 3
+
+
+def chained(model, x):
+    return nn.Sequential(
+        model.layers[0], model.activation, model.layers[1], model.activation, model.layers[2]
+    )(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [
+        (nn.TransformerEncoderLayer, "relu"),
+        (nn.TransformerEncoderLayer, "gelu"),
+        (nn.TransformerEncoderLayer, nn.SiLU()),
+        (nn.TransformerEncoderLayer, nn.functional.silu),
+        (nn.TransformerDecoderLayer, "gelu"),  # torch copies no other of its activations
+    ],
+)
+def test_a_feed_forward_network_of_torch_is_carried_at_once(fused, kind, activation):
+    torch.manual_seed(0)
+    layer = kind(16, 2, 48, dropout=0.0, activation=activation, batch_first=True)
+    with pytest.raises(ValueError, match="no layer of an encoder or decoder"):
+        sl.fuse(layer)
+    sl.sparsify(layer, 0.5)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(4, 50, 16)
+    given = (x, x) if kind is nn.TransformerDecoderLayer else (x,)
+    assert sl.fuse(layer) is layer
+    assert list(layer.state_dict()) == list(twin.state_dict())
+    assert isinstance(layer, kind)
+    is_function = activation is nn.functional.silu
+    for one, other in ((layer, twin), (copy.deepcopy(layer), twin)):
+        for gradient in (True, False):
+            with torch.set_grad_enabled(gradient):
+                y = one(*given)
+                torch.testing.assert_close(y, other(*given), rtol=1e-4, atol=1e-5)
+    layer.eval()
+    fused.clear()
+    with torch.no_grad():
+        layer(*given)
+    assert fused == ([] if is_function else ["network"])

@@ -71,8 +71,9 @@ def told(explanation):
 
 
 JOINS = "sparselib.fuse joins it with its neighbors"
-GELU = "no kernel does the GELU between it and another, only nn.ReLU"
+GELU = "with a gradient no kernel does the GELU between it and another, only nn.ReLU"
 ALONE = ("cpu: spmm", 1, GELU)
+SOFT = "no kernel does the Softplus between it and another"
 
 
 def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
@@ -83,12 +84,18 @@ def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
     trained = ("cpu: spmm with ReLU, and gradients at once", 2, "")
     assert told(timing.explain(network, x)) == [trained, trained, ALONE]
     with torch.inference_mode():
-        assert told(timing.explain(network, x))[:2] == [("cpu: network", 2, "")] * 2
-        assert told(timing.explain(network, x[:1])) == [
-            ("cpu: few_through", 2, ""),
-            ("cpu: few_through", 2, ""),
-            ("cpu: few", 1, GELU),
+        assert told(timing.explain(network, x)) == [("cpu: network", 3, "")] * 3
+        assert told(timing.explain(network, x[:1])) == [("cpu: few_through", 3, "")] * 3
+        few = told(timing.explain(network, x[:20]))
+        assert few[:2] == [("cpu: spmm with ReLU", 2, "")] * 2
+        assert few[2][2].endswith(
+            "too few, or the weights too many, to be carried through all layers at once"
+        )
+        network[3] = nn.Softplus()
+        assert told(timing.explain(network, x)) == [("cpu: network", 2, "")] * 2 + [
+            ("cpu: spmm", 1, SOFT)
         ]
+        network[3] = nn.GELU()
     with torch.autocast("cpu"):
         assert {why for _, _, why in told(timing.explain(network, x))} == {
             "autocast is on, so that the product is an operator of its own"
@@ -120,7 +127,7 @@ def test_what_stands_between_layers_is_named():
     )
     assert told(timing.explain(dropped.eval(), x))[0][1:] == (2, "")
     assert told(timing.explain(nn.Sequential(network[0], network[2]), x))[0][2] == (
-        "there is no nn.ReLU between it and another"
+        "there is nothing between it and another"
     )
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparselib.nn import SparseLayer
+from sparselib.nn import SparseLayer, chain
 from sparselib.training import in_evaluation
 
 # (in_features, out_features, bias=...) -> a layer
@@ -220,7 +220,8 @@ class FeedForward(nn.Module):
         self, x: Float[Tensor, "batch length width"]
     ) -> Float[Tensor, "batch length width"]:
         """Return the second layer's outputs."""
-        return self.dropout(self.output(self.activation(self.input(x))))
+        layers = [self.input, self.output]
+        return self.dropout(chain(layers, self.activation, x))
 
 
 def _choose(

@@ -1,6 +1,6 @@
 """Sparse linear layers one after the other, carried out at once where nobody looks in between."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeGuard, TypeVar, final
 
 import torch
@@ -13,12 +13,26 @@ from sparselib.csr import CSR
 from sparselib.nn._watch import keepers
 from sparselib.nn.dropout import Dropout
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.fused import at_once, sequence
+from sparselib.ops.backends import Between
+from sparselib.ops.fused import Step, at_once, sequence, through
 from sparselib.ops.products import are_few
 
 Activation = Callable[[Tensor], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 ABSENT_IN_EVALUATION = (nn.Dropout, nn.AlphaDropout, Dropout)
+ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}
+KNOWN = (
+    *ACTIVATIONS,
+    nn.GELU,
+    nn.LayerNorm,
+    nn.BatchNorm1d,
+)
+# as torch's layers of encoders and decoders keep them
+FUNCTIONS: dict[object, nn.Module] = {
+    nn.functional.relu: nn.ReLU(),
+    nn.functional.gelu: nn.GELU(),
+}
+GELUS = {"none": "gelu", "tanh": "gelu of tanh"}  # by what it approximates by
 
 
 @final
@@ -26,10 +40,12 @@ class Sequential(nn.Sequential):
     """An ``nn.Sequential`` that carries out its sparse linear layers at once.
 
     Where `CSRLinear` layers follow each other with one ``nn.ReLU`` between them, they are computed
-    as one `chain`; what is between other layers, or has a hook, is called as ever. Dropouts are
-    passed over where they do nothing. The state dictionary is that of an ``nn.Sequential``, and so
-    are the results, to rounding; the random numbers of an active dropout may fall on other
-    activations, as they follow the order of memory.
+    as one `chain`. Without a gradient that is also done with ``nn.GELU``, ``nn.SiLU``, ``nn.Tanh``,
+    ``nn.LayerNorm``, and in evaluation ``nn.BatchNorm1d``, between them, before and after. What is
+    between other layers, or has a hook, is called as ever. Dropouts are passed over where they do
+    nothing. The state dictionary is that of an ``nn.Sequential``, and so are the results, to
+    rounding; the random numbers of an active dropout may fall on other activations, as they follow
+    the order of memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,17 +53,62 @@ class Sequential(nn.Sequential):
         if _is_every_module_observed():
             result: Tensor = super().forward(x)
             return result
-        for part in _parts(list(self)):
-            x = part[0](x) if len(part) == 1 else _joined(part[::2], part[1], x)
-        return x
+        return _through(list(self), x)
+
+
+@final
+class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """An ``nn.TransformerEncoderLayer`` whose feed-forward network is carried out at once."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return _fed_forward(self, self.dropout2, x)
+
+
+@final
+class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+    """An ``nn.TransformerDecoderLayer`` whose feed-forward network is carried out at once."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return _fed_forward(self, self.dropout3, x)
+
+
+def _fed_forward(
+    layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer,
+    last: nn.Module,
+    x: Tensor,
+) -> Tensor:
+    """Return what the feed-forward network of torch's layers makes of x."""
+    activation = FUNCTIONS.get(layer.activation, layer.activation)
+    if _is_every_module_observed() or not isinstance(activation, nn.Module):
+        hidden = layer.dropout(layer.activation(layer.linear1(x)))
+        result: Tensor = last(layer.linear2(hidden))
+        return result
+    parts = [layer.linear1, activation, layer.dropout, layer.linear2, last]
+    return _through(parts, x)
+
+
+def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply modules in order, at once where that can be done."""
+    for run in _runs(modules):
+        x = _applied(run, x)
+    return x
+
+
+# torch's layers of which the feed-forward network is found, and what takes their place
+FUSED = {
+    nn.TransformerEncoderLayer: TransformerEncoderLayer,
+    nn.TransformerDecoderLayer: TransformerDecoderLayer,
+}
 
 
 def fuse(model: Model) -> Model:
-    """Have each ``nn.Sequential`` of a model carry out its sparse linear layers at once.
+    """Have a model carry out sparse linear layers that follow each other at once.
 
-    Every module of exactly that type in which two `CSRLinear` follow each other with an
-    ``nn.ReLU`` between them becomes a `sparselib.nn.Sequential`, in place: it is the same object,
-    with the same modules, hooks and state dictionary.
+    Every ``nn.Sequential`` of exactly that type in which two `CSRLinear` follow each other with
+    nothing but what a kernel knows between them becomes a `sparselib.nn.Sequential`, and every
+    ``nn.TransformerEncoderLayer`` and ``nn.TransformerDecoderLayer`` with a sparse feed-forward
+    network likewise, in place: each is the same object, with the same modules, hooks and state
+    dictionary.
 
     Parameters
     ----------
@@ -64,18 +125,15 @@ def fuse(model: Model) -> Model:
     ValueError
         If there is no such place in the model.
     """
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Sequential) and _has_a_chain(module)
-    ]
+    found = [module for module in model.modules() if _has_a_chain(module)]
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.Sequential in which CSRLinear layers follow each "
-            f"other with one nn.ReLU between them, so that nothing can be carried out at once"
+            f"other with nothing between them but {_names(KNOWN)} or dropout, and no layer of an "
+            f"encoder or decoder with two of them, so that nothing can be carried out at once"
         )
     for module in found:
-        module.__class__ = Sequential
+        module.__class__ = FUSED.get(type(module), Sequential)
     return model
 
 
@@ -96,21 +154,35 @@ def apart(model: nn.Module, name: str) -> tuple[str, ...]:
     """
     layer = model.get_submodule(name)
     parent = model.get_submodule(name.rpartition(".")[0])
-    if type(layer) is not CSRLinear or not isinstance(parent, nn.Sequential):
+    modules = _in_order(parent)
+    if type(layer) is not CSRLinear or layer not in modules:
         return ()
-    if type(parent) is nn.Sequential:
-        part = next(part for part in _parts(list(parent)) if layer in part)
-        if len(part) > 1:
+    if type(parent) is nn.Sequential or type(parent) in FUSED:
+        run = next(run for run in _runs(modules) if layer in run)
+        if torch.is_grad_enabled():
+            run = next(part for part in _parts(run) if layer in part)
+        if len(run) > 1:
             return ("sparselib.fuse joins it with its neighbors",)
-    modules = list(parent)
     place = modules.index(layer)
     for beside in modules[place + 1 :], modules[:place][::-1]:
         kinds = [type(module) for module in beside]
         if CSRLinear in kinds:
             between = beside[: kinds.index(CSRLinear)]
             reasons = tuple(dict.fromkeys(_separations(layer, between)))
-            return reasons or ("there is no nn.ReLU between it and another",)
+            return reasons or ("there is nothing between it and another",)
     return ()
+
+
+def _in_order(parent: nn.Module) -> list[nn.Module]:
+    """Return the modules that a parent applies one after the other, as far as that is known."""
+    if isinstance(parent, nn.Sequential):
+        return list(parent)
+    kinds = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+    if not isinstance(parent, kinds):
+        return []
+    activation = FUNCTIONS.get(parent.activation, parent.activation)
+    between = [activation] if isinstance(activation, nn.Module) else []
+    return [parent.linear1, *between, parent.dropout, parent.linear2]
 
 
 def _separations(
@@ -123,21 +195,182 @@ def _separations(
             yield f"a hook wants to see what the {name} does"
     for module in modules:
         name = type(module).__name__
-        if type(module) in ABSENT_IN_EVALUATION:
-            if module.training:
+        if isinstance(module, ABSENT_IN_EVALUATION):
+            if module.training and module.p > 0:
                 yield f"the {name} between it and another works in training"
-        elif type(module) is not nn.ReLU:
-            yield f"no kernel does the {name} between it and another, only nn.ReLU"
+        elif not _is_known(module):
+            yield f"no kernel does the {name} between it and another"
+        elif type(module) is nn.ReLU:
+            continue
+        elif torch.is_grad_enabled():
+            yield f"with a gradient no kernel does the {name} between it and another, only nn.ReLU"
+        else:
+            yield (
+                f"with the {name} between it and another these samples are too few, or the weights "
+                f"too many, to be carried through all layers at once"
+            )
 
 
-def _has_a_chain(module: nn.Sequential) -> bool:
-    """Whether sparse layers follow each other with one ReLU between them, dropouts aside."""
+def _has_a_chain(module: nn.Module) -> bool:
+    """Whether sparse layers follow each other with only known modules between, dropouts aside."""
+    if type(module) in (*FUSED, *FUSED.values()):
+        layers = module.linear1, module.linear2
+        return all(type(layer) is CSRLinear for layer in layers)
     if type(module) not in (nn.Sequential, Sequential):
         return False
-    kinds = [type(part) for part in module]
-    kinds = [kind for kind in kinds if kind not in ABSENT_IN_EVALUATION]
-    triples = zip(kinds, kinds[1:], kinds[2:])
-    return (CSRLinear, nn.ReLU, CSRLinear) in triples
+    assert isinstance(module, nn.Sequential)
+    is_behind_a_layer = False
+    has_any_between = False
+    for part in module:
+        if type(part) is CSRLinear:
+            if is_behind_a_layer and has_any_between:
+                return True
+            is_behind_a_layer = True
+            has_any_between = False
+        elif type(part) in KNOWN:
+            has_any_between = True
+        elif type(part) not in ABSENT_IN_EVALUATION:
+            is_behind_a_layer = False
+    return False
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return ", ".join(f"nn.{kind.__name__}" for kind in kinds)
+
+
+def _runs(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Split into single modules, and runs of what kernels know, of two sparse layers or more."""
+    run: list[nn.Module] = []
+    for module in modules:
+        if run and _is_passed_over(module):
+            continue
+        if _is_unobserved(module) or (
+            _is_joined(module) and (run or not _changes_its_input(module))
+        ):
+            run.append(module)
+            continue
+        yield from _undivided(run)
+        run = []
+        yield [module]
+    yield from _undivided(run)
+
+
+def _undivided(run: list[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Yield a run with several sparse layers as it is, the modules of another one by one."""
+    layers = [module for module in run if type(module) is CSRLinear]
+    if len(layers) > 1:
+        yield run
+    else:
+        yield from ([module] for module in run)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a kernel does what this module does."""
+    if type(module) not in KNOWN:
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 1
+    if isinstance(module, nn.BatchNorm1d):
+        return not module.training and module.running_mean is not None
+    return True
+
+
+def _is_joined(module: nn.Module) -> bool:
+    """Whether a kernel does what this module does, and nobody looks."""
+    return _is_known(module) and not has_hooks(module)
+
+
+def _changes_its_input(module: nn.Module) -> bool:
+    return isinstance(module, nn.ReLU | nn.SiLU) and module.inplace
+
+
+def _applied(run: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply a run, at once where that can be done."""
+    if len(run) == 1:
+        return _laid(run[0], x)
+    if any(type(module) not in (CSRLinear, nn.ReLU) for module in run):
+        first = 0
+        while are_few(x) and type(run[first]) is not CSRLinear:
+            x = run[first](x)
+            first += 1
+        run = run[first:]
+        y = _carried(run, x)
+        if y is not None:
+            return y
+    for part in _parts(run):
+        x = (
+            _laid(part[0], x)
+            if len(part) == 1
+            else _joined(part[::2], part[1], x)
+        )
+    return x
+
+
+def _carried(run: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+    """Return what a run makes of x without a gradient, or None where no kernel does all of it."""
+    if torch.is_grad_enabled() and any(
+        parameter.requires_grad
+        for module in run
+        for parameter in module.parameters()
+    ):
+        return None
+    if x.ndim < 2 or (x.ndim > 2 and any(map(_is_batch_norm, run))):
+        return None
+    flat = x if x.ndim == 2 else x.flatten(0, -2)
+    y = through([*map(_step, run)], flat)
+    if y is None or x.ndim == 2:
+        return y
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm1d)
+
+
+@torch.no_grad()
+def _step(module: nn.Module) -> Step:
+    """Return a layer's weights, or what a known module does, as a kernel reads it."""
+    if isinstance(module, CSRLinear):
+        return module.weights
+    if isinstance(module, nn.GELU):
+        return Between(GELUS[module.approximate])
+    if isinstance(module, nn.LayerNorm):
+        width = module.normalized_shape[0]
+        # where it learns none of the two torch has None, which its types do not say
+        weight: Tensor | None = module.weight
+        bias: Tensor | None = module.bias
+        return Between(
+            "normalized",
+            torch.ones(width) if weight is None else weight,
+            torch.zeros(width) if bias is None else bias,
+            module.eps,
+        )
+    if isinstance(module, nn.BatchNorm1d):
+        mean = module.running_mean
+        variance = module.running_var
+        assert mean is not None
+        assert variance is not None
+        factor = (variance + module.eps).rsqrt()
+        if module.weight is not None:
+            factor = factor * module.weight
+        rest = -mean * factor
+        if module.bias is not None:
+            rest = rest + module.bias
+        return Between("scaled", factor, rest)
+    return Between(ACTIVATIONS[type(module)])
+
+
+def _laid(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply a module; a batch normalization to samples that lie side by side, as torch likes it."""
+    is_turned = (
+        type(module) is nn.BatchNorm1d
+        and x.ndim == 2
+        and len(x) > 1
+        and x.stride() == (1, len(x))
+        and not has_hooks(module)
+    )
+    y: Tensor = module(x.t().unsqueeze(0) if is_turned else x)
+    return y.squeeze(0).t() if is_turned else y
 
 
 def _parts(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
@@ -170,8 +403,9 @@ def _whole(part: list[nn.Module]) -> Iterator[list[nn.Module]]:
 
 def _is_passed_over(module: nn.Module) -> bool:
     return (
-        type(module) in ABSENT_IN_EVALUATION
-        and not module.training
+        isinstance(module, ABSENT_IN_EVALUATION)
+        and type(module) in ABSENT_IN_EVALUATION
+        and (not module.training or module.p == 0)
         and not has_hooks(module)
     )
 
@@ -198,20 +432,27 @@ def chain(
     """Apply layers with an activation between them; fused where that gives the same numbers.
 
     Fused means that biases and ReLU are part of the products and, without a gradient, that a few
-    samples at a time walk through all layers without leaving the cache. It needs `CSRLinear`
-    layers and ``nn.ReLU``, a backend with kernels of its own, and no hook on a layer. The watches
-    of an evolution are served; `torch.compile` sees the layers one by one then.
+    samples at a time walk through all layers, and the activations that a `Sequential` knows,
+    without leaving the cache. It needs `CSRLinear` layers, a backend with kernels of its own, and
+    no hook on a layer. The watches of an evolution are served; `torch.compile` sees the layers one
+    by one then.
     """
+    if not isinstance(activation, nn.Module) or not _is_joined(activation):
+        return _one_by_one(layers, activation, x)
     # with one layer and few samples there is nothing to join, and the call's own time counts
-    is_plain = (
-        not (len(layers) == 1 and are_few(x))
-        and isinstance(activation, nn.Module)
-        and _is_plain_relu(activation)
-        and not _is_every_module_observed()
-        and _are_unobserved(layers)
-    )
-    apply = _joined if is_plain else _one_by_one
-    return apply(layers, activation, x)
+    if (
+        (len(layers) == 1 and are_few(x))
+        or _is_every_module_observed()
+        or not _are_unobserved(layers)
+    ):
+        return _one_by_one(layers, activation, x)
+    if type(activation) is nn.ReLU:
+        return _joined(layers, activation, x)
+    run: list[nn.Module] = []
+    for layer in layers:
+        run += [layer, activation]
+    y = _carried(run[:-1], x) if len(layers) > 1 else None
+    return _one_by_one(layers, activation, x) if y is None else y
 
 
 def _joined(

@@ -8,13 +8,15 @@ from torch import Tensor
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
-from sparselib.ops.backends import Weights, cpu
+from sparselib.ops.backends import Between, Weights, cpu
 from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
 
 # is given the input of a layer and the gradient of its output
 Watch = Callable[[Tensor, Tensor], None]
+# a layer's connections, values and biases, or what is between two layers
+Step = tuple[CSR, Tensor, Tensor | None] | Between
 
 
 def sequence(
@@ -82,6 +84,86 @@ def at_once(
         note("few_through", patterns, x, *tensors)
         return cpu.few_through(layers, x)
     return _carried([Weights(*one) for one in layers], patterns, tensors, x)
+
+
+def through(steps: Sequence[Step], x: Tensor) -> Tensor | None:
+    """Carry samples through layers and what is between them, or return None where no kernel does.
+
+    Without a gradient, as `at_once`. Few samples begin with a layer, and nothing normalizes them.
+
+    Parameters
+    ----------
+    steps : sequence of (CSR, Tensor, Tensor or None) or Between
+        Connections, values and biases of a layer; or what is done after it, or before the first.
+    x : Tensor, shape (batch, columns)
+        Input of the first step.
+    """
+    checked = _checked(steps, x.shape[1]) if x.ndim == 2 else None
+    if checked is None:
+        return None
+    patterns = [step[0] for step in steps if not isinstance(step, Between)]
+    tensors = [
+        tensor
+        for step in checked
+        for tensor in (
+            (step.scale, step.shift)
+            if isinstance(step, Between)
+            else (step.values, step.bias)
+        )
+    ]
+    if not is_plain(x, *tensors):
+        return None
+    if products.are_few(x):
+        if not _are_for_few(checked):
+            return None
+        note("few_through", patterns, x, *tensors)
+        return cpu.few_through(checked, x)
+    weights = sum(csr.nnz for csr in patterns)
+    if not cpu.fuses(len(x), weights, sum(csr.cells for csr in patterns)):
+        return None
+    note("network", patterns, x, *tensors)
+    return cpu.network(checked, x)
+
+
+def _checked(
+    steps: Sequence[Step], width: int
+) -> list[Weights | Between] | None:
+    """Return the steps as kernels read them, or None if one does not fit the one before it."""
+    checked: list[Weights | Between] = []
+    for step in steps:
+        last = checked[-1] if checked else None
+        if not isinstance(step, Between):
+            csr, values, bias = step
+            if not products.fit_exactly(csr, values, bias, width):
+                return None
+            indices = operands.indices_of(csr)
+            checked.append(Weights(*indices, values, bias, False))
+            width = csr.shape[0]
+        elif not _fits(step, width):
+            return None
+        elif step.kind == "relu" and isinstance(last, Weights):
+            checked[-1] = last._replace(relu=True)
+        else:
+            checked.append(step)
+    return checked
+
+
+def _fits(step: Between, width: int) -> bool:
+    """Whether what is between two layers has a number for each feature, as kernels read them."""
+    return all(
+        tensor is None or (tensor.shape == (width,) and tensor.is_contiguous())
+        for tensor in (step.scale, step.shift)
+    )
+
+
+def _are_for_few(steps: Sequence[Weights | Between]) -> bool:
+    """Whether the kernel of few samples knows these steps."""
+    if isinstance(steps[0], Between):
+        return False
+    return not any(
+        isinstance(step, Between) and step.kind == "normalized"
+        for step in steps
+    )
 
 
 def _carried(

@@ -64,6 +64,27 @@ class Weights(NamedTuple):
     relu: bool
 
 
+class Between(NamedTuple):
+    """What a network does after a layer, or before the first one, as a backend reads it.
+
+    Attributes
+    ----------
+    kind : str
+        ``"relu"``, ``"gelu"``, ``"gelu of tanh"``, ``"silu"`` or ``"tanh"``; ``"scaled"``, which
+        multiplies and shifts each feature; ``"normalized"``, which brings each sample to mean 0
+        and variance 1 before that.
+    scale, shift : Tensor, shape (features,), or None
+        What features are multiplied by, and what is added then.
+    epsilon : float
+        What is added to a variance.
+    """
+
+    kind: str
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    epsilon: float = 0.0
+
+
 class Sizes(NamedTuple):
     """What a convolution is, beside its weights and signals.
 

@@ -1,6 +1,7 @@
 """The products by the kernels of `sparselib.ops.backends.cpu_kernels`, and how they are called."""
 
 import functools
+import struct
 from array import array
 from collections.abc import Sequence
 from types import ModuleType
@@ -9,11 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparselib.ops.backends import Indices, Weights, cpu_buffers, cpu_work
+from sparselib.ops.backends import (
+    Between,
+    Indices,
+    Weights,
+    cpu_buffers,
+    cpu_work,
+)
 from sparselib.ops.backends.cpu_arguments import (
     BIAS,
+    GELU,
+    GELU_OF_TANH,
     MASK,
+    NORMALIZED,
+    PRODUCT,
     RELU,
+    RELU_ALONE,
+    SCALED,
+    SILU,
+    TANH,
     TILE,
     Gradients,
     Network,
@@ -28,9 +43,19 @@ from sparselib.ops.backends.cpu_conv import correlate as correlate
 from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
 
 FEW = 16  # samples
+SPARE = 16  # numbers behind a result that an activation may write
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8  # of a register, by samples
 COPIED = 4  # products that take as long as a number takes to be copied
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
+KINDS = {
+    "relu": RELU_ALONE,
+    "gelu": GELU,
+    "gelu of tanh": GELU_OF_TANH,
+    "silu": SILU,
+    "tanh": TANH,
+    "scaled": SCALED,
+    "normalized": NORMALIZED,
+}
 
 
 def spmm(
@@ -119,6 +144,8 @@ def few(
             0,
             0,
             rows if threads == 1 else max(1, cpu_work.ceil(rows, 4 * threads)),
+            1,
+            PRODUCT,
             rows,
             crow.data_ptr(),
             col.data_ptr(),
@@ -132,22 +159,34 @@ def few(
 
 
 def few_through(
-    layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]],
+    steps: Sequence[
+        tuple[Tensor, Tensor, Tensor, Tensor | None, bool] | Between
+    ],
     x: Tensor,
 ) -> Tensor:
-    """Carry few samples through layers (crow, col, contiguous values, bias, relu)."""
+    """Carry few samples through layers (crow, col, contiguous values, bias, relu).
+
+    A layer comes first. What may be between others, or after them, is an activation, or scaled.
+    """
     samples, columns = x.shape
     if LANES_OF[samples] != samples:
-        return _cut(few_through(layers, _in_lanes(x)), samples)
+        return _cut(few_through(steps, _in_lanes(x)), samples)
     x = x.contiguous()
     table: list[int] = []
     widest = 0
     rows = 0
-    for crow, col, values, bias, relu in layers:
+    layers = 0
+    for step in steps:
+        # the fields of `Row` in their order
+        if isinstance(step, Between):
+            table += _between(step, rows)
+            continue
+        crow, col, values, bias, relu = step
         rows = crow.shape[0] - 1
         widest = max(widest, rows)
-        # the fields of `Row` in their order
+        layers += 1
         table += (
+            PRODUCT,
             rows,
             crow.data_ptr(),
             col.data_ptr(),
@@ -157,22 +196,27 @@ def few_through(
         )
     size = 4 * widest * samples
     # x in order, and what each other layer writes in turn
-    scratch = torch.empty((2 * widest + columns) * samples)
+    scratch = torch.empty((2 * widest + columns) * samples + SPARE)
     address = scratch.data_ptr()
-    y = torch.empty_strided((samples, rows), (1, samples))
+    if isinstance(step, Between):
+        room = torch.empty(rows * samples + SPARE)
+        y = room.as_strided((samples, rows), (1, samples))
+    else:
+        y = torch.empty_strided((samples, rows), (1, samples))
     # the counters, the fields of `Few` in their order, and the table behind them
     block = (
         0,
         0,
         columns,
         samples,
-        len(layers),
+        len(steps),
         x.data_ptr(),
         address + 2 * size if samples > 1 else 0,
         y.data_ptr(),
         address,
         size,
         widest,
+        layers,
         *table,
     )
     shared = array("q", block)
@@ -283,28 +327,42 @@ def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
     return cpu_extrema.greedy(s, distance, signed, across)
 
 
-def network(layers: Sequence[Weights], x: Tensor) -> Tensor:
-    """Carry a batch through all layers at once, some samples at a time; float32, no gradient."""
+def network(steps: Sequence[Weights | Between], x: Tensor) -> Tensor:
+    """Carry a batch through all steps at once, some samples at a time; float32, no gradient.
+
+    What is between layers has scale and shift, where it has any of the two, contiguous.
+    """
     samples, width = x.shape
-    rows = [len(layer.crow) - 1 for layer in layers]
-    widest = max(width, *rows)
-    y = x.new_empty(samples, rows[-1])
     # what is copied to be contiguous has to outlive the call
-    held = [_contiguous(layer) for layer in layers]
-    table = torch.tensor([number for layer in held for number in _row(layer)])
+    held = [
+        step if isinstance(step, Between) else _contiguous(step)
+        for step in steps
+    ]
+    table: list[int] = []
+    rows = width
+    widest = width
+    weights = 0
+    for step in held:
+        if isinstance(step, Between):
+            table += _between(step, rows)
+            continue
+        rows = step.crow.shape[0] - 1
+        widest = max(widest, rows)
+        weights += step.col.shape[0]
+        table += _row(step)
+    y = x.new_empty(samples, rows)
     if not y.numel():
         return y
     block = Network(
         samples=samples,
         width=width,
-        layers=len(layers),
+        steps=len(steps),
         x=x.contiguous(),
         y=y,
         buffers=x.new_empty(torch.get_num_threads() * 2 * widest * TILE),
         widest=widest,
-        table=table,
+        table=torch.tensor(table),
     )
-    weights = sum(layer.col.numel() for layer in held)
     launch(kernels().network, block, samples * weights)
     return y
 
@@ -316,12 +374,25 @@ def _contiguous(layer: Weights) -> Weights:
 
 def _row(layer: Weights) -> Row:
     return Row(
+        kind=PRODUCT,
         rows=layer.crow.shape[0] - 1,
         crow=layer.crow.data_ptr(),
         col=layer.col.data_ptr(),
         values=layer.values.data_ptr(),
         bias=0 if layer.bias is None else layer.bias.data_ptr(),
         also=_also(layer.bias, layer.relu),
+    )
+
+
+def _between(step: Between, rows: int) -> Row:
+    return Row(
+        kind=KINDS[step.kind],
+        rows=rows,
+        crow=0,
+        col=0,
+        values=0 if step.scale is None else step.scale.data_ptr(),
+        bias=0 if step.shift is None else step.shift.data_ptr(),
+        also=struct.unpack("q", struct.pack("d", step.epsilon))[0],
     )
 
 

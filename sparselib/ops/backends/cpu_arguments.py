@@ -16,6 +16,16 @@ RELU = 2
 MASK = 4
 PACKS = 8  # by `PACK` columns, as from copies, so that sums are added in the same order
 
+# kinds of what a network does, one after the other
+PRODUCT = 0
+RELU_ALONE = 1
+GELU = 2
+GELU_OF_TANH = 3
+SILU = 4
+TANH = 5
+SCALED = 6
+NORMALIZED = 7
+
 Argument = int | Tensor | None  # tensors travel as addresses, None as 0
 COUNTERS = 2  # shared by all threads, at the head of a kernel's array
 
@@ -102,26 +112,27 @@ class Network(NamedTuple):
 
     samples: Argument  # of the batch
     width: Argument  # features of x
-    layers: Argument  # number of layers
+    steps: Argument  # number of layers and of what is between them
     x: Argument  # float32 [samples, width]
     y: Argument  # float32 [samples, rows of the last layer]
     buffers: Argument  # float32 [threads, 2, widest, TILE]
     widest: Argument  # most features of x or of any layer
-    table: Argument  # int64 [layers, len(Row)], a `Row` for each layer
+    table: Argument  # int64 [steps, len(Row)], a `Row` for each step
 
 
 class Few(NamedTuple):
-    """Arguments of `few`; a `Row` for each layer follows them in the same array."""
+    """Arguments of `few`; a `Row` for each step follows them in the same array."""
 
     columns: int  # features of x
     samples: int  # N: 1, 2, 4, 8 or 16
-    layers: int  # number of layers
+    steps: int  # number of layers and of what is between them
     x: int  # float32 [columns, N], or if there is a copy [N, columns]
     copy: int  # float32 [columns, N] to bring x into that order, or 0
     y: int  # float32 [rows of the last layer, N]
     buffers: int  # float32 [2, most features of a layer, N] where there are several, or 0
     size: int  # bytes of one of the two
     step: int  # rows of a piece; with several layers as many as any has
+    layers: int  # number of layers alone
 
 
 class Convolution(NamedTuple):
@@ -187,14 +198,15 @@ class Correlation(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What `network` and `few` read of one layer."""
+    """What `network` and `few` read of one layer, or of what follows it."""
 
+    kind: int  # PRODUCT, or what is done where the numbers are
     rows: int  # features that it writes
-    crow: int  # int32 [rows + 1]
-    col: int  # int32 [nnz]
-    values: int  # float32 [nnz]
+    crow: int  # int32 [rows + 1], of a layer
+    col: int  # int32 [nnz], of a layer
+    values: int  # float32 [nnz], of a layer; [rows], what others multiply by
     bias: int  # float32 [rows], or 0
-    also: int  # sum of BIAS and RELU
+    also: int  # sum of BIAS and RELU, of a layer; else the bits of epsilon, a float64
 
 
 Block = TypeVar(

@@ -6,10 +6,13 @@ from sparselib.ops.backends.cpu_arguments import (
     BIAS,
     FEW_SAMPLES,
     FEW_SIZE,
+    PRODUCT,
     RELU,
     ROW,
     ROW_SIZE,
+    SCALED,
 )
+from sparselib.ops.backends.cpu_between import activated, scaled
 from sparselib.ops.backends.cpu_vectors import (
     ONE,
     ZERO,
@@ -149,25 +152,35 @@ def few_rows(N, o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-unty
 
 @kernel
 def few(a):  # type: ignore[no-untyped-def]
-    """Carry N = 1, 2, 4, 8 or 16 samples through layers with biases and ReLU; see `Few`.
+    """Carry N = 1, 2, 4, 8 or 16 samples through layers and what is between them; see `Few`.
 
     One layer may be divided into pieces; several are one thread's, as is the copy that brings x
-    into order.
+    into order. What follows a layer is done in place.
     """
     columns = a[FEW_SAMPLES.columns]
     N = a[FEW_SAMPLES.samples]
-    layers = a[FEW_SAMPLES.layers]
+    steps = a[FEW_SAMPLES.steps]
     source = floats(a[FEW_SAMPLES.x])
     step = a[FEW_SAMPLES.step]
     buffers = a[FEW_SAMPLES.buffers]
     size = a[FEW_SAMPLES.size]
+    layers = a[FEW_SAMPLES.layers]
     if a[FEW_SAMPLES.copy]:
         copy = floats(a[FEW_SAMPLES.copy])
         few_flip(N, source, columns, copy)
         source = copy
-    for number in range(layers):
-        t = FEW_SIZE + number * ROW_SIZE
+    number = 0
+    for t in range(FEW_SIZE, FEW_SIZE + steps * ROW_SIZE, ROW_SIZE):
+        kind = a[t + ROW.kind]
         rows = a[t + ROW.rows]
+        w = floats(a[t + ROW.values])
+        bias = floats(a[t + ROW.bias])
+        if kind == SCALED:
+            scaled(source, 0, rows, N, w, bias)
+            continue
+        if kind != PRODUCT:
+            activated(kind, source, 0, rows * N)
+            continue
         target = floats(buffers + number % 2 * size)
         if number == layers - 1:
             target = floats(a[FEW_SAMPLES.y])
@@ -183,10 +196,11 @@ def few(a):  # type: ignore[no-untyped-def]
                 min(rows, o + step),
                 ints(a[t + ROW.crow]),
                 ints(a[t + ROW.col]),
-                floats(a[t + ROW.values]),
-                floats(a[t + ROW.bias]),
+                w,
+                bias,
                 a[t + ROW.also],
                 source,
                 target,
             )
         source = target
+        number += 1

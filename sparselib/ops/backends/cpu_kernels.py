@@ -12,15 +12,24 @@ from sparselib.ops.backends.cpu_arguments import (
     GRADIENTS,
     MASK,
     NETWORK,
+    NORMALIZED,
     PACK,
     PACKS,
+    PRODUCT,
     RELU,
     ROW,
     ROW_SIZE,
+    SCALED,
     SDDMM,
     SPMM,
     TILE,
     TRANSPOSED,
+)
+from sparselib.ops.backends.cpu_between import (
+    activated,
+    normalized,
+    number_of,
+    scaled,
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
@@ -646,14 +655,14 @@ def transposed(a):  # type: ignore[no-untyped-def]
 
 @kernel
 def network(a):  # type: ignore[no-untyped-def]
-    """Y (samples, out) from x (samples, in) through all layers, `TILE` samples at a time.
+    """Y (samples, out) from x (samples, in) through all steps, `TILE` samples at a time.
 
-    The activations of a tile stay in the cache: two buffers for each thread, written in turn. See
-    `Network` and `Row`.
+    The activations of a tile stay in the cache: two buffers for each thread, written in turn by
+    layers, and in place by what is between them. See `Network` and `Row`.
     """
     samples = a[NETWORK.samples]
     width = a[NETWORK.width]
-    layers = a[NETWORK.layers]
+    steps = a[NETWORK.steps]
     x = floats(a[NETWORK.x])
     y = floats(a[NETWORK.y])
     buffers = floats(a[NETWORK.buffers])
@@ -671,29 +680,35 @@ def network(a):  # type: ignore[no-untyped-def]
             for i in range(width * TILE):
                 buffers[here + i] = ZERO
         flip(x, first * width, width, buffers, here, TILE, n, width)
-        for t in range(0, ROW_SIZE * layers, ROW_SIZE):
+        for t in range(0, ROW_SIZE * steps, ROW_SIZE):
+            kind = table[t + ROW.kind]
             rows = table[t + ROW.rows]
-            crow = ints(table[t + ROW.crow])
-            col = ints(table[t + ROW.col])
             w = floats(table[t + ROW.values])
             bias = floats(table[t + ROW.bias])
             also = table[t + ROW.also]
-            b = buffers
-            tile_rows(
-                0,
-                rows,
-                crow,
-                col,
-                TILE,
-                w,
-                bias,
-                b,
-                also,
-                b,
-                here,
-                b,
-                there,
-                TILE,
-            )
-            here, there = there, here
+            if kind == PRODUCT:
+                b = buffers
+                tile_rows(
+                    0,
+                    rows,
+                    ints(table[t + ROW.crow]),
+                    ints(table[t + ROW.col]),
+                    TILE,
+                    w,
+                    bias,
+                    b,
+                    also,
+                    b,
+                    here,
+                    b,
+                    there,
+                    TILE,
+                )
+                here, there = there, here
+            elif kind == SCALED:
+                scaled(buffers, here, rows, TILE, w, bias)
+            elif kind == NORMALIZED:
+                normalized(buffers, here, rows, w, bias, number_of(also))
+            else:
+                activated(kind, buffers, here, rows * TILE)
         flip(buffers, here, TILE, y, first * rows, rows, rows, n)

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import os
 import re
 import shutil

@@ -174,6 +174,89 @@ def test_more_answers_than_minutes_are_refused(tmp_path):
         datasets.apnea_ecg("rr", **where, records=["x01"], by="official")
 
 
+def test_fewer_answers_than_minutes_are_refused(tmp_path):
+    """An hour is missing: the file ends with a whole line, and nothing in it shows that."""
+    where, labels = with_test_nights(tmp_path, tests=1)
+    path = tmp_path / "made-up" / "event-2-answers"
+    letters = "".join("NA"[label] for label in labels["x01"])
+    path.write_text(f"x01\n 0 {letters[:46]}\n", encoding="ascii")
+    assert len(datasets.apnea_ecg("rr", **where, records=["x01"], by="official").test) == 46
+    path.write_text(f"x01\n 0 {letters[:45]}\n", encoding="ascii")
+    with pytest.raises(ValueError, match=r"x01 is refused: it has labels of 45 minutes, but x01"):
+        datasets.apnea_ecg("rr", **where, records=["x01"], by="official")
+
+
+@pytest.mark.realdata
+def test_real_learning_nights_as_test_nights_have_the_labels_of_their_annotations(tmp_path):
+    """Nights of the learning set, once by their annotations and once by a file of answers."""
+    (tmp_path / "made-up").mkdir()
+    taken = ["a06", "b02", "c04"]
+    lines = []
+    for record in ["a01", "c01", *taken]:
+        name = f"x{taken.index(record) + 1:02}" if record in taken else record
+        beats = files.locate("apnea-ecg", f"{record}.qrs")
+        marks = files.locate("apnea-ecg", f"{record}.apn")
+        (tmp_path / "made-up" / f"{name}.qrs").write_bytes(beats.read_bytes())
+        if record not in taken:
+            (tmp_path / "made-up" / marks.name).write_bytes(marks.read_bytes())
+            continue
+        letters = "".join(apnea_records._marks(marks).symbol)
+        hours = [letters[start : start + 60] for start in range(0, len(letters), 60)]
+        lines += [name, *(f" {hour} {row}" for hour, row in enumerate(hours)), ""]
+    checksummed(tmp_path / "made-up")
+    answers = tmp_path / "made-up" / "event-2-answers"
+    answers.write_text("\n".join(lines) + "\n", encoding="ascii")
+    where = {
+        "folder": tmp_path,
+        "database": "made-up",
+        "records": ["a01", "c01", "x01", "x02", "x03"],
+    }
+    data = datasets.apnea_ecg("rr", **where, by="official", valid=0.0, normalize="night")
+    same = datasets.apnea_ecg("rr", records=taken, normalize="night", **WHOLE)
+    assert torch.equal(data.test.x, same.train.x)
+    assert torch.equal(data.test.y, same.train.y)
+    rest = datasets.apnea_ecg("rr", records=["a01", "c01"], normalize="night", **WHOLE)
+    assert torch.equal(data.train.x, rest.train.x)
+
+
+# --- noisy minutes
+
+
+def test_minutes_with_more_spoiled_intervals_do_not_train(tmp_path):
+    """Every other beat of some minutes is missing: their intervals are twice as long."""
+    where = written(tmp_path)
+    database = tmp_path / "made-up"
+    night = synthetic_ecg.draw_night("a01", 0)
+    minute = night.beats // 6000
+    lost = np.isin(minute, (3, 4, 20)) & (np.arange(len(minute)) % 4 == 0)
+    synthetic_ecg.write(database, night._replace(beats=night.beats[~lost]))
+    checksummed(database)
+    whole = datasets.apnea_ecg("rr", **where, **WHOLE, neighbors=0)
+    kept = datasets.apnea_ecg("rr", **where, **WHOLE, neighbors=0, spoiled=0.2)
+    left = [m for m in range(len(whole.train)) if m not in (3, 4, 20)]
+    assert torch.equal(kept.train.x, whole.train.x[left])
+    assert torch.equal(kept.train.y, whole.train.y[left])
+    assert kept.note == whole.note + "; 3 noisy minutes left out"
+    all_kept = datasets.apnea_ecg("rr", **where, **WHOLE, neighbors=0, spoiled=1.0)
+    assert all_kept.checksum == whole.checksum
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("by", ["record", "minute"])
+def test_noisy_minutes_choose_and_test_as_before(by):
+    options = {"by": by, "neighbors": 0, "valid": 0.1}
+    whole, kept = (datasets.apnea_ecg("rr", **options, spoiled=most) for most in (1.0, 0.1))
+    assert torch.equal(kept.test.x, whole.test.x)
+    assert torch.equal(kept.valid.x, whole.valid.x)
+    assert 0 < len(whole.train) - len(kept.train) < 1437
+
+
+@pytest.mark.realdata
+def test_of_17045_minutes_1437_have_more_than_a_tenth_of_their_intervals_spoiled():
+    data = datasets.apnea_ecg("rr", neighbors=0, **WHOLE, spoiled=0.1)
+    assert len(data.train) == 17_045 - 1437
+
+
 # --- damage
 
 
@@ -298,14 +381,17 @@ def test_the_paper_s_own_split_has_4000_minutes_fewer_and_no_validation():
 @pytest.mark.realdata
 def test_test_nights_load_with_the_official_answers(tmp_path):
     (tmp_path / "apnea-ecg").mkdir()
-    letters = "NA" * 30
-    lines = ["x01", f" 0 {letters}", f" 1 {letters[:20]}", "", "x02", f" 0 {letters}"]
+    lines = []
+    for record, minutes in (("x01", 522), ("x02", 472)):
+        letters = ("NA" * 300)[:minutes]
+        hours = [letters[start : start + 60] for start in range(0, minutes, 60)]
+        lines += [record, *(f" {hour} {row}" for hour, row in enumerate(hours)), ""]
     (tmp_path / "apnea-ecg" / "event-2-answers").write_text(
         "\n".join(lines) + "\n", encoding="utf-8"
     )
     data = datasets.apnea_ecg("rr", tmp_path, records=["x01", "x02"], **WHOLE)
-    assert (data.groups, len(data.train)) == (("x01", "x02"), 80 + 60)
-    assert torch.equal(data.train.y[:80], torch.arange(80) % 2)
+    assert (data.groups, len(data.train)) == (("x01", "x02"), 522 + 472)
+    assert torch.equal(data.train.y[:522], torch.arange(522) % 2)
     (tmp_path / "apnea-ecg" / "event-2-answers").write_text("x01\n 0 NAX\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2 is neither a record"):
         datasets.apnea_ecg("rr", tmp_path, records=["x01"], **WHOLE)
@@ -617,6 +703,7 @@ def test_a_drawn_part_trains_alone():
         ({"fold": 5}, "fold counts from 0 below folds"),
         ({"folds": 36}, "35 nights cannot be split into 36 folds"),
         ({"records": ["a01", "x01"]}, r"not \['x01'\]"),
+        ({"spoiled": 1.5}, "spoiled is a share from 0 to 1, not 1.5"),
         ({"remove": 99_999}, "minutes without apnea cannot be left out"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Shifted and flipped images: what enters is zero, and each change is as frequent as the others."""
+"""Changed images: what enters is zero, each change as frequent as the others; changed signals."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import training
-from sparselib.datasets.augmentation import shifted_and_flipped
+from sparselib.datasets.augmentation import scaled_and_jittered, shifted_and_flipped
 
 
 def changes(image: torch.Tensor, most: int) -> dict[tuple[int, int, bool], torch.Tensor]:
@@ -62,3 +62,27 @@ def test_training_sees_changed_images_and_evaluation_the_given_ones() -> None:
     assert seen == [400, 400, 397]
     assert torch.equal(model.layers[0].weight, before)  # zeros have no gradient
     assert not torch.equal(model.layers[0].bias, torch.zeros(10))
+
+
+def test_signals_are_scaled_as_a_whole_and_their_points_changed_one_by_one() -> None:
+    """The factor's variance is that of a signal's mean, and the noise's that of the rest."""
+    x = torch.full((4000, 400), 2.0)
+    y = scaled_and_jittered(x, 0.1, 0.3, torch.Generator().manual_seed(0))
+    factors = y.mean(1) / 2
+    assert float(factors.mean()) == pytest.approx(1, abs=0.01)
+    assert float(factors.std()) == pytest.approx(0.1, rel=0.05)
+    assert float((y - y.mean(1, keepdim=True)).std()) == pytest.approx(0.3, rel=0.01)
+    scaled = scaled_and_jittered(x * torch.arange(400), 0.1, 0.0)
+    assert torch.allclose(scaled / (2 * scaled[:, 1:2]), x * torch.arange(400) / 4)
+
+
+def test_signals_without_a_change_stay_and_changes_repeat() -> None:
+    x = torch.randn(5, 30, dtype=torch.float64)
+    assert torch.equal(scaled_and_jittered(x, 0.0, 0.0), x)
+    same = [scaled_and_jittered(x, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*same)
+    assert same[0].dtype == x.dtype
+    assert not torch.equal(same[0], x)
+    for options in ({"scale": -0.1}, {"jitter": -1.0}):
+        with pytest.raises(ValueError, match="standard deviations count from 0, not scale="):
+            scaled_and_jittered(x, **options)

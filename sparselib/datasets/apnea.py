@@ -32,6 +32,7 @@ def apnea_ecg(
     folds: int = 5,
     valid: float = 0.2,
     remove: int = 0,
+    spoiled: float = 1.0,
     neighbors: int = 1,
     normalize: str = "none",
     records: Sequence[str] | None = None,
@@ -68,6 +69,10 @@ def apnea_ecg(
     remove
         How many minutes without apnea are left out, at random, to balance the classes. Where nights
         are whole, those of validation and test are, and only training nights lose minutes.
+    spoiled
+        Training minutes are left out if a larger share of the intervals between their beats is not
+        that of a heart (`apnea_records.spoiled`); 1 keeps all. Those that choose and test stay.
+        Vanwinsen and others (2023, Section 6.2) propose it: some of the ECG is noisy.
     neighbors
         Minutes before and after the labeled one that belong to a sample of intervals.
     normalize
@@ -102,7 +107,9 @@ def apnea_ecg(
     """
     if records is None:
         records = (*LEARNING, *TESTING) if by == "official" else LEARNING
-    _check(source, by, fold, folds, valid, neighbors, normalize, records)
+    _check(
+        source, by, fold, folds, valid, spoiled, neighbors, normalize, records
+    )
     sets = (LEARNING, TESTING) if by == "official" else ((*LEARNING, *TESTING),)
     found, left = _nights(
         source, folder, neighbors, records, database, seed, sets
@@ -126,8 +133,15 @@ def apnea_ecg(
         choose = _by_set if by == "official" else _by_record
         part = choose(names, fold, folds, valid, rng)[group]
         kept |= part > 0
+    lost = np.concatenate(
+        [
+            apnea_records.spoiled(night)[: len(x)] > spoiled
+            for (night, _), x in zip(found, scaled)
+        ]
+    )
+    noisy = kept & lost & (part == 0)
     train, chosen, tested = (
-        _part(scaled, labels, group, kept & (part == number))
+        _part(scaled, labels, group, kept & ~noisy & (part == number))
         for number in range(3)
     )
     split = f"split by {by}, fold {fold} of {folds} with seed {seed}"
@@ -138,6 +152,8 @@ def apnea_ecg(
         f"{len(names)} {CONTENT[source]}, {split}; "
         f"{remove:,} minutes without apnea left out; normalized by: {normalize}"
     )
+    if spoiled < 1:
+        note += f"; {noisy.sum():,} noisy minutes left out"
     return Split(
         train, chosen, tested, 2, f"apnea_ecg.{source}", note + left, names
     )
@@ -173,6 +189,7 @@ def _check(
     fold: int,
     folds: int,
     valid: float,
+    spoiled: float,
     neighbors: int,
     normalize: str,
     records: Sequence[str],
@@ -209,6 +226,8 @@ def _check(
             if valid >= 0
             else f"valid is a share, not {valid}"
         )
+    if not 0 <= spoiled <= 1:
+        raise ValueError(f"spoiled is a share from 0 to 1, not {spoiled}")
     known = LEARNING if source == "synthetic" else (*LEARNING, *TESTING)
     unknown = [record for record in records if record not in known]
     if unknown or not records or len(set(records)) < len(records):

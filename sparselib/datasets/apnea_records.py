@@ -35,6 +35,8 @@ SAMPLES = 100  # per second of a recording
 RATE = 4  # points per second at which RR intervals are read
 UNITS = 200  # steps of the converter per millivolt
 POINTS = 60 * SAMPLES  # of an ECG minute
+# minutes at the end of a recording that no label is of: up to 13 in the learning set
+UNLABELED = 30
 
 
 class Night(NamedTuple):
@@ -109,6 +111,11 @@ def read(
         raise ValueError(
             f"{record} is refused: it has labels of {len(labels)} minutes, but {beats.name} has "
             f"beats in {minutes}, so one of them is of another night."
+        )
+    if len(labels) < minutes - UNLABELED:
+        raise ValueError(
+            f"{record} is refused: it has labels of {len(labels)} minutes, but {beats.name} has "
+            f"beats in {minutes}, so the labels are cut short or of another night."
         )
     return Night(record, samples, labels)
 
@@ -252,6 +259,20 @@ def resampled(
             f"none of {len(between)} intervals between beats is that of a heart"
         )
     return np.interp(times, beats[1:][sound] / SAMPLES, between[sound])
+
+
+def spoiled(night: Night) -> Float64[np.ndarray, "minutes"]:
+    """Return the share of each minute's intervals between beats that do not count (`resampled`).
+
+    An interval is of the minute in which it ends; a minute without any is spoiled as a whole.
+    """
+    minutes = len(night.labels)
+    counts = _is_of_a_heart(np.diff(night.beats) / SAMPLES)
+    ends = night.beats[1:] // POINTS
+    inside = ends < minutes
+    every = np.bincount(ends[inside], minlength=minutes)
+    sound = np.bincount(ends[inside & counts], minlength=minutes)
+    return 1 - sound / np.maximum(every, 1)
 
 
 def _is_of_a_heart(between: np.ndarray) -> Bool[np.ndarray, "intervals"]:

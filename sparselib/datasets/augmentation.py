@@ -1,4 +1,4 @@
-"""Random changes of images that leave their class as it is."""
+"""Random changes of images and signals that leave their class as it is."""
 
 import torch
 from jaxtyping import Float
@@ -48,3 +48,40 @@ def shifted_and_flipped(
     places = (image, rows[:, :, None], columns[:, None, :])
     chosen = wide.movedim(1, 3)[tuple(place.to(x.device) for place in places)]
     return chosen.movedim(3, 1).contiguous()
+
+
+def scaled_and_jittered(
+    x: Float[Tensor, "samples points"],
+    scale: float = 0.1,
+    jitter: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "samples points"]:
+    r"""Scale each signal at random, and add noise to each of its points.
+
+    :math:`x' = (1 + \sigma_s a) x + \sigma_j b` with :math:`a` of each signal and :math:`b` of each
+    point standard normal: scaling and jittering (Um and others, 2017).
+
+    Parameters
+    ----------
+    x : Tensor, shape (samples, points)
+        Signals, unchanged.
+    scale : float
+        Standard deviation of the factor around 1.
+    jitter : float
+        Standard deviation of the noise, in the unit of the signals.
+    generator : torch.Generator, optional
+        Source of both, on the CPU; torch's default otherwise.
+
+    Raises
+    ------
+    ValueError
+        If one of them is below 0.
+    """
+    if scale < 0 or jitter < 0:
+        raise ValueError(
+            f"standard deviations count from 0, not scale={scale}, jitter={jitter}"
+        )
+    count, points = x.shape
+    factor = 1 + scale * torch.randn(count, 1, generator=generator)
+    noise = jitter * torch.randn(count, points, generator=generator)
+    return factor.to(x) * x + noise.to(x)

@@ -207,6 +207,7 @@ def test_a_stored_table_has_the_columns_of_its_page(file):
         "augment",
         "kept",
         "share",
+        "error",
     }
     recorded = set(known) - {"results", "folder", "device"} - later
     assert recorded - columns == set()

@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("csr/format.ipynb", "san/phi.ipynb")
+PAGES = ("csr/format.ipynb", "san/architecture.ipynb")
 RUN_ALL = """(async () => {
   const ready = async (find) => {
     for (let wait = 0; wait < 600; wait++) {

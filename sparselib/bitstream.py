@@ -119,11 +119,12 @@ def decode(data: bytes, shape: Sequence[int]) -> Tensor:
 
 
 def _single(step: float) -> float:
-    return struct.unpack("<f", struct.pack("<f", step))[0]
+    with np.errstate(over="ignore"):  # infinite, which is refused
+        return float(np.float32(step))
 
 
 def _levels(maps: Tensor, step: float) -> Tensor:
-    if not (math.isfinite(step) and _single(step) > 0):
+    if not 0 < _single(step) < math.inf:
         raise ValueError(f"the step must be a positive number, not {step}")
     levels = (maps.detach().cpu().double() / _single(step)).round()
     if not bool((levels.abs() <= MOST_STEPS).all()):

@@ -183,12 +183,13 @@ def lost_weights() -> pd.DataFrame:
     network = rows.hidden.map({"[256, 256, 256]": "", "[1024, 1024]": ", 1024-1024"})
     optimizer = rows.optimizer.map({"sgd": "", "adam": ", Adam"})
     error = rows.error.map({"squared": "", "cross_entropy": ", cross-entropy"})
-    connections = rows.trainable - rows.sizes.map(lambda sizes: sum(json.loads(sizes)[1:]))
+    sizes = rows.sizes.map(json.loads)
+    connections = rows.trainable - sizes.map(lambda neurons: sum(neurons[1:]))  # less the biases
     return rows.assign(
         level=rows.sparsity.map(_level),
         setting=rows.dataset.map(human) + error + optimizer + network,
         lost_share=rows.lost / connections,
-        fewer=rows.sizes.map(lambda sizes: json.loads(sizes)[-1]) - rows.predicted_classes,
+        fewer=sizes.str[-1] - rows.predicted_classes,
     )
 
 
@@ -209,8 +210,8 @@ def release(rule: str = "gradient") -> dict[tuple[str, str], Difference]:
 
 def _level(sparsity: str) -> str:
     """Write the sparsity of all layers, or of all but the output layer."""
-    levels = json.loads(f"[{sparsity}]".replace("[[", "[").replace("]]", "]"))
-    return f"{100 * levels[0]:g} %" + (", output 90 %" if len(levels) > 1 else "")
+    first, *others = np.ravel(json.loads(sparsity))
+    return f"{100 * first:g} %" + (", output 90 %" if others else "")
 
 
 def memory() -> tuple[float, float]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib import checkpoint, models, pruning
+from sparselib import checkpoint, models, pruning, saliency
 from sparselib.datasets import Split
 from sparselib.models import mobilenet
 from sparselib.nn import Channels
@@ -358,10 +358,56 @@ def test_any_network_can_be_pruned_by_tracing() -> None:
         pruning.by_tracing(models.ResNet((1, 1), (16, 32)), (3, 16, 16), 0.6)
 
 
+def test_importances_of_torch_pruning_have_a_score_for_each_channel() -> None:
+    pytest.importorskip("torch_pruning")
+    model = models.ResNet((1, 1), (4, 8), shortcut="pad_both").eval()
+    before = copy.deepcopy(model.state_dict())
+    samples = sl.datasets.Samples(torch.randn(7, 3, 16, 16), torch.arange(7))
+    first = model.layer1[0]
+    written, read = first.conv1.weight, first.conv2.weight
+    with torch.no_grad():  # what a normalization scales counts too
+        norms = [written.square().sum((1, 2, 3)), first.bn1.weight.square()]
+        norms.append(read.square().sum((0, 2, 3)))
+    expected = torch.stack(norms).mean(0)
+    found = pruning.group_norms(model, (3, 16, 16))
+    torch.testing.assert_close(found[0], (expected / expected.mean()).detach())
+    loss = nn.functional.cross_entropy(model(samples.x), samples.y)
+    slopes = torch.autograd.grad(loss, (written, read))
+    expected = (written * slopes[0]).abs().sum((1, 2, 3)).detach()
+    expected += (read * slopes[1]).abs().sum((0, 2, 3)).detach()
+    for batch_size in (3, 7):
+        found = pruning.taylor(model, samples, batch_size=batch_size)
+        torch.testing.assert_close(found[0], expected / expected.mean())
+    assert [len(scores) for scores in found] == [4, 8]
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gates_keep_the_class_activation_maps_that_they_are_asked_to() -> None:
+    torch.manual_seed(0)
+    model = models.ResNet((1, 1), (8, 16), 4, inputs=1, stem="half").eval()
+    samples = sl.datasets.Samples(torch.randn(32, 1, 16, 16), torch.arange(32) % 4)
+    data = sl.datasets.Split(samples, samples, samples, 4, "noise", "for a test")
+    maps = saliency.ClassActivationMaps(model, (1, 16, 16))
+    changed = {}
+    for gamma_1 in (0.0, 100.0):
+        gates = pruning.Gates(model)
+        optimizer = torch.optim.Adam(gates.parameters(), 0.1)
+        options = {"labels": False, "progress": False, "batch_size": 16, "gamma_1": gamma_1}
+        pruning.train_gates(gates, model, data, optimizer, 30, explain=maps, **options)
+        counts = pruning.operations(model, (1, 16, 16))
+        small = pruning.cut(model, pruning.structure(gates.scores(), counts, 0.5))
+        now = maps.of(small).numbers(samples.x, samples.y)
+        changed[gamma_1] = float((now - maps.numbers(samples.x, samples.y)).square().mean())
+    assert changed[100.0] < changed[0.0]
+
+
 def test_without_torch_pruning_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ModuleNotFoundError, match="pip install torch-pruning"):
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8))
+    with pytest.raises(ModuleNotFoundError, match="pip install torch-pruning"):
+        pruning.group_norms(models.ResNet((1, 1), (4, 8)), (3, 8, 8))
     with pytest.raises(ValueError, match="not 0"):
         pruning.by_tracing(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8), 0.0)
 

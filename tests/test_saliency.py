@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sparselib as sl
 from sparselib import metrics, models, saliency
 from sparselib.models.unet import UNet
-from sparselib.saliency import PixelSelector, Selector
+from sparselib.saliency import ClassActivationMaps, PixelSelector, Selector
 
 SIZE = (32, 32)
 
@@ -183,6 +183,78 @@ def test_pixels_have_probabilities_of_their_own(stem: str, dimensions: int) -> N
     )
     assert selector.explains(model)
     assert type(selector.of(model)) is PixelSelector
+
+
+@pytest.mark.parametrize(("dimensions", "classes"), [(1, 3), (2, 4)])
+def test_class_activation_maps_are_grad_cam_without_a_gradient(dimensions, classes) -> None:
+    model = models.ResNet((1, 1), (4, 8), classes, inputs=1, stem="half", dimensions=dimensions)
+    shape = (1, *(32,) * dimensions)
+    maps = ClassActivationMaps(model, shape)
+    x = torch.randn(5, *shape)
+    for target in range(classes):
+        found = maps(x, torch.full((5,), target))
+        expected = saliency.grad_cam(model, model.layer2, x, target)
+        torch.testing.assert_close(found[:, 0], expected)
+    torch.testing.assert_close(maps(x)[:, 0], saliency.grad_cam(model, model.layer2, x))
+    scores = maps.classifier(x)
+    labels = scores.argmax(1)
+    kept = maps.numbers(x, labels).flatten(1).mean(1) + model.fc.bias[labels]
+    torch.testing.assert_close(kept, scores.amax(1))  # their mean is the score, less its bias
+    whole = torch.ones(2, *shape)
+    assert maps.extent(whole).tolist() == pytest.approx([32.0, 32.0])
+    assert maps.explains(model)
+    assert maps.of(model.eval()).decoder is maps.decoder
+    assert not list(maps.decoder.parameters())
+
+
+def test_a_network_without_a_mean_over_places_has_no_class_activation_map() -> None:
+    with pytest.raises(ValueError, match="the 4 channels of 'layer1'; the last one reads 8"):
+        ClassActivationMaps(models.ResNet((1, 1), (4, 8)), (3, 32, 32), scales=["layer1"])
+
+
+class OfOnePixel(torch.nn.Module):
+    """Predicts class 1 with probability 3/4 where the pixel at (1, 2) is shown, else with 1/4."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x[:, 0, 1, 2] > 0
+        return torch.where(seen, math.log(3), -math.log(3))[:, None] * torch.tensor([0.0, 1.0])
+
+
+def test_rise_finds_the_pixel_that_counts_and_its_probabilities() -> None:
+    x = torch.ones(3, 1, 4, 4)
+    options = {"masks": saliency.bernoulli, "generator": torch.Generator().manual_seed(0)}
+    found = saliency.rise(OfOnePixel(), x, torch.tensor([1, 1, 0]), 4000, **options)
+    assert found.shape == x.shape
+    torch.testing.assert_close(found[:, 0, 1, 2], torch.tensor([0.75, 0.75, 0.25]))
+    others = torch.arange(16) != 6
+    torch.testing.assert_close(
+        found.flatten(1)[:, others], torch.full((3, 15), 0.5), atol=0.03, rtol=0
+    )
+    never = saliency.rise(OfOnePixel(), x, torch.ones(3).long(), 2, masks=lambda x, _: 0 * x)
+    assert not never.any()
+    with pytest.raises(ValueError, match="one mask at least, not 0"):
+        saliency.rise(OfOnePixel(), x, torch.ones(3).long(), 0)
+
+
+@given(st.integers(1, 64), st.integers(0, 9))
+def test_as_many_pixels_of_each_sample_are_visible_and_none_hidden_is_more_salient(
+    count: int, seed: int
+) -> None:
+    source = torch.Generator().manual_seed(seed)
+    salient = torch.randint(5, (3, 1, 8, 8), generator=source).float()  # many are equal
+    kept = saliency.visible(salient, count / 64)
+    assert kept.sum((1, 2, 3)).tolist() == [count] * 3
+    for of_one, shown in zip(salient.flatten(1), kept.flatten(1).bool()):
+        least = of_one[shown].min()
+        assert not (of_one[~shown] > least).any()
+        equal = (of_one == least).nonzero().flatten()
+        assert shown[equal].tolist() == sorted(shown[equal].tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 1.1, float("nan")])
+def test_a_share_of_no_pixel_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"lies in \(0, 1\], and is at least one of 64, not"):
+        saliency.visible(torch.zeros(1, 1, 8, 8), share)
 
 
 def test_pointing_and_overlap() -> None:

@@ -208,6 +208,10 @@ def test_a_stored_table_has_the_columns_of_its_page(file):
         "kept",
         "share",
         "error",
+        "bound",
+        "steer",
+        "restart",
+        "bfloat16",
     }
     recorded = set(known) - {"results", "folder", "device"} - later
     assert recorded - columns == set()

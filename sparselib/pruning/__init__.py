@@ -20,6 +20,8 @@ from sparselib.pruning.gates import GateTrainingOptions
 from sparselib.pruning.gates import check_explains as check_explains
 from sparselib.pruning.gates import train_gates as train_gates
 from sparselib.pruning.tracing import by_tracing as by_tracing
+from sparselib.pruning.tracing import group_norms as group_norms
+from sparselib.pruning.tracing import taylor as taylor
 
 
 def prune(

@@ -1,13 +1,20 @@
 """Channels of any network, found by tracing it with the package torch-pruning."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
 
 from sparselib import cost
+from sparselib.datasets import Samples
+from sparselib.nn.gate import Channels
 from sparselib.training import in_evaluation
+
+from .channels import prunable, width
 
 STEPS = 12
 
@@ -74,6 +81,126 @@ def by_tracing(
     return best
 
 
+def group_norms(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    groups: Sequence[Channels] | None = None,
+) -> list[Float[Tensor, "_"]]:
+    """Importance of channels by the weights of all layers that they touch (Fang and others, 2023).
+
+    The norms of what writes a channel and of what reads it, averaged, and divided by their mean
+    over the group, as the package torch-pruning does: scores for `structure`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+    shape : tuple of int
+        Of one input, without the batch.
+    groups : sequence of Channels, optional
+        ``model.prunable()`` by default.
+
+    Returns
+    -------
+    list of tensor
+        One score per channel, for each group.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If torch-pruning is not installed.
+    """
+    package = _package()
+    groups = prunable(model) if groups is None else groups
+    norms = package.importance.GroupMagnitudeImportance(p=2)
+    return _importances(copy.deepcopy(model), shape, groups, norms)
+
+
+def taylor(
+    model: nn.Module,
+    samples: Samples,
+    groups: Sequence[Channels] | None = None,
+    *,
+    batch_size: int = 250,
+) -> list[Float[Tensor, "_"]]:
+    r"""Importance of channels by what their weights do to the loss (Molchanov and others, 2019).
+
+    :math:`\sum |w \, \partial L / \partial w|` over the layers' weights that write a channel and
+    those that read it, averaged, and divided by the mean over the group, as the package
+    torch-pruning does. L is the mean cross-entropy of the samples, in evaluation mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier; left as it is. What its normalizations scale by is not counted.
+    samples : Samples
+        What the loss is measured on.
+    groups : sequence of Channels, optional
+        ``model.prunable()`` by default.
+    batch_size : int
+        Samples at a time.
+
+    Returns
+    -------
+    list of tensor
+        One score per channel, for each group, for `structure`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If torch-pruning is not installed.
+    """
+    package = _package()
+    groups = prunable(model) if groups is None else groups
+    measured = copy.deepcopy(model).requires_grad_(True).eval()
+    measured.zero_grad()
+    like = next(measured.parameters())
+    for x, y in zip(samples.x.split(batch_size), samples.y.split(batch_size)):
+        logits = measured(x.to(like))
+        loss = functional.cross_entropy(
+            logits, y.to(like.device), reduction="sum"
+        )
+        (loss / len(samples)).backward()
+    importance = package.importance.GroupTaylorImportance()
+    shape = tuple(samples.x.shape[1:])
+    return _importances(measured, shape, groups, importance)
+
+
+def _importances(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    groups: Sequence[Channels],
+    importance: Callable[..., Tensor],
+) -> list[Tensor]:
+    """Apply an importance of torch-pruning to groups of channels."""
+    package = _package()
+    like = next(model.parameters())
+    example = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+    with in_evaluation(model):
+        graph = package.DependencyGraph().build_dependency(model, example)
+    scores = []
+    for group in groups:
+        layer = model.get_submodule(group.written[0])
+        channels = list(range(width(model, group)))
+        traced = graph.get_pruning_group(
+            layer,
+            graph.get_pruner_of_module(layer).prune_out_channels,
+            channels,
+        )
+        scores.append(importance(traced).detach().cpu())
+    return scores
+
+
+def _package() -> ModuleType:
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "pruning by tracing needs the package torch-pruning: pip install torch-pruning"
+        ) from error
+    return torch_pruning
+
+
 def _checked(smaller: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         return cost.flops(smaller, (1, *shape))
@@ -92,12 +219,7 @@ def _pruned(
     ignored: list[nn.Module] | None,
     importance: Callable[..., object] | None,
 ) -> nn.Module:
-    try:
-        import torch_pruning
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pruning by tracing needs the package torch-pruning: pip install torch-pruning"
-        ) from error
+    package = _package()
     named = dict(model.named_modules())
     linear = [
         module for module in named.values() if isinstance(module, nn.Linear)
@@ -112,11 +234,11 @@ def _pruned(
     first = next(smaller.parameters())
     example = torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
     with in_evaluation(smaller):
-        torch_pruning.pruner.MetaPruner(
+        package.pruner.MetaPruner(
             smaller,
             example,
             importance=importance
-            or torch_pruning.importance.MagnitudeImportance(p=1),
+            or package.importance.MagnitudeImportance(p=1),
             pruning_ratio=ratio,
             ignored_layers=[smaller.get_submodule(name) for name in names],
         ).step()

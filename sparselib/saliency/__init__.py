@@ -10,9 +10,14 @@ from sparselib.saliency.masks import random_rbf as random_rbf
 from sparselib.saliency.masks import rbf as rbf
 from sparselib.saliency.masks import reach as reach
 from sparselib.saliency.masks import sample as sample
+from sparselib.saliency.masks import visible as visible
 from sparselib.saliency.objectives import divergence as divergence
 from sparselib.saliency.objectives import mask_size as mask_size
 from sparselib.saliency.objectives import smoothness as smoothness
+from sparselib.saliency.sampling import rise as rise
+from sparselib.saliency.selector import (
+    ClassActivationMaps as ClassActivationMaps,
+)
 from sparselib.saliency.selector import MaskSelector as MaskSelector
 from sparselib.saliency.selector import PixelSelector as PixelSelector
 from sparselib.saliency.selector import Selector as Selector

@@ -172,3 +172,40 @@ def bernoulli(
     return torch.bernoulli(
         torch.full(shape, probability), generator=generator
     ).to(x)
+
+
+def visible(
+    saliency: Float[Tensor, "batch 1 *size"], share: float
+) -> Float[Tensor, "batch 1 *size"]:
+    """Keep the most salient pixels of each sample, the same number of every one.
+
+    Masks of different shapes and ranges become comparable so: each shows as much.
+
+    Parameters
+    ----------
+    saliency : tensor
+        Any numbers; the larger, the more a pixel matters. Of equal ones the first are kept.
+    share : float
+        Of the pixels, in (0, 1].
+
+    Returns
+    -------
+    tensor
+        Zeros and ones.
+
+    Raises
+    ------
+    ValueError
+        If the share is out of range or of less than a pixel.
+    """
+    pixels = saliency[0].numel()
+    if not 0 < share <= 1 or round(share * pixels) == 0:
+        raise ValueError(
+            f"the share of pixels to keep lies in (0, 1], and is at least one of {pixels}, not "
+            f"{share}"
+        )
+    order = saliency.flatten(1).argsort(stable=True, dim=1, descending=True)
+    kept = torch.zeros_like(saliency.flatten(1))
+    return kept.scatter(1, order[:, : round(share * pixels)], 1.0).view_as(
+        saliency
+    )

@@ -3,7 +3,7 @@
 import abc
 import copy
 from collections.abc import Sequence
-from typing import Any, TypedDict, TypeVar, Unpack, final
+from typing import TypedDict, TypeVar, Unpack, final
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +18,8 @@ Kind = TypeVar("Kind", bound="MaskSelector")
 
 
 class DecoderOptions(TypedDict, total=False):
-    """Choices of a selector's decoder, see `MaskSelector` and `UNet`."""
+    """Choices of a selector's decoder, see `UNet`."""
 
-    scales: Sequence[str] | None
     blocks: int
     mixing: str
     resize: bool
@@ -29,7 +28,8 @@ class DecoderOptions(TypedDict, total=False):
 class MaskSelector(nn.Module, abc.ABC):
     """A frozen copy of a classifier in evaluation mode, and a decoder that reads its scales.
 
-    Only the decoder, a `UNet`, learns. What its outputs mean is up to the kinds of selectors.
+    Only the decoder learns, if anything does. What it is and what its outputs mean is up to the
+    kinds of selectors.
 
     Parameters
     ----------
@@ -37,29 +37,29 @@ class MaskSelector(nn.Module, abc.ABC):
         A trained network with `scales`, the names of the modules whose outputs are read.
     shape : tuple of int
         Of one image, (channels, height, width), or one signal, (channels, points).
-    classes : int
-        Number of the classifier's scores.
     scales : sequence of str, optional
         Names of the modules to read, the largest scale first. By default those of the classifier;
         the last four where it has five, which gives the paper's three upsamplings for ImageNet.
-    outputs, **options
-        Passed on to `UNet`.
+
+    Attributes
+    ----------
+    shapes : list of tuple
+        Of each scale of one sample.
 
     Raises
     ------
     ValueError
-        If the classifier names no scales, or they do not divide the image.
+        If the classifier names no scales.
     """
+
+    decoder: nn.Module
 
     def __init__(
         self,
         classifier: nn.Module,
         shape: tuple[int, ...],
-        classes: int,
         *,
         scales: Sequence[str] | None = None,
-        outputs: str = "numbers",
-        **options: Any,
     ) -> None:
         super().__init__()
         own = classifier.scales if isinstance(classifier, Scaled) else ()
@@ -76,10 +76,7 @@ class MaskSelector(nn.Module, abc.ABC):
         with torch.no_grad():
             x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             _, scales_of_x = self.read(x)
-        shapes = [tuple(scale.shape[1:]) for scale in scales_of_x]
-        self.decoder = UNet(shapes, classes, outputs=outputs, **options).to(
-            like
-        )
+        self.shapes = [tuple(scale.shape[1:]) for scale in scales_of_x]
 
     def read(
         self, x: Float[Tensor, "batch channels *size"]
@@ -103,7 +100,7 @@ class MaskSelector(nn.Module, abc.ABC):
         self,
         x: Float[Tensor, "batch channels *size"],
         labels: Int[Tensor, "batch"] | None = None,
-    ) -> Float[Tensor, "batch numbers"] | Float[Tensor, "batch 2 *mapped"]:
+    ) -> Float[Tensor, "batch numbers"] | Float[Tensor, "batch maps *mapped"]:
         """Return u, what the decoder makes of the scales; see `forward`."""
         if tuple(x.shape[2:]) != self.size:
             raise ValueError(
@@ -118,14 +115,14 @@ class MaskSelector(nn.Module, abc.ABC):
     @abc.abstractmethod
     def masks(
         self,
-        u: Float[Tensor, "batch numbers"] | Float[Tensor, "batch 2 *mapped"],
+        u: Float[Tensor, "batch numbers"] | Float[Tensor, "batch maps *mapped"],
     ) -> Float[Tensor, "batch 1 *size"]:
         """Return the masks that the decoder's outputs stand for."""
 
     @abc.abstractmethod
     def extent(
         self,
-        u: Float[Tensor, "batch numbers"] | Float[Tensor, "batch 2 *mapped"],
+        u: Float[Tensor, "batch numbers"] | Float[Tensor, "batch maps *mapped"],
     ) -> Float[Tensor, "batch"]:
         """Return how large each mask is, in pixels along a side."""
 
@@ -180,8 +177,10 @@ class Selector(MaskSelector):
 
     Parameters
     ----------
-    classifier, shape, classes, scales
+    classifier, shape, scales
         See `MaskSelector`.
+    classes : int
+        Number of the classifier's scores.
     blocks, mixing, resize
         See `UNet`.
     bound : {"softplus", "bounded"}
@@ -217,15 +216,10 @@ class Selector(MaskSelector):
             raise ValueError(
                 f"a unit is a number of pixels above 0, not {unit}"
             )
-        super().__init__(
-            classifier,
-            shape,
-            classes,
-            scales=scales,
-            blocks=blocks,
-            mixing=mixing,
-            resize=resize,
-        )
+        super().__init__(classifier, shape, scales=scales)
+        self.decoder = UNet(
+            self.shapes, classes, blocks=blocks, mixing=mixing, resize=resize
+        ).to(next(classifier.parameters()))
         self.bound = bound
         self.definition = definition
         self.unit = unit
@@ -268,10 +262,12 @@ class PixelSelector(MaskSelector):
 
     Parameters
     ----------
-    classifier, shape, classes
+    classifier, shape, scales
         See `MaskSelector`.
+    classes : int
+        Number of the classifier's scores.
     **options
-        ``scales`` as of `MaskSelector`; ``blocks``, ``mixing`` and ``resize`` as of `UNet`.
+        ``blocks``, ``mixing`` and ``resize`` as of `UNet`.
 
     Raises
     ------
@@ -284,9 +280,14 @@ class PixelSelector(MaskSelector):
         classifier: nn.Module,
         shape: tuple[int, ...],
         classes: int,
+        *,
+        scales: Sequence[str] | None = None,
         **options: Unpack[DecoderOptions],
     ) -> None:
-        super().__init__(classifier, shape, classes, outputs="map", **options)
+        super().__init__(classifier, shape, scales=scales)
+        self.decoder = UNet(self.shapes, classes, outputs="map", **options).to(
+            next(classifier.parameters())
+        )
 
     def masks(
         self, u: Float[Tensor, "batch 2 *mapped"]
@@ -303,5 +304,83 @@ class PixelSelector(MaskSelector):
         self, u: Float[Tensor, "batch 2 *mapped"]
     ) -> Float[Tensor, "batch"]:
         """Return the side of a square, in pixels, that holds as many as are expected to be kept."""
-        kept = self.masks(u).flatten(1).sum(1)
-        return kept.pow(1 / len(self.size))
+        return _side(self.masks(u))
+
+
+@final
+class ClassActivationMaps(MaskSelector):
+    r"""Masks by what each place adds to the score of a class; nothing is trained (Zhou, 2016).
+
+    .. math:: u_c(p) = \sum_k w_k^c A_k(p)
+
+    with the maps :math:`A` of the last scale and the weights of the linear layer behind their mean
+    (Equation 2). The mask is the positive part, as a share of its maximum, brought to the size of
+    the image by linear interpolation: what `grad_cam` returns for this layer, without a gradient.
+
+    Parameters
+    ----------
+    classifier, shape, scales
+        See `MaskSelector`. The last scale has to be the one whose mean over all places the last
+        linear layer reads.
+
+    Raises
+    ------
+    ValueError
+        If the classifier names no scales, or does not end in a linear layer that reads one number
+        for each channel of the last.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        scales: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(classifier, shape, scales=scales)
+        linear = [m for m in classifier.modules() if isinstance(m, nn.Linear)]
+        channels = self.shapes[-1][0]
+        if not linear or linear[-1].in_features != channels:
+            found = linear[-1].in_features if linear else "none"
+            raise ValueError(
+                f"a class activation map needs a linear layer at the end that reads the {channels} "
+                f"channels of {self.scales[-1]!r}; the last one reads {found}"
+            )
+        self.decoder = _ClassMaps(linear[-1].weight.detach().clone())
+
+    def masks(
+        self, u: Float[Tensor, "batch 1 *mapped"]
+    ) -> Float[Tensor, "batch 1 *size"]:
+        """Return the positive part of the maps, each with a maximum of 1, as large as the image."""
+        linear = "linear" if u.ndim == 3 else "bilinear"
+        cam = nn.functional.interpolate(u.relu(), self.size, mode=linear)
+        ones = (1,) * (cam.ndim - 1)
+        largest = cam.flatten(1).amax(1).view(-1, *ones)
+        return cam / largest.clamp(min=torch.finfo(cam.dtype).tiny)
+
+    def extent(
+        self, u: Float[Tensor, "batch 1 *mapped"]
+    ) -> Float[Tensor, "batch"]:
+        """Return the side of a square, in pixels, as large as the mask."""
+        return _side(self.masks(u))
+
+
+@final
+class _ClassMaps(nn.Module):
+    """The weighted sum of the last scale's maps, by the weights of each sample's class."""
+
+    def __init__(self, weight: Float[Tensor, "classes channels"]) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight)
+
+    def forward(
+        self, scales: list[Tensor], labels: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch 1 *mapped"]:
+        return torch.einsum(
+            "bk,bk...->b...", self.weight[labels], scales[-1]
+        ).unsqueeze(1)
+
+
+def _side(masks: Float[Tensor, "batch 1 *size"]) -> Float[Tensor, "batch"]:
+    """Return the side of a square, in pixels, as large as each mask."""
+    return masks.flatten(1).sum(1).pow(1 / (masks.ndim - 2))

@@ -399,6 +399,7 @@ def _descend(
     error = loss()
     error.backward()
     optimizer.step()
+    torch.clear_autocast_cache()  # of weights as they were, around many steps
     return error.detach()
 
 

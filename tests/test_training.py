@@ -397,3 +397,28 @@ def test_the_lowest_epoch_of_both_calls_is_kept():
     history = sl.fit(model, two_classes(), optimizer, 2, history=history, **measure, **options)
     assert len(history["distance"]) == 4
     assert model.w.item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_autocast_around_all_steps_is_autocast_around_each(dense):
+    """Outside of the outermost context torch keeps weights cast as they were at the first step."""
+
+    def trained(around):
+        torch.manual_seed(0)
+        layer = {} if dense else {"layer": sl.CSRLinear, "sparsity": 0.5}
+        model = sl.MLP(6, 16, 2, **layer)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+
+        def loss(model, batch):
+            with autocast(enabled=not around):
+                return functional.cross_entropy(model(batch.x), batch.y)
+
+        with autocast(enabled=around):
+            options = {"batch_size": 32, "progress": False, "loss": loss}
+            history = sl.fit(model, two_classes(), optimizer, 3, **options)
+        return history["loss"], list(model.parameters())
+
+    within, each = trained(True), trained(False)
+    assert within[0] == pytest.approx(each[0], rel=1e-3)  # backward is in half precision too
+    torch.testing.assert_close(within[1], each[1], rtol=0.01, atol=0.001)

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from sparselib import distribution as distributions
 from sparselib import topology
+from sparselib.nn._joining import has_hooks
 from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.attention import (
     INPUTS,
@@ -28,7 +29,6 @@ from sparselib.nn.encoder import (
     encoders,
     let_torch_decide,
 )
-from sparselib.nn.fusion import has_hooks
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 import sparselib as sl
-from sparselib import checkpoint, metrics, models, saliency, sweep
+from sparselib import checkpoint, comparison, metrics, models, saliency, sweep
 
 STAGES = Path("data/stages/placed-digits")
 RESNETS = "(64, 56) (256, 56) (512, 28) (1024, 14) (2048, 7)"
@@ -51,6 +51,21 @@ ON_CIFAR10 = (
     (0.5, "half, random", "random", 0.5),
     (0.4, "60 %, saliency term", "gates", 0.5),
 )
+# the same for the public ResNet-20, with what steers, and whether the small network learns anew
+PUBLIC = {
+    ("gates", 0.0, "selector", False): "no saliency",
+    ("gates", 0.5, "selector", False): "saliency",
+    ("gates", 5.0, "selector", False): "saliency, ten times",
+    ("gates", 0.5, "activations", False): "activation maps",
+    ("gates", 5.0, "activations", False): "activation maps, ten times",
+    ("taylor", 0.5, "selector", False): "Taylor",
+    ("group_norm", 0.5, "selector", False): "group norm",
+    ("magnitude", 0.5, "selector", False): "L1",
+    ("uniform", 0.5, "selector", False): "uniform",
+    ("random", 0.5, "selector", False): "random",
+    ("uniform", 0.5, "selector", True): "uniform, new weights",
+    ("whole", 0.5, "selector", False): "nothing cut",
+}
 ENCODERS = {
     "ResNet-56": models.resnet56,
     "MobileNetV2, CIFAR-10": models.MobileNetV2,
@@ -135,6 +150,19 @@ def digits() -> pd.DataFrame:
 def photographs() -> pd.DataFrame:
     """Return the runs on CIFAR-10."""
     return sweep.stored("pruning-cifar10")
+
+
+def public() -> pd.DataFrame:
+    """Return the runs on the public ResNet-20, each with its way of `PUBLIC`."""
+    rows = sweep.stored("pruning-pretrained")
+    keys = zip(rows.structure, rows.gamma_1, rows.steer, rows.restart)
+    return rows.assign(way=[PUBLIC[key] for key in keys])
+
+
+def ahead(rows: pd.DataFrame, way: str, other: str, measure: str) -> comparison.Difference:
+    """Return by how many points one way of pruning is ahead of another, paired by seed."""
+    pairs = comparison.runs_by_seed(rows, "way", [way, other], measure)
+    return comparison.paired_difference(100 * pairs[way], 100 * pairs[other])
 
 
 def on_digits(structure: str = "gates", gamma_1: float = 0.5) -> pd.Series:

@@ -152,6 +152,20 @@ def photographs() -> pd.DataFrame:
     return sweep.stored("pruning-cifar10")
 
 
+def masks() -> pd.DataFrame:
+    """Return the runs that compare masks of equal area."""
+    return sweep.stored("pruning-masks")
+
+
+def explains(kind: str, other: str, score: str) -> comparison.Difference:
+    """Return by how many points a network agrees more with one kind of masks, on photographs."""
+    rows = masks()
+    rows = rows[rows.dataset == "cifar10"]
+    return comparison.paired_difference(
+        100 * rows[f"{score}_{kind}"], 100 * rows[f"{score}_{other}"]
+    )
+
+
 def public() -> pd.DataFrame:
     """Return the runs on the public ResNet-20, each with its way of `PUBLIC`."""
     rows = sweep.stored("pruning-pretrained")

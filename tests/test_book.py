@@ -18,6 +18,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from sparselib.comparison import paired_difference
 from sparselib.sweep.parameters import declared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,6 +369,27 @@ def test_the_readme_states_the_stored_results() -> None:
         f"and {half[0.99]:.2f} % |",
     ):
         assert sentence in readme, sentence
+
+
+def test_the_readme_states_what_the_saliency_term_buys(root: Path) -> None:
+    """Points of accuracy of the public ResNet-20, paired by seed."""
+    rows = pd.read_csv(root / "data/results/pruning-pretrained.csv").set_index("seed")
+
+    def of(column: str, structure: str, gamma_1: float = 0.5) -> pd.Series:
+        chosen = rows[(rows.structure == structure) & (rows.steer == "selector")]
+        return 100 * chosen[chosen.gamma_1 == gamma_1][f"{column}_accuracy"].sort_index()
+
+    cut, tuned = (of(step, "gates") - of(step, "gates", 0.0) for step in ("cut", "tuned"))
+    gates = of("tuned", "gates", 0.0)
+    interval = paired_difference(of("tuned", "gates"), gates)
+    sentence = (
+        f"({of('whole', 'gates').mean():.1f} %) {-cut.mean():.1f} points right after the cut, and "
+        f"after fine-tuning nothing that three seeds show, {tuned.mean():.1f} points "
+        f"({interval.low:+.1f} to {interval.high:+.1f}); gates without it end "
+        f"{(gates - of('tuned', 'uniform')).mean():.1f} points ahead of uniform channels and "
+        f"{(of('tuned', 'whole') - gates).mean():.1f} behind the whole network"
+    )
+    assert sentence in (root / "README.md").read_text(encoding="utf-8"), sentence
 
 
 MACHINES = ("zen3", "zen5")

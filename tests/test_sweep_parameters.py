@@ -222,9 +222,7 @@ def test_a_stored_table_has_the_columns_of_its_page(file):
         "error",
         "bound",
         "steer",
-        "restart",
         "bfloat16",
-        "predictor_optimizer",
     }
     recorded = set(known) - {"results", "folder", "device"} - later
     assert recorded - columns == set()

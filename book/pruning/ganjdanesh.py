@@ -51,20 +51,20 @@ ON_CIFAR10 = (
     (0.5, "half, random", "random", 0.5),
     (0.4, "60 %, saliency term", "gates", 0.5),
 )
-# the same for the public ResNet-20, with what steers, and whether the small network learns anew
+# the same for the public ResNet-20, with what steers
 PUBLIC = {
-    ("gates", 0.0, "selector", False): "no saliency",
-    ("gates", 0.5, "selector", False): "saliency",
-    ("gates", 5.0, "selector", False): "saliency, ten times",
-    ("gates", 0.5, "activations", False): "activation maps",
-    ("gates", 5.0, "activations", False): "activation maps, ten times",
-    ("taylor", 0.5, "selector", False): "Taylor",
-    ("group_norm", 0.5, "selector", False): "group norm",
-    ("magnitude", 0.5, "selector", False): "L1",
-    ("uniform", 0.5, "selector", False): "uniform",
-    ("random", 0.5, "selector", False): "random",
-    ("uniform", 0.5, "selector", True): "uniform, new weights",
-    ("whole", 0.5, "selector", False): "nothing cut",
+    ("gates", 0.0, "selector"): "no saliency",
+    ("gates", 0.5, "selector"): "saliency",
+    ("gates", 5.0, "selector"): "saliency, ten times",
+    ("gates", 0.5, "activations"): "activation maps",
+    ("gates", 5.0, "activations"): "activation maps, ten times",
+    ("taylor", 0.5, "selector"): "Taylor",
+    ("group_norm", 0.5, "selector"): "group norm",
+    ("magnitude", 0.5, "selector"): "L1",
+    ("uniform", 0.5, "selector"): "uniform",
+    ("random", 0.5, "selector"): "random",
+    ("anew", 0.5, "selector"): "uniform, new weights",
+    ("whole", 0.5, "selector"): "nothing cut",
 }
 ENCODERS = {
     "ResNet-56": models.resnet56,
@@ -169,7 +169,7 @@ def explains(kind: str, other: str, score: str) -> comparison.Difference:
 def public() -> pd.DataFrame:
     """Return the runs on the public ResNet-20, each with its way of `PUBLIC`."""
     rows = sweep.stored("pruning-pretrained")
-    keys = zip(rows.structure, rows.gamma_1, rows.steer, rows.restart)
+    keys = zip(rows.structure, rows.gamma_1, rows.steer)
     return rows.assign(way=[PUBLIC[key] for key in keys])
 
 

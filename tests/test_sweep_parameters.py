@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import kernels
 import nbformat
 import pandas as pd
 import papermill
@@ -11,7 +10,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from jupyter_client.provisioning import KernelProvisionerFactory
 from sweeping import ROOT
 
 from sparselib.sweep import notebook, parameters
@@ -130,17 +128,7 @@ sweep.record(parameters, {"measure": 2.0, "curve": [1.0, 2.0]})
 
 
 @pytest.fixture(scope="module")
-def forks():
-    """Let kernels be forks, so that those of this module load torch once."""
-    factory = KernelProvisionerFactory.instance()
-    before = factory.default_provisioner_name
-    kernels.fork_for(kernels.FEW + 1)
-    yield
-    factory.default_provisioner_name = before
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory, forks):
+def by_hand(tmp_path_factory):
     """Run a page by papermill with some parameters; return its row."""
     folder = tmp_path_factory.mktemp("hand")
     nbformat.write(page(BY_HAND, CELL, WORK), folder / "page.ipynb")
@@ -187,7 +175,7 @@ def test_papermill_by_hand_is_refused_what_a_sweep_is(by_hand, given, sentence):
 
 
 @pytest.mark.slow
-def test_a_recall_beyond_its_layer_is_refused_before_anything_trains(tmp_path, forks):
+def test_a_recall_beyond_its_layer_is_refused_before_anything_trains(tmp_path):
     training = ROOT / "book/csr/training.ipynb"
     out = tmp_path / "out.ipynb"
     given = {"recall": [64, 129], "epochs": 10**9}  # which would never end

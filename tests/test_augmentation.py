@@ -9,6 +9,7 @@ from torch.nn import functional
 import sparselib as sl
 from sparselib import training
 from sparselib.datasets.augmentation import scaled_and_jittered, shifted_and_flipped
+from sparselib.datasets.image_folder import standardized
 
 
 def changes(image: torch.Tensor, most: int) -> dict[tuple[int, int, bool], torch.Tensor]:
@@ -44,6 +45,25 @@ def test_without_a_shift_and_a_flip_nothing_changes() -> None:
     assert not torch.equal(same[0], x)
     with pytest.raises(ValueError, match="at least 0 pixels, not -1"):
         shifted_and_flipped(x, -1)
+
+
+def test_a_margin_has_the_color_that_is_asked_for() -> None:
+    """Padding bytes with black and standardizing them then is the same."""
+    pixels = torch.randint(0, 256, (40, 3, 6, 5), dtype=torch.uint8)
+    statistics = sl.datasets.cifar.STATISTICS["imagenet"]
+    padded = standardized(functional.pad(pixels, (2, 2, 2, 2)).numpy(), *statistics)
+    x = standardized(pixels.numpy(), *statistics)
+    y = shifted_and_flipped(x, 2, flip=False, fill=sl.datasets.cifar.black("imagenet"))
+    crops = padded.unfold(2, 6, 1).unfold(3, 5, 1)
+    found = (crops == y[:, :, None, None]).flatten(4).all(4).all(1)
+    assert found.flatten(1).any(1).all()
+    assert not torch.equal(x, y)
+
+
+@pytest.mark.parametrize("fill", [torch.zeros(2), torch.zeros(1), torch.zeros(3, 1)])
+def test_margins_of_another_number_of_colors_are_refused(fill: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="one value or one for each of 3 colors, not the shape"):
+        shifted_and_flipped(torch.zeros(2, 3, 8, 8), fill=fill)
 
 
 def test_training_sees_changed_images_and_evaluation_the_given_ones() -> None:

@@ -223,6 +223,8 @@ def test_without_files_it_says_where_to_put_them(alone: Path) -> None:
 def test_images_are_standardized_as_a_network_wants_them(alone: Path) -> None:
     with pytest.raises(ValueError, match="statistics are one of cifar10, imagenet, not 'mnist'"):
         datasets.cifar10(alone, statistics="mnist")
+    with pytest.raises(ValueError, match="statistics are one of cifar10, imagenet, not 'mnist'"):
+        cifar.black("mnist")
 
 
 @pytest.mark.slow

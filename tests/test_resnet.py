@@ -7,6 +7,7 @@ import torch
 
 import sparselib as sl
 from sparselib import datasets, models
+from sparselib.datasets.augmentation import shifted_and_flipped
 from sparselib.saliency import Selector
 
 # of torchvision's documentation, and of He and others' Table 6 to the digits it prints
@@ -168,6 +169,23 @@ def test_public_weights_reach_what_their_authors_measured() -> None:
     for depth, least in ((20, 0.90), (56, 0.91)):
         model = models.cifar10_resnet(depth).to(memory_format=torch.channels_last)
         assert sl.evaluate(model, data, 250) > least
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore:CIFAR-10 has 50,000")
+def test_public_weights_know_black_margins() -> None:
+    """Measured anew on images padded as they were for training, normalizations stay the same."""
+    data = datasets.cifar10(statistics="imagenet")
+    accuracy = {}
+    for name, fill in (("black", datasets.cifar.black("imagenet")), ("mean color", 0.0)):
+        model = models.cifar10_resnet(20).to(memory_format=torch.channels_last)
+        torch.manual_seed(0)
+        images = shifted_and_flipped(data.train.x[:5000], fill=fill)
+        torch.optim.swa_utils.update_bn(images.split(250), model)
+        accuracy[name] = sl.evaluate(model.eval(), data.valid, 250)
+    assert accuracy["black"] > 0.99
+    assert accuracy["mean color"] < 0.97
 
 
 def test_there_are_public_weights_of_two_depths(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
 
 from . import plain_pickle
 from .files import DataUnavailable, Folder, folders
@@ -96,10 +97,7 @@ def cifar10(
         If images are missing, if a whole batch differs from the official one, or if a file is left
         out because its name is that of no batch, such as ``data_batch_1 (1).bin``.
     """
-    if statistics not in STATISTICS:
-        raise ValueError(
-            f"statistics are one of {', '.join(STATISTICS)}, not {statistics!r}"
-        )
+    _statistics(statistics)
     train = _samples(_batches(TRAINING, folder), statistics)
     tested = _samples(_batches(TESTING, folder), statistics)
     rest, held = hold_out(train, valid, seed)
@@ -112,6 +110,35 @@ def cifar10(
             stacklevel=2,
         )
     return Split(rest, held, tested, classes=10, name="cifar10", note=note)
+
+
+def black(statistics: str = "cifar10") -> Float32[Tensor, "colors"]:
+    """Return a black pixel as `cifar10` standardizes it, one value of each color.
+
+    Networks that were trained by cropping padded images before standardizing them have seen margins
+    of this value (`sparselib.datasets.augmentation.shifted_and_flipped`).
+
+    Parameters
+    ----------
+    statistics : {"cifar10", "imagenet"}
+        As in `cifar10`.
+
+    Raises
+    ------
+    ValueError
+        If the statistics are unknown.
+    """
+    pixel = np.zeros((1, 3, 1, 1), np.uint8)
+    return standardized(pixel, *_statistics(statistics)).flatten()
+
+
+def _statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each color."""
+    if name not in STATISTICS:
+        raise ValueError(
+            f"statistics are one of {', '.join(STATISTICS)}, not {name!r}"
+        )
+    return STATISTICS[name]
 
 
 def read_binary(path: Path) -> Batch:
@@ -278,5 +305,5 @@ def _warn_of_strangers(
 def _samples(batches: dict[Path, Batch], statistics: str) -> Samples:
     pixels = np.concatenate([batch.pixels for batch in batches.values()])
     labels = np.concatenate([batch.labels for batch in batches.values()])
-    x = standardized(pixels, *STATISTICS[statistics])
+    x = standardized(pixels, *_statistics(statistics))
     return Samples(x, torch.from_numpy(labels))

@@ -10,8 +10,8 @@ from typing import Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from sparselib.modes import in_evaluation
 from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
-from sparselib.training import in_evaluation
 
 Count = Literal["nonzero", "dense"]
 # the shape of an input, or an input: a tensor, positional arguments, keyword arguments

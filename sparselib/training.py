@@ -6,13 +6,13 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import (
     Any,
     NamedTuple,
     Protocol,
     TypedDict,
     TypeVar,
+    final,
     runtime_checkable,
 )
 
@@ -23,6 +23,10 @@ from torch.nn import functional
 
 from sparselib import metrics
 from sparselib._types import Hook
+from sparselib.descent import descended
+from sparselib.evolution.schedule import Schedule
+from sparselib.modes import in_evaluation
+from sparselib.nn._watch import open_watches, unwatched
 
 Model = TypeVar("Model", bound=nn.Module)
 # a tensor, or a tuple or dictionary of what are tensors in the end
@@ -130,11 +134,18 @@ def criterion(function: Criterion) -> Loss[nn.Module]:
         ``(model, batch) -> scalar``, as `fit` wants it. Inputs that are a tuple are passed to the
         model as positional arguments, those that are a dictionary as keyword arguments.
     """
+    return _Comparison(function)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return function(_outputs(model, batch.x), batch.y)
 
-    return loss
+@final
+class _Comparison:
+    """A loss that compares a model's outputs with the targets."""
+
+    def __init__(self, function: Criterion) -> None:
+        self.function = function
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.function(_outputs(model, batch.x), batch.y)
 
 
 def augmented(loss: Loss[Model], change: Callable[[Any], Any]) -> Loss[Model]:
@@ -227,6 +238,12 @@ def fit(
     `checkpoint.load` do that). How many epochs an optimizer has gone through stands in its first
     parameter group, as ``"epochs"``; ``"after_epoch_due"`` beside it records that the hooks of the
     last one were left out, and the next call runs them first.
+
+    A small network of sparse layers costs calls more than products. Loss and gradients of `MLP`, or
+    of an ``nn.Sequential`` that is nothing else, are therefore computed in one call where nobody
+    looks in between, see `sparselib.descent.descended`. Watches of an evolution are open in the
+    last step of an epoch, and in every step after which a hook may evolve: any but those of
+    schedules, which are asked, and of learning rates.
 
     Parameters
     ----------
@@ -368,16 +385,6 @@ def predict(
         )
 
 
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model into evaluation mode for the time of a ``with`` block."""
-    was_training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(was_training)
-
-
 def step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -389,15 +396,43 @@ def step(
 
     For loops of one's own; `fit` takes the same step.
     """
-    return _descend(optimizer, lambda: function(model(x), y))
+    return _descend(
+        optimizer,
+        lambda: _by_kernel(function, model, x, y),
+        lambda: function(model(x), y),
+    )
+
+
+def _by_kernel(
+    function: object, model: nn.Module, x: object, y: object
+) -> Tensor | None:
+    """Set the gradients of a loss by one call, or return None where no kernel does that."""
+    name = _name(function)
+    return None if name is None else descended(model, x, y, name)
+
+
+def _name(function: object) -> str | None:
+    """Return what kernels call a loss function, or None."""
+    if type(function) is nn.CrossEntropyLoss:
+        is_mean = function.weight is None and function.reduction == "mean"
+        is_plain = not function.label_smoothing and function.ignore_index < 0
+        return "cross-entropy" if is_mean and is_plain else None
+    if function is functional.cross_entropy:
+        return "cross-entropy"
+    return "squared error" if function is sigmoid_squared_error else None
 
 
 def _descend(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer,
+    at_once: Callable[[], Tensor | None],
+    loss: Callable[[], Tensor],
 ) -> Tensor:
+    """Take one training step, at once where that can be done; return the loss before."""
     optimizer.zero_grad()
-    error = loss()
-    error.backward()
+    error = at_once()
+    if error is None:
+        error = loss()
+        error.backward()
     optimizer.step()
     torch.clear_autocast_cache()  # of weights as they were, around many steps
     return error.detach()
@@ -436,6 +471,12 @@ class _Batches:
         self.drop_last = drop_last
         self.generator = generator
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(self.count, self.batch_size)
+        return whole + bool(rest and not (self.drop_last and whole))
+
     def skip(self, epochs: int) -> None:
         """Bring the generator to where it stands after so many epochs."""
         for _ in range(epochs):
@@ -444,14 +485,7 @@ class _Batches:
     def epoch(self, like: Tensor) -> Iterator[Batch]:
         """Shuffle, and yield batches on the device and of the type of a parameter."""
         order = torch.randperm(self.count, generator=self.generator)
-        parts = list(order.split(self.batch_size))
-        if (
-            self.drop_last
-            and len(parts) > 1
-            and len(parts[-1]) < self.batch_size
-        ):
-            parts.pop()
-        for indices in parts:
+        for indices in order.split(self.batch_size)[: self.steps]:
             x = _inputs(_take(self.samples.x, indices), like)
             y = _each(
                 lambda tensor: tensor.to(like.device),
@@ -496,16 +530,38 @@ def _epoch(
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     weights = 0.0
     call: Loss[Model] = functools.partial(_checked, loss)
-    for batch in batches.epoch(like):
+    watches = open_watches(model)
+    for number, batch in enumerate(batches.epoch(like), 1):
+        # who evolves by gradient looks at the last step before; others need keep nothing for that
+        is_seen = number == batches.steps or not all(map(_is_blind, after_step))
         # whole batches weigh 1, so that their mean is exact
         weight = len(batch.indices) / batches.batch_size
-        total += weight * _descend(
-            optimizer, functools.partial(call, model, batch)
-        )
+        with unwatched(() if is_seen else watches):
+            error = _descend(
+                optimizer,
+                functools.partial(_at_once, loss, model, batch),
+                functools.partial(call, model, batch),
+            )
+        total += weight * error
         weights += weight
         call = loss
         _run(after_step)
     return float(total) / weights
+
+
+def _is_blind(hook: Hook) -> bool:
+    """Whether a hook is known not to look at what the step before it has left in the layers."""
+    owner = getattr(hook, "__self__", None)
+    if isinstance(owner, Schedule):
+        return not owner.is_due(owner.steps + 1)
+    return isinstance(owner, torch.optim.lr_scheduler.LRScheduler)
+
+
+def _at_once(loss: Loss[Model], model: Model, batch: Batch) -> Tensor | None:
+    """Set the gradients of a loss by one call, or return None where no kernel does that."""
+    if not isinstance(loss, _Comparison):
+        return None
+    return _by_kernel(loss.function, model, batch.x, batch.y)
 
 
 def _checked(loss: Loss[Model], model: Model, batch: Batch) -> Tensor:

@@ -20,13 +20,15 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics", "comparison"),
-        *("export", "atomic", "plot", "bitstream", "_types", "_version"),
+        *("export", "atomic", "plot", "bitstream", "modes", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint", "tables"],
-    2: ["ops", "training", "datasets"],
-    3: ["nn", "cuda_graphs", "sweep"],
+    2: ["ops", "datasets"],
+    3: ["nn", "sweep"],
     4: ["models", "cost", "evolution", "optimization", "timing"],
-    5: ["saliency", "pruning"],
+    5: ["descent"],
+    6: ["training"],
+    7: ["cuda_graphs", "saliency", "pruning"],
 }
 # named by a page of its own
 NOT_ON_THE_PAGE = {"sparselib.masked_product", "sparselib.sigmoid_squared_error"}

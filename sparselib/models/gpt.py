@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparselib.modes import in_evaluation
 from sparselib.nn import SparseLayer, chain
-from sparselib.training import in_evaluation
 
 # (in_features, out_features, bias=...) -> a layer
 Maker = Callable[..., nn.Module]

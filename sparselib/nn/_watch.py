@@ -7,11 +7,12 @@ gradients `values.grad` holds.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparselib._types import SavedState, StateDict
 from sparselib.compilation import untraced
@@ -186,6 +187,29 @@ class Watches:
 
     def __reduce__(self) -> tuple[type, tuple[list[Watch]]]:
         return Watches, (list(self),)
+
+
+def open_watches(model: nn.Module) -> list[Watch]:
+    """Return the watches of a model's layers that gather at present."""
+    return [
+        watch
+        for module in model.modules()
+        for watch in getattr(module, "watches", None) or ()
+        if watch.is_open
+    ]
+
+
+@contextmanager
+def unwatched(watches: Iterable[Watch]) -> Iterator[None]:
+    """Close watches for the time of a ``with`` block, in which no evolution looks at them."""
+    closed = list(watches)
+    for watch in closed:
+        watch.is_open = False
+    try:
+        yield
+    finally:
+        for watch in closed:
+            watch.is_open = True
 
 
 def keepers(layer: "SparseLayer") -> list[Keeper]:

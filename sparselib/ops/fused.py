@@ -8,7 +8,7 @@ from torch import Tensor
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
-from sparselib.ops.backends import Between, Weights, cpu
+from sparselib.ops.backends import Between, Weights, cpu, cpu_descent
 from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
@@ -123,6 +123,66 @@ def through(steps: Sequence[Step], x: Tensor) -> Tensor | None:
         return None
     note("network", patterns, x, *tensors)
     return cpu.network(checked, x)
+
+
+def descend(
+    layers: Sequence[tuple[CSR, Tensor, Tensor | None]],
+    x: Tensor,
+    labels: Tensor,
+    loss: str,
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Return the mean loss of layers with ReLU between them, and its gradients in their order.
+
+    Those of biases that are None are there too. None if there is no kernel, or products take longer
+    than its calls.
+
+    Parameters
+    ----------
+    layers : sequence of (CSR, Tensor, Tensor or None)
+        Connections, values and biases.
+    x : Tensor, shape (batch, columns)
+        Input of the first layer.
+    labels : Tensor, int64, shape (batch,)
+        Numbers of the classes.
+    loss : {"cross-entropy", "squared error"}
+        What `sparselib.ops.backends.cpu_descent.LOSSES` names.
+    """
+    samples, width = x.shape
+    tensors = [tensor for _, *both in layers for tensor in both]
+    if not (samples and is_plain(x, *tensors) and _are_labels(labels, samples)):
+        return None
+    steps: list[tuple[Weights, operands.Transposed]] = []
+    sizes: list[int] = []
+    for number, (csr, values, bias) in enumerate(layers):
+        if not products.fit_exactly(csr, values, bias, width):
+            return None
+        indices = operands.indices_of(csr)
+        relu = number < len(layers) - 1
+        turned = operands.transposed_of(csr)
+        steps.append((Weights(*indices, values, bias, relu), turned))
+        width = csr.shape[0]
+        sizes += [csr.nnz, width]
+    if not cpu_descent.descends(samples, sum(sizes)):
+        return None
+    patterns = [csr for csr, *_ in layers]
+    note("descent", patterns, x, *tensors)
+    found = cpu_descent.descend(
+        steps, x.contiguous(), labels.contiguous(), loss
+    )
+    if found is None:
+        return None
+    *gradients, error = found.split([*sizes, 1])
+    return error.squeeze(0), gradients
+
+
+def _are_labels(labels: Tensor, samples: int) -> bool:
+    """Whether these are the numbers of as many classes, as the kernel reads them."""
+    return (
+        type(labels) is Tensor
+        and labels.dtype is torch.int64
+        and labels.is_cpu
+        and labels.shape == (samples,)
+    )
 
 
 def _checked(

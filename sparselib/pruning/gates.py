@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparselib.datasets import Samples, Split
+from sparselib.modes import in_evaluation
 from sparselib.nn.gate import ChannelGate, Channels
 from sparselib.training import (
     Batch,
@@ -19,7 +20,6 @@ from sparselib.training import (
     LoopOptions,
     accuracy,
     fit,
-    in_evaluation,
 )
 
 from .channels import Operations, operations, prunable, resource, width

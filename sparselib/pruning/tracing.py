@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from sparselib import cost
 from sparselib.datasets import Samples
+from sparselib.modes import in_evaluation
 from sparselib.nn.gate import Channels
-from sparselib.training import in_evaluation
 
 from .channels import prunable, width
 

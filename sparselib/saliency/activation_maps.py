@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparselib.training import in_evaluation
+from sparselib.modes import in_evaluation
 
 
 def grad_cam(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sparselib.training import in_evaluation
+from sparselib.modes import in_evaluation
 
 from .masks import random_rbf
 from .training import Masks

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sparselib import metrics
 from sparselib.datasets import Samples, Split
+from sparselib.modes import in_evaluation
 from sparselib.training import (
     Batch,
     FitOptions,
     History,
     fit,
-    in_evaluation,
     predict,
 )
 

@@ -26,6 +26,10 @@ TANH = 5
 SCALED = 6
 NORMALIZED = 7
 
+# losses of a whole step
+CROSS_ENTROPY = 0
+SQUARED_ERROR = 1  # half of it, of sigmoids
+
 Argument = int | Tensor | None  # tensors travel as addresses, None as 0
 COUNTERS = 2  # shared by all threads, at the head of a kernel's array
 
@@ -120,6 +124,23 @@ class Network(NamedTuple):
     table: Argument  # int64 [steps, len(Row)], a `Row` for each step
 
 
+class Descent(NamedTuple):
+    """Arguments of `descent`; a `Level` for each layer follows them in the same array."""
+
+    strange: int  # becomes 1 where a sample has the number of no class
+    samples: int  # of the batch
+    width: int  # features of x
+    levels: int  # number of layers
+    x: int  # float32 [samples, width]
+    labels: int  # int64 [samples]
+    loss: int  # CROSS_ENTROPY or SQUARED_ERROR
+    share: int  # the bits of one over the number of samples, a float64
+    gradients: int  # float32 [tiles of samples, stride]
+    stride: int  # numbers of a tile: gradients of all values and biases, and the loss
+    buffers: int  # float32 [threads, room]
+    room: int  # (width + features of all layers + 2) * TILE
+
+
 class Few(NamedTuple):
     """Arguments of `few`; a `Row` for each step follows them in the same array."""
 
@@ -209,6 +230,23 @@ class Row(NamedTuple):
     also: int  # sum of BIAS and RELU, of a layer; else the bits of epsilon, a float64
 
 
+class Level(NamedTuple):
+    """What `descent` reads of one layer, and where it writes."""
+
+    rows: int  # features that it writes
+    crow: int  # int32 [rows + 1]
+    col: int  # int32 [nnz]
+    values: int  # float32 [nnz]
+    bias: int  # float32 [rows], or 0
+    also: int  # sum of BIAS and RELU
+    tcrow: int  # int32 [features that it reads + 1]
+    tcol: int  # int32 [nnz]
+    tvalues: int  # float32 [nnz], in the order of the transposed pattern
+    dvalues: int  # where the gradients of values begin among those of a tile
+    dbias: int  # where those of biases do
+    place: int  # where its outputs begin in a buffer
+
+
 Block = TypeVar(
     "Block",
     Spmm,
@@ -217,6 +255,7 @@ Block = TypeVar(
     Transposed,
     Network,
     Few,
+    Descent,
     Convolution,
     Correlation,
 )
@@ -234,8 +273,12 @@ GRADIENTS = places(Gradients)
 TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
 FEW_SAMPLES = places(Few)
+DESCENT = places(Descent)
 CONVOLUTION = places(Convolution)
 CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))
 ROW_SIZE = len(Row._fields)
+LEVEL = Level(*range(len(Level._fields)))
+LEVEL_SIZE = len(Level._fields)
+DESCENT_SIZE = COUNTERS + len(Descent._fields)
 FEW_SIZE = COUNTERS + len(Few._fields)

@@ -189,6 +189,10 @@ def _silu(b, x):  # type: ignore[no-untyped-def]
     return b.fdiv(x, b.fadd(_all(x, 1.0), _exp(b, b.fneg(x))))
 
 
+def _sigmoid(b, x):  # type: ignore[no-untyped-def]
+    return b.fdiv(_all(x, 1.0), b.fadd(_all(x, 1.0), _exp(b, b.fneg(x))))
+
+
 def _root_of_inverse(b, x):  # type: ignore[no-untyped-def]
     return b.fdiv(_all(x, 1.0), _call(b, "sqrt", x))
 
@@ -217,9 +221,14 @@ gelu = _of_one(_gelu)
 gelu_of_tanh = _of_one(_gelu_of_tanh)
 silu = _of_one(_silu)
 tanh = _of_one(_tanh)
+exp = _of_one(_exp)
+sigmoid = _of_one(_sigmoid)
 root_of_inverse = _of_one(_root_of_inverse)
 times = _of_two(lambda b, x, y: b.fmul(x, y))
 minus = _of_two(lambda b, x, y: b.fsub(x, y))
+plus = _of_two(lambda b, x, y: b.fadd(x, y))
+over = _of_two(lambda b, x, y: b.fdiv(x, y))
+larger = _of_two(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 
 @intrinsic

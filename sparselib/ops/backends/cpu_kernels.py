@@ -233,40 +233,54 @@ def spmm(a):  # type: ignore[no-untyped-def]
             product(t, M, N, step, crow, col, w, bias, x, also, x, y)
 
 
-@inline
-def tile_gradient(o, end, start, stop, col, ld, g, k, ldg, x, i, dw, db, first):  # type: ignore[no-untyped-def]
-    """Add `TILE` columns, which stay in registers while a row's connections are read.
+def _gradient_of_tile(is_alone: bool) -> Dispatcher:
+    @inline
+    def tile(o, end, start, stop, col, ld, g, k, ldg, x, i, dw, db, first):  # type: ignore[no-untyped-def]
+        """Add `TILE` columns, which stay in registers while a row's connections are read.
 
-    More columns would need fewer sums of lanes, but so many of all features do not fit the L1.
+        More columns would need fewer sums of lanes, but so many of all features do not fit the L1.
+        Columns that are alone begin the sums, others add to them.
 
-    A row's connections here are those from start to stop; where it is the first time that its
-    columns are read, they are summed.
-    """
-    while o < end:
-        costs = load(g, k + o * ldg, TILE)  # [TILE]
-        j = start[o]
-        last = stop[o]
-        while j + 4 <= last:
-            four = totals(
-                partial(costs, x, i + col[j] * ld),
-                partial(costs, x, i + col[j + 1] * ld),
-                partial(costs, x, i + col[j + 2] * ld),
-                partial(costs, x, i + col[j + 3] * ld),
-            )
-            store(dw, j, fma(ONE, four, load(dw, j, 4)))
-            j += 4
-        if j + 2 <= last:
-            pair = totals_of_two(
-                partial(costs, x, i + col[j] * ld),
-                partial(costs, x, i + col[j + 1] * ld),
-            )
-            store(dw, j, fma(ONE, pair, load(dw, j, 2)))
-            j += 2
-        if j < last:
-            dw[j] += total(partial(costs, x, i + col[j] * ld))
-        if first:
-            db[o] += total(costs)
-        o += 1
+        A row's connections here are those from start to stop; where it is the first time that its
+        columns are read, they are summed.
+        """
+        while o < end:
+            costs = load(g, k + o * ldg, TILE)  # [TILE]
+            j = start[o]
+            last = stop[o]
+            while j + 4 <= last:
+                four = totals(
+                    partial(costs, x, i + col[j] * ld),
+                    partial(costs, x, i + col[j + 1] * ld),
+                    partial(costs, x, i + col[j + 2] * ld),
+                    partial(costs, x, i + col[j + 3] * ld),
+                )
+                if not is_alone:
+                    four = fma(ONE, four, load(dw, j, 4))
+                store(dw, j, four)
+                j += 4
+            if j + 2 <= last:
+                pair = totals_of_two(
+                    partial(costs, x, i + col[j] * ld),
+                    partial(costs, x, i + col[j + 1] * ld),
+                )
+                if not is_alone:
+                    pair = fma(ONE, pair, load(dw, j, 2))
+                store(dw, j, pair)
+                j += 2
+            if j < last:
+                one = total(partial(costs, x, i + col[j] * ld))
+                dw[j] = one if is_alone else dw[j] + one
+            if first:
+                sums = total(costs)
+                db[o] = sums if is_alone else db[o] + sums
+            o += 1
+
+    return tile
+
+
+tile_gradient = _gradient_of_tile(is_alone=False)
+only_tile_gradient = _gradient_of_tile(is_alone=True)
 
 
 @inline

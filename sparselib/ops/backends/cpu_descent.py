@@ -1,0 +1,115 @@
+"""How the kernel is called that trains a whole network, a tile of samples at a time."""
+
+import functools
+import struct
+from array import array
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sparselib.ops.backends import Weights, cpu_buffers
+from sparselib.ops.backends.cpu_arguments import (
+    BIAS,
+    COUNTERS,
+    CROSS_ENTROPY,
+    DESCENT,
+    RELU,
+    SQUARED_ERROR,
+    TILE,
+    Descent,
+    Level,
+)
+from sparselib.ops.backends.cpu_launch import ALONE, kernels, start
+
+LOSSES = {"cross-entropy": CROSS_ENTROPY, "squared error": SQUARED_ERROR}
+MOST = (
+    1 << 20
+)  # numbers of all tiles; with more the products take longer than their calls
+# row pointers and columns of the transposed pattern, and which values are whose
+Transposed = tuple[Tensor, Tensor, Tensor]
+
+
+def descends(samples: int, numbers: int) -> bool:
+    """Whether one call for a whole step is faster than one for each product."""
+    return -(-samples // TILE) * numbers <= MOST
+
+
+def descend(
+    layers: Sequence[tuple[Weights, Transposed]],
+    x: Tensor,
+    labels: Tensor,
+    loss: str,
+) -> Tensor | None:
+    """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
+
+    None if a label is the number of no class. All tensors are contiguous, and x and the weights
+    float32; there is at least one sample.
+    """
+    samples, width = x.shape
+    levels: list[Level] = []
+    numbers = 0
+    place = width
+    held = [x, labels]
+    for (crow, col, values, bias, relu), (tcrow, tcol, order) in layers:
+        rows = crow.shape[0] - 1
+        nnz = col.shape[0]
+        turned = values if not levels else values.index_select(0, order)
+        held.append(turned)
+        levels.append(
+            Level(
+                rows=rows,
+                crow=crow.data_ptr(),
+                col=col.data_ptr(),
+                values=values.data_ptr(),
+                bias=0 if bias is None else bias.data_ptr(),
+                also=(RELU if relu else 0) | (0 if bias is None else BIAS),
+                tcrow=tcrow.data_ptr(),
+                tcol=tcol.data_ptr(),
+                tvalues=turned.data_ptr(),
+                dvalues=numbers,
+                dbias=numbers + nnz,
+                place=place * TILE,
+            )
+        )
+        numbers += nnz + rows
+        place += rows
+    room = (place + 2) * TILE
+    tiles = -(-samples // TILE)
+    weights = sum(layer.col.shape[0] for layer, _ in layers)
+    threads = torch.get_num_threads() if samples * weights >= ALONE else 1
+    buffers = cpu_buffers.empty(threads, room)
+    gradients = torch.empty(tiles, numbers + 1)
+    share = struct.unpack("q", struct.pack("d", 1 / samples))[0]
+    block = Descent(
+        strange=0,
+        samples=samples,
+        width=width,
+        levels=len(levels),
+        x=x.data_ptr(),
+        labels=labels.data_ptr(),
+        loss=LOSSES[loss],
+        share=share,
+        gradients=gradients.data_ptr(),
+        stride=numbers + 1,
+        buffers=buffers.data_ptr(),
+        room=room,
+    )
+    shared = array("q", [0] * COUNTERS)
+    shared.extend(block)
+    for level in levels:
+        shared.extend(level)
+    start(_kernels().descent, shared.buffer_info()[0], threads)
+    if shared[DESCENT.strange]:
+        return None
+    return gradients[0] if tiles == 1 else gradients.sum(0)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """Load the kernel, as `kernels` does."""
+    kernels()
+    from sparselib.ops.backends import cpu_descent_kernels
+
+    return cpu_descent_kernels

@@ -1,0 +1,246 @@
+"""Loss and gradients of a whole network in one call, a tile of samples at a time.
+
+What a small network costs in training is calls, not products: forward, loss and backward by torch
+are some forty. Here a tile walks forward through all layers, meets its loss, and walks back, while
+its activations stay in the cache. Gradients of a tile are added to nothing: those of all tiles are
+summed afterwards, in their order, so that results do not depend on the number of threads.
+"""
+
+import math
+
+from sparselib.ops.backends.cpu_arguments import (
+    CROSS_ENTROPY,
+    DESCENT,
+    DESCENT_SIZE,
+    LEVEL,
+    LEVEL_SIZE,
+    MASK,
+    TILE,
+)
+from sparselib.ops.backends.cpu_between import (
+    exp,
+    larger,
+    minus,
+    number_of,
+    over,
+    plus,
+    sigmoid,
+    times,
+)
+from sparselib.ops.backends.cpu_kernels import (
+    flip,
+    only_tile_gradient,
+    tile_rows,
+)
+from sparselib.ops.backends.cpu_vectors import (
+    LANES,
+    ONE,
+    ZERO,
+    after,
+    floats,
+    inline,
+    ints,
+    kernel,
+    load,
+    longs,
+    splat,
+    store,
+    ticket,
+)
+
+
+@inline
+def entropy(x, i, rows, n, labels, first, share, scratch):  # type: ignore[no-untyped-def]
+    """Turn outputs into gradients of share times the cross-entropy; return the sum of the losses.
+
+    `scratch` has room for two numbers of each sample.
+    """
+    most = scratch
+    sums = scratch + TILE
+    for k in range(0, TILE, LANES):
+        highest = load(x, i + k, LANES)  # [LANES]
+        for o in range(1, rows):
+            highest = larger(highest, load(x, i + o * TILE + k, LANES))
+        store(x, most + k, highest)
+    losses = 0.0
+    for s in range(n):
+        losses += x[most + s] - x[i + labels[first + s] * TILE + s]
+    for k in range(0, TILE, LANES):
+        highest = load(x, most + k, LANES)
+        total = splat(ZERO, LANES)
+        for o in range(rows):
+            here = i + o * TILE + k
+            part = exp(minus(load(x, here, LANES), highest))
+            total = plus(total, part)
+            store(x, here, part)
+        store(x, sums + k, total)
+        factor = over(splat(share, LANES), total)
+        for o in range(rows):
+            here = i + o * TILE + k
+            store(x, here, times(load(x, here, LANES), factor))
+    for s in range(n):
+        losses += math.log(x[sums + s])
+        x[i + labels[first + s] * TILE + s] -= share
+    return losses
+
+
+@inline
+def squared_error(x, i, rows, n, labels, first, share):  # type: ignore[no-untyped-def]
+    """Turn outputs into gradients of share times half the squared error of their sigmoids.
+
+    With d = s - t of a sigmoid s and its target t, 0 or 1, the gradient d s (1 - s) is
+    d |d| (1 - |d|). Returns the sum of the losses.
+    """
+    for k in range(0, rows * TILE, LANES):
+        store(x, i + k, sigmoid(load(x, i + k, LANES)))
+    for s in range(n):
+        x[i + labels[first + s] * TILE + s] -= ONE
+    losses = 0.0
+    for o in range(rows):
+        for s in range(i + o * TILE, i + o * TILE + n):
+            losses += 0.5 * x[s] * x[s]
+    for k in range(0, rows * TILE, LANES):
+        d = load(x, i + k, LANES)
+        size = larger(d, minus(splat(ZERO, LANES), d))
+        slope = times(
+            size, minus(splat(share, LANES), times(splat(share, LANES), size))
+        )
+        store(x, i + k, times(d, slope))
+    return losses
+
+
+@inline
+def are_known(labels, first, n, classes):  # type: ignore[no-untyped-def]
+    """Whether every sample has the number of a class."""
+    strange = 0
+    for s in range(first, first + n):
+        if labels[s] < 0 or labels[s] >= classes:
+            strange += 1
+    return strange == 0
+
+
+@inline
+def forward(table, levels, buffers, mine):  # type: ignore[no-untyped-def]
+    """Carry a tile through all layers, and return where the outputs of the last one begin."""
+    read = mine
+    for t in range(0, LEVEL_SIZE * levels, LEVEL_SIZE):
+        written = mine + table[t + LEVEL.place]
+        tile_rows(
+            0,
+            table[t + LEVEL.rows],
+            ints(table[t + LEVEL.crow]),
+            ints(table[t + LEVEL.col]),
+            TILE,
+            floats(table[t + LEVEL.values]),
+            floats(table[t + LEVEL.bias]),
+            buffers,
+            table[t + LEVEL.also],
+            buffers,
+            read,
+            buffers,
+            written,
+            TILE,
+        )
+        read = written
+    return read
+
+
+@inline
+def gradient_of_loss(  # type: ignore[no-untyped-def]
+    kind, x, i, rows, n, labels, first, share, scratch
+):
+    """Turn outputs into gradients, of absent samples zero; return the sum of the losses."""
+    if kind == CROSS_ENTROPY:
+        losses = entropy(x, i, rows, n, labels, first, share, scratch)
+    else:
+        losses = squared_error(x, i, rows, n, labels, first, share)
+    if n < TILE:
+        for o in range(i, i + rows * TILE, TILE):
+            for s in range(o + n, o + TILE):
+                x[s] = ZERO
+    return losses
+
+
+@inline
+def backward(table, levels, buffers, mine, costs, own):  # type: ignore[no-untyped-def]
+    """Write the gradients of a tile to `own`, and those of its activations over these."""
+    for t in range((levels - 1) * LEVEL_SIZE, -1, -LEVEL_SIZE):
+        inputs = mine
+        if t:
+            inputs = mine + table[t - LEVEL_SIZE + LEVEL.place]
+        crow = ints(table[t + LEVEL.crow])
+        only_tile_gradient(
+            0,
+            table[t + LEVEL.rows],
+            crow,
+            after(crow, 1),
+            ints(table[t + LEVEL.col]),
+            TILE,
+            buffers,
+            costs,
+            TILE,
+            buffers,
+            inputs,
+            after(own, table[t + LEVEL.dvalues]),
+            after(own, table[t + LEVEL.dbias]),
+            True,
+        )
+        if t:
+            w = floats(table[t + LEVEL.tvalues])
+            tile_rows(
+                0,
+                table[t - LEVEL_SIZE + LEVEL.rows],
+                ints(table[t + LEVEL.tcrow]),
+                ints(table[t + LEVEL.tcol]),
+                TILE,
+                w,
+                w,
+                buffers,
+                MASK,
+                buffers,
+                costs,
+                buffers,
+                inputs,
+                TILE,
+            )
+            costs = inputs
+
+
+@kernel
+def descent(a):  # type: ignore[no-untyped-def]
+    """Gradients of values and biases of all layers, and the loss, by tiles; see `Descent`."""
+    samples = a[DESCENT.samples]
+    width = a[DESCENT.width]
+    levels = a[DESCENT.levels]
+    x = floats(a[DESCENT.x])
+    labels = longs(a[DESCENT.labels])
+    kind = a[DESCENT.loss]
+    share = number_of(a[DESCENT.share])
+    gradients = floats(a[DESCENT.gradients])
+    stride = a[DESCENT.stride]
+    buffers = floats(a[DESCENT.buffers])
+    room = a[DESCENT.room]
+    table = after(a, DESCENT_SIZE)
+    classes = table[(levels - 1) * LEVEL_SIZE + LEVEL.rows]
+    mine = ticket(a, 1) * room
+    scratch = mine + room - 2 * TILE
+    while True:
+        tile = ticket(a, 0)
+        first = tile * TILE
+        if first >= samples:
+            break
+        n = min(TILE, samples - first)
+        if not are_known(labels, first, n, classes):
+            a[DESCENT.strange] = 1
+            break
+        if n < TILE:
+            for i in range(mine, mine + width * TILE):
+                buffers[i] = ZERO
+        flip(x, first * width, width, buffers, mine, TILE, n, width)
+        costs = forward(table, levels, buffers, mine)
+        losses = gradient_of_loss(
+            kind, buffers, costs, classes, n, labels, first, share, scratch
+        )
+        own = after(gradients, tile * stride)
+        own[stride - 1] = losses * share
+        backward(table, levels, buffers, mine, costs, own)

@@ -1,0 +1,346 @@
+"""A step at once is the ordinary step to rounding, and where somebody looks it is that itself."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+import sparselib as sl
+from sparselib import training
+from sparselib.descent import descended
+from sparselib.training import sigmoid_squared_error
+
+LOSSES = {"cross-entropy": functional.cross_entropy, "squared error": sigmoid_squared_error}
+
+
+def network(*sizes, sparsity=0.8, **options):
+    torch.manual_seed(0)
+    model = sl.MLP(*sizes, layer=sl.CSRLinear, sparsity=sparsity, **options)
+    for layer in model.layers:
+        if layer.bias is not None:
+            nn.init.normal_(layer.bias)
+    return model
+
+
+def batch(samples, width, classes):
+    source = torch.Generator().manual_seed(samples)
+    x = torch.randn(samples, width, generator=source)
+    return x, torch.randint(classes, (samples,), generator=source)
+
+
+def ordinary(model, x, labels, function):
+    """Loss and gradients by autograd, in float64, layer by layer."""
+    twin = copy.deepcopy(model).double()
+    error = function(twin(x.double()), labels)
+    gradients = torch.autograd.grad(error, tuple(twin.parameters()))
+    return error.detach(), gradients
+
+
+def agrees(model, x, labels, name):
+    """Compare what is computed at once with the ordinary step."""
+    error, gradients = ordinary(model, x, labels, LOSSES[name])
+    found = descended(model, x, labels, name)
+    assert found is not None
+    torch.testing.assert_close(found.double(), error, rtol=1e-5, atol=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        close = {"rtol": 1e-4, "atol": 1e-5 * float(gradient.abs().max()) + 1e-7}
+        torch.testing.assert_close(parameter.grad.double(), gradient, **close)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 80), min_size=2, max_size=5),
+    samples=st.integers(1, 200),
+    sparsity=st.floats(0, 0.95),
+    bias=st.booleans(),
+    name=st.sampled_from(list(LOSSES)),
+)
+def test_any_network_descends_as_by_autograd(sizes, samples, sparsity, bias, name):
+    model = network(*sizes, sparsity=sparsity, bias=bias)
+    if all(layer.csr.nnz for layer in model.layers):
+        agrees(model, *batch(samples, sizes[0], sizes[-1]), name)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_the_number_of_threads_changes_no_bit(name):
+    model = network(50, 120, 90, 10)
+    x, labels = batch(1000, 50, 10)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            model.zero_grad()
+            error = descended(model, x, labels, name)
+            found.append([error, *(parameter.grad for parameter in model.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("scale", [1e-30, 50.0, 1e4])
+def test_outputs_of_any_size_have_a_finite_loss(name, scale):
+    model = network(20, 30, 10)
+    with torch.no_grad():
+        model.layers[-1].values.mul_(scale)
+    agrees(model, *batch(100, 20, 10), name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_reaches_the_loss(value):
+    data = sl.datasets.digits()
+    model = network(64, 20, 10)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data.train.x[3] = value
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1"):
+        sl.fit(model, data, optimizer, 1, progress=False)
+
+
+def sequences():
+    """Write the same network in the ways that are known."""
+    mlp = network(12, 20, 10)
+    first, last = mlp.layers
+    yield mlp
+    yield nn.Sequential(first, nn.ReLU(), last)
+    yield sl.nn.Sequential(first, nn.ReLU(), last)
+    yield nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(0.0), last)
+    yield nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), last).eval()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_known_models_descend_at_once(number):
+    model = list(sequences())[number]
+    agrees(model, *batch(70, 12, 10), "cross-entropy")
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_samples_are_flattened_by_who_does_that(number):
+    model = list(sequences())[number]
+    x, labels = batch(70, 12, 10)
+    agrees(model, x.view(70, 3, 4), labels, "cross-entropy")
+
+
+def hooked(model):
+    model.layers[0].register_forward_hook(lambda *_: None)
+
+
+def hooked_itself(model):
+    model.register_forward_pre_hook(lambda *_: None)
+
+
+def hooked_between(model):
+    model.activation.register_forward_hook(lambda *_: None)
+
+
+def hooked_gradient(model):
+    model.layers[1].values.register_hook(lambda gradient: 2 * gradient)
+
+
+def frozen(model):
+    model.layers[0].bias.requires_grad_(False)
+
+
+def doubled(model):
+    model.double()
+
+
+def with_dropout(model):
+    model.dropout.p = 0.5
+
+
+def of_another_activation(model):
+    model.activation = nn.GELU()
+
+
+def masked(model):
+    model.layers[0].product = sl.masked_product
+
+
+def watched(model):
+    model.evolution = sl.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def of_another_class(model):
+    model.__class__ = type("Mine", (sl.MLP,), {"forward": lambda self, x: 2 * self.layers[0](x)})
+
+
+def dense_at_the_end(model):
+    model.layers[1] = nn.Linear(20, 10)
+
+
+OBSTACLES = (
+    hooked,
+    hooked_itself,
+    hooked_between,
+    hooked_gradient,
+    frozen,
+    doubled,
+    with_dropout,
+    of_another_activation,
+    masked,
+    watched,
+    of_another_class,
+    dense_at_the_end,
+)
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_where_somebody_looks_the_step_is_the_ordinary_one(obstacle):
+    model = network(12, 20, 10)
+    obstacle(model)
+    x, labels = batch(70, 12, 10)
+    x = x.to(next(model.parameters()).dtype)
+    before = copy.deepcopy(model.state_dict())
+    assert descended(model, x, labels, "cross-entropy") is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+
+
+def test_a_hook_on_every_module_sees_the_layers():
+    model = network(12, 20, 10)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        training.step(model, optimizer, *batch(70, 12, 10), functional.cross_entropy)
+    finally:
+        handle.remove()
+    assert {*model.layers} <= {*seen}
+
+
+def test_contexts_that_want_to_see_operations_see_them():
+    model = network(12, 20, 10)
+    x, labels = batch(70, 12, 10)
+    for context in (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.detect_anomaly(check_nan=True),
+        sl.ops.backend("reference"),
+    ):
+        with context:
+            assert descended(model, x, labels, "cross-entropy") is None
+    assert descended(model, x.requires_grad_(), labels, "cross-entropy") is None
+    assert descended(model, {"x": x}, labels, "cross-entropy") is None
+    assert descended(model, x.detach()[:0], labels[:0], "cross-entropy") is None
+    assert descended(model, x.detach()[:, :4], labels, "cross-entropy") is None
+
+
+LABELS = {
+    "of no class": (torch.full((70,), 10), IndexError, "Target 10 is out of bounds"),
+    "too few": (torch.zeros(69, dtype=torch.int64), ValueError, "batch_size"),
+    "of another type": (torch.zeros(70, dtype=torch.int32), RuntimeError, "Int"),
+}
+
+
+@pytest.mark.parametrize("kind", list(LABELS))
+def test_labels_that_do_not_fit_are_refused_as_by_torch(kind):
+    model = network(12, 20, 10)
+    labels, error, sentence = LABELS[kind]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=sentence):
+        training.step(model, optimizer, batch(70, 12, 10)[0], labels, functional.cross_entropy)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+
+
+FUNCTIONS = (
+    functional.cross_entropy,
+    sigmoid_squared_error,
+    nn.CrossEntropyLoss(),
+    nn.CrossEntropyLoss(label_smoothing=0.1),
+    nn.CrossEntropyLoss(torch.arange(10.0)),
+    nn.CrossEntropyLoss(ignore_index=3),
+    nn.CrossEntropyLoss(reduction="sum"),
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_step_follows_the_loss_that_it_is_given(function, ignored):
+    """Class -100, or another that a loss is told to ignore, counts nothing in torch's."""
+    model = network(12, 20, 10)
+    x, labels = batch(70, 12, 10)
+    if ignored and function is sigmoid_squared_error:
+        pytest.skip("it has no class that counts nothing")
+    if ignored:
+        labels[::3] = getattr(function, "ignore_index", -100)
+    twin = copy.deepcopy(model)
+    error = function(twin(x), labels)
+    error.backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    found = training.step(model, optimizer, x, labels, function)
+    torch.testing.assert_close(found, error.detach(), rtol=1e-5, atol=1e-6)
+    for mine, own in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(mine.grad, own.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_added_and_who_waits_for_them_is_called():
+    model = network(12, 20, 10)
+    x, labels = batch(70, 12, 10)
+    seen = []
+    values = model.layers[0].values
+    values.register_post_accumulate_grad_hook(lambda found: seen.append(found.grad.clone()))
+    descended(model, x, labels, "cross-entropy")
+    once = [parameter.grad.clone() for parameter in model.parameters()]
+    descended(model, x, labels, "cross-entropy")
+    for parameter, gradient in zip(model.parameters(), once):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    assert torch.equal(seen[0], once[0])
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_training_is_a_loop_of_ordinary_steps(optimizer, monkeypatch):
+    """The same batches, with the same optimizer, one way and the other."""
+    data = sl.datasets.digits()
+    models = [network(64, 40, 10) for _ in range(2)]
+    histories = []
+    calls = []
+    for model in models:
+        histories.append(
+            sl.fit(model, data, optimizer(model.parameters(), 0.01), 3, batch_size=100)
+        )
+        monkeypatch.setattr(training, "descended", lambda *_: calls.append(1))
+    assert calls
+    assert histories[0]["loss"] == pytest.approx(histories[1]["loss"], rel=1e-3)
+    for mine, own in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(mine, own, rtol=1e-2, atol=1e-3)
+
+
+SCHEDULES = {
+    "after each epoch": (lambda evolution: {"after_epoch": evolution.step}, [1, 11]),
+    "in some steps": (
+        lambda evolution: {"after_step": sl.evolution.CosineSchedule(evolution, 20, 5).step},
+        [3, 9],
+    ),
+    "whenever a hook wants": (lambda evolution: {"after_step": lambda: evolution.step()}, [12, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", list(SCHEDULES))
+def test_an_evolution_by_gradient_sees_what_it_needs(kind, monkeypatch):
+    """Steps that no evolution follows go at once; what grows is what grows with ordinary steps."""
+    data = sl.datasets.digits()
+    hooks, expected = SCHEDULES[kind]
+    taken = []
+
+    def noted(*arguments):
+        error = descended(*arguments)
+        taken.append(error is not None)
+        return error
+
+    found = []
+    for step in (noted, lambda *_: None):
+        monkeypatch.setattr(training, "descended", step)
+        model = network(64, 40, 30, 10)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        evolution = sl.RigL(model, optimizer, 0.3)
+        sl.fit(model, data, optimizer, 1, batch_size=100, progress=False, **hooks(evolution))
+        sl.fit(model, data, optimizer, 1, batch_size=100, progress=False, **hooks(evolution))
+        found.append([layer.csr.positions for layer in model.layers])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert [taken[:12].count(False), taken[:12].count(True)] == expected

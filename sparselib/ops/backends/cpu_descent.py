@@ -33,7 +33,9 @@ Transposed = tuple[Tensor, Tensor, Tensor]
 
 def descends(samples: int, numbers: int) -> bool:
     """Whether one call for a whole step is faster than one for each product."""
-    return -(-samples // TILE) * numbers <= MOST
+    tiles = -(-samples // TILE)
+    is_shared = tiles >= torch.get_num_threads() or numbers <= ALONE_AT_MOST
+    return is_shared and tiles * numbers <= MOST
 
 
 def descend(

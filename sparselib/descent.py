@@ -1,21 +1,28 @@
 """Loss and gradients of a whole network of sparse layers in one call, where nobody looks inside."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sparselib.csr import CSR
 from sparselib.models.mlp import MLP
 from sparselib.nn import fusion
 from sparselib.nn._joining import (
     are_unobserved,
     has_hooks,
     is_every_module_observed,
-    parts,
+    is_passed_over,
+    is_plain_relu,
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.fused import descend
+
+MOST_DENSE = (
+    1 << 16
+)  # weights of dense layers; with more the dense product is ahead
 
 
 def descended(
@@ -30,7 +37,8 @@ def descended(
     ----------
     model : nn.Module
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
-        with ``nn.ReLU`` between them, on the CPU, in float32.
+        with ``nn.ReLU`` between them, on the CPU, in float32. Some may be an ``nn.Linear``, as a
+        last one often is, if all of these have no more weights than the sparse ones.
     x : Tensor, shape (batch, ...)
         Inputs, which need no gradient.
     labels : Tensor, int64, shape (batch,)
@@ -57,39 +65,74 @@ def descended(
         return None
     if not all(map(_is_free, layers)):
         return None
-    weights = [layer.weights for layer in layers]
+    learned = [_learned(layer) for layer in layers]
     with torch.no_grad():
+        weights = [(csr, w.flatten(), bias) for csr, w, bias in learned]
         found = descend(weights, x.flatten(1), labels, loss)
     if found is None:
         return None
     error, gradients = found
-    parameters = [tensor for _, *tensors in weights for tensor in tensors]
+    parameters = [tensor for _, *tensors in learned for tensor in tensors]
     for parameter, gradient in zip(parameters, gradients):
         if parameter is not None:
-            _accumulate(parameter, gradient)
+            _accumulate(parameter, gradient.view_as(parameter))
     return error
 
 
-def _chained(model: nn.Module) -> Sequence[CSRLinear] | None:
+def _chained(model: nn.Module) -> Sequence[nn.Module] | None:
     """Return the layers of a model that is nothing else but these, with ReLU between them."""
     if has_hooks(model):
         return None
     if type(model) is MLP:
-        layers = list(model.layers)
-        is_plain = type(model.activation) is nn.ReLU
-        is_whole = model.dropout.p == 0 or not model.training
-        if not (is_plain and is_whole) or has_hooks(model.activation):
+        if model.training and model.dropout.p > 0:
             return None
+        layers = list(model.layers)
+        between: Sequence[nn.Module] = [model.activation]
     elif type(model) in (nn.Sequential, fusion.Sequential):
         assert isinstance(model, nn.Sequential)
-        modules = list(model)
-        found = list(parts(modules[1:] if _flattens(model) else modules))
-        if len(found) != 1:
+        modules = list(model)[1 if _flattens(model) else 0 :]
+        modules = [one for one in modules if not is_passed_over(one)]
+        layers = modules[::2]
+        between = modules[1::2]
+        if len(layers) != len(between) + 1:
             return None
-        layers = found[0][::2]
     else:
         return None
-    return layers if are_unobserved(layers) else None
+    is_known = all(map(is_plain_relu, between)) and _are_known(layers)
+    return layers if is_known else None
+
+
+def _are_known(layers: Sequence[nn.Module]) -> bool:
+    """Whether these are sparse layers that nobody observes, and small dense ones among them."""
+    sparse = [layer for layer in layers if type(layer) is CSRLinear]
+    dense = [layer for layer in layers if type(layer) is nn.Linear]
+    if not sparse or len(sparse) + len(dense) < len(layers):
+        return False
+    most = min(MOST_DENSE, sum(layer.csr.nnz for layer in sparse))
+    return (
+        are_unobserved(sparse)
+        and not any(map(has_hooks, dense))
+        and sum(layer.weight.numel() for layer in dense) <= most
+    )
+
+
+def _learned(
+    layer: nn.Module,
+) -> tuple[CSR, Tensor, Tensor | None]:
+    """Return the connections, weights and biases of a layer; a dense one has all connections."""
+    if isinstance(layer, CSRLinear):
+        csr, values, bias = layer.weights
+        return csr, values, bias
+    assert isinstance(layer, nn.Linear)
+    shape = (layer.out_features, layer.in_features)
+    return _whole(shape), layer.weight, layer.bias
+
+
+@functools.lru_cache(maxsize=16)
+def _whole(shape: tuple[int, int]) -> CSR:
+    """Return the pattern of a dense matrix."""
+    with torch.device("cpu"):
+        return CSR.from_positions(torch.arange(shape[0] * shape[1]), shape)
 
 
 def _flattens(model: nn.Module) -> bool:
@@ -105,16 +148,15 @@ def _flattens(model: nn.Module) -> bool:
     )
 
 
-def _is_free(layer: CSRLinear) -> bool:
+def _is_free(layer: nn.Module) -> bool:
     """Whether a layer learns, and nobody wants to see or change its gradients on their way."""
-    if keepers(layer):
+    if isinstance(layer, CSRLinear) and keepers(layer):
         return False
-    _, values, bias = layer.weights
     return all(
         parameter.is_leaf
         and parameter.requires_grad
         and not parameter._backward_hooks
-        for parameter in (values, bias)
+        for parameter in _learned(layer)[1:]
         if parameter is not None
     )
 

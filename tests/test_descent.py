@@ -81,6 +81,18 @@ def test_the_number_of_threads_changes_no_bit(name):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
+@pytest.mark.parametrize(("samples", "is_at_once"), [(128, True), (64, False)])
+def test_much_work_of_few_samples_is_left_to_all_threads(samples, is_at_once):
+    model = network(600, 600, 10, sparsity=0.5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = descended(model, *batch(samples, 600, 10), "cross-entropy")
+    finally:
+        torch.set_num_threads(before)
+    assert (found is not None) == is_at_once
+
+
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("scale", [1e-30, 50.0, 1e4])
 def test_outputs_of_any_size_have_a_finite_loss(name, scale):
@@ -122,6 +134,22 @@ def test_samples_are_flattened_by_who_does_that(number):
     model = list(sequences())[number]
     x, labels = batch(70, 12, 10)
     agrees(model, x.view(70, 3, 4), labels, "cross-entropy")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_dense_layer_among_sparse_ones_descends_with_them(place):
+    model = network(24, 40, 24, 10, sparsity=0.0)
+    model.layers[place] = model.layers[place].to_dense()
+    agrees(model, *batch(70, 24, 10), "cross-entropy")
+
+
+def test_dense_layers_with_most_of_the_weights_are_torchs():
+    model = network(12, 300, 10, sparsity=0.5)
+    model.layers[1] = nn.Linear(300, 10)
+    x, labels = batch(70, 12, 10)
+    assert descended(model, x, labels, "cross-entropy") is None
+    model.layers[0] = nn.Linear(12, 300)
+    assert descended(model, x, labels, "cross-entropy") is None
 
 
 def hooked(model):
@@ -168,8 +196,10 @@ def of_another_class(model):
     model.__class__ = type("Mine", (sl.MLP,), {"forward": lambda self, x: 2 * self.layers[0](x)})
 
 
-def dense_at_the_end(model):
+def dense_and_hooked(model):
+    model.layers[0] = sl.CSRLinear(12, 20, sparsity=0.0)
     model.layers[1] = nn.Linear(20, 10)
+    model.layers[1].register_forward_hook(lambda *_: None)
 
 
 OBSTACLES = (
@@ -184,7 +214,7 @@ OBSTACLES = (
     masked,
     watched,
     of_another_class,
-    dense_at_the_end,
+    dense_and_hooked,
 )
 
 

@@ -39,7 +39,7 @@ def runs(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
     """Split into single modules, and runs of what kernels know, of two sparse layers or more."""
     run: list[nn.Module] = []
     for module in modules:
-        if run and _is_passed_over(module):
+        if run and is_passed_over(module):
             continue
         if _is_unobserved(module) or (
             is_joined(module) and (run or not _changes_its_input(module))
@@ -65,9 +65,9 @@ def parts(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
     """Split into single modules, and sparse layers with a ReLU between each two of them."""
     part: list[nn.Module] = []
     for module in modules:
-        if part and _is_passed_over(module):
+        if part and is_passed_over(module):
             continue
-        is_next = _is_plain_relu if len(part) % 2 else _is_unobserved
+        is_next = is_plain_relu if len(part) % 2 else _is_unobserved
         if is_next(module):
             part.append(module)
             continue
@@ -109,7 +109,8 @@ def _changes_its_input(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU | nn.SiLU) and module.inplace
 
 
-def _is_passed_over(module: nn.Module) -> bool:
+def is_passed_over(module: nn.Module) -> bool:
+    """Whether a dropout does nothing, and nobody looks."""
     return (
         isinstance(module, ABSENT_IN_EVALUATION)
         and type(module) in ABSENT_IN_EVALUATION
@@ -118,7 +119,8 @@ def _is_passed_over(module: nn.Module) -> bool:
     )
 
 
-def _is_plain_relu(module: nn.Module) -> bool:
+def is_plain_relu(module: nn.Module) -> bool:
+    """Whether it is a ReLU, and nobody looks."""
     return type(module) is nn.ReLU and not has_hooks(module)
 
 

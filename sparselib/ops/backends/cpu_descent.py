@@ -24,9 +24,10 @@ from sparselib.ops.backends.cpu_arguments import (
 from sparselib.ops.backends.cpu_launch import ALONE, kernels, start
 
 LOSSES = {"cross-entropy": CROSS_ENTROPY, "squared error": SQUARED_ERROR}
-MOST = (
-    1 << 20
-)  # numbers of all tiles; with more the products take longer than their calls
+# numbers of all tiles; with more, products take longer than their calls
+MOST = 1 << 20
+# numbers of a tile where there are not as many tiles as threads
+ALONE_AT_MOST = 1 << 17
 # row pointers and columns of the transposed pattern, and which values are whose
 Transposed = tuple[Tensor, Tensor, Tensor]
 

@@ -38,7 +38,7 @@ def descended(
     model : nn.Module
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
         with ``nn.ReLU`` between them, on the CPU, in float32. Some may be an ``nn.Linear``, as a
-        last one often is, if all of these have no more weights than the sparse ones.
+        last one often is, if all of these have no more than 65,536 weights.
     x : Tensor, shape (batch, ...)
         Inputs, which need no gradient.
     labels : Tensor, int64, shape (batch,)
@@ -108,11 +108,10 @@ def _are_known(layers: Sequence[nn.Module]) -> bool:
     dense = [layer for layer in layers if type(layer) is nn.Linear]
     if not sparse or len(sparse) + len(dense) < len(layers):
         return False
-    most = min(MOST_DENSE, sum(layer.csr.nnz for layer in sparse))
     return (
         are_unobserved(sparse)
         and not any(map(has_hooks, dense))
-        and sum(layer.weight.numel() for layer in dense) <= most
+        and sum(layer.weight.numel() for layer in dense) <= MOST_DENSE
     )
 
 

@@ -143,13 +143,12 @@ def test_a_dense_layer_among_sparse_ones_descends_with_them(place):
     agrees(model, *batch(70, 24, 10), "cross-entropy")
 
 
-def test_dense_layers_with_most_of_the_weights_are_torchs():
-    model = network(12, 300, 10, sparsity=0.5)
-    model.layers[1] = nn.Linear(300, 10)
+def test_many_dense_weights_and_networks_without_sparse_ones_are_torchs():
+    model = network(12, 300, 300, 10, sparsity=0.5)
+    model.layers[1] = nn.Linear(300, 300)
     x, labels = batch(70, 12, 10)
     assert descended(model, x, labels, "cross-entropy") is None
-    model.layers[0] = nn.Linear(12, 300)
-    assert descended(model, x, labels, "cross-entropy") is None
+    assert descended(sl.MLP(12, 20, 10), x, labels, "cross-entropy") is None
 
 
 def hooked(model):

@@ -107,7 +107,7 @@ def function(tmp_path, monkeypatch):
 
 def hits(function, *sources):
     dispatcher = njit(function)
-    cpu_cache.keep(dispatcher, function, sources)
+    cpu_cache.keep(dispatcher, function, cpu_cache.stamps(sources))
     assert dispatcher(3, 4) == 11
     return sum(dispatcher.stats.cache_hits.values())
 
@@ -158,10 +158,22 @@ def test_another_file_that_a_kernel_is_made_of_makes_another_kernel(function, tm
     assert (hits(function, part), hits(function, part)) == (0, 1)
 
 
+def test_a_file_that_is_edited_before_its_kernel_compiles_makes_another_kernel(function, tmp_path):
+    """What a program has read is kept under the stamp of that, not of what has come since."""
+    part = tmp_path / "part.py"
+    part.write_text("a = 1\n", encoding="utf-8")
+    read = cpu_cache.stamps([part])
+    part.write_text("a = 12\n", encoding="utf-8")
+    dispatcher = njit(function)
+    cpu_cache.keep(dispatcher, function, read)
+    dispatcher(1, 2)
+    assert hits(function, part) == 0
+
+
 def test_every_file_that_kernels_are_made_of_is_known():
     from sparselib.ops.backends import cpu_vectors
 
-    names = {path.name for path in cpu_vectors.SOURCES}
+    names = {name for name, *_ in cpu_vectors.SOURCES}
     assert {"cpu_vectors.py", "cpu_arguments.py", "cpu_kernels.py", "cpu_few.py"} <= names
 
 

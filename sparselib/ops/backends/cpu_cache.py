@@ -12,7 +12,7 @@ import hashlib
 import os
 import pickle
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numba.core.serialize import dumps
 from sparselib._types import Function
 
 DIGEST = hashlib.sha256().digest_size
+Stamp = tuple[str, float, int]  # name, time and size of a file
 
 
 class Files:
@@ -85,16 +86,16 @@ class KernelCache(FunctionCache):
     ----------
     function : callable
         What is compiled. numba sees changes of its file by itself.
-    sources : iterable of paths
-        The other files that it is made of.
+    made_of : sequence
+        The `stamps` of the files that it is made of, as they were when they were read.
     """
 
     def __init__(
-        self, function: Function, sources: Iterable[Path] = ()
+        self, function: Function, made_of: Sequence[Stamp] = ()
     ) -> None:
         super().__init__(function)
         file = self._cache_file
-        stamp = (file._version, file._source_stamp, *map(_stamp, sources))
+        stamp = (file._version, file._source_stamp, *made_of)
         self._cache_file = Files(
             Path(self._cache_path), self._impl.filename_base, stamp
         )
@@ -105,16 +106,23 @@ class KernelCache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def _stamp(source: Path) -> tuple[str, float, int]:
-    state = source.stat()
-    return source.name, state.st_mtime, state.st_size
+def stamps(sources: Iterable[Path]) -> tuple[Stamp, ...]:
+    """Return names, times and sizes of files, to be taken when a program reads them.
+
+    When it compiles them it is too late: a file that was edited in between would stand for what it
+    was before.
+    """
+    states = ((source.name, source.stat()) for source in sources)
+    return tuple(
+        (name, state.st_mtime, state.st_size) for name, state in states
+    )
 
 
 def keep(
-    compiled: Any, function: Function, sources: Iterable[Path] = ()
+    compiled: Any, function: Function, made_of: Sequence[Stamp] = ()
 ) -> None:
     """Give numba's compiled function a cache, unless there is no folder for it."""
     try:
-        compiled._cache = KernelCache(function, sources)
+        compiled._cache = KernelCache(function, made_of)
     except (OSError, RuntimeError):  # nowhere to keep it
         compiled._cache = NullCache()

@@ -23,7 +23,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from sparselib._types import Function
-from sparselib.ops.backends.cpu_cache import keep
+from sparselib.ops.backends.cpu_cache import keep, stamps
 
 if getattr(config, "DISABLE_JIT", False):
     raise ImportError(
@@ -38,7 +38,7 @@ LONGS = types.CPointer(types.int64)
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 # a compiled kernel on disk is of these files as they are
-SOURCES = tuple(sorted(Path(__file__).parent.glob("cpu_*.py")))
+SOURCES = stamps(sorted(Path(__file__).parent.glob("cpu_*.py")))
 LANES = 16 if AVX512 else 8  # of one register
 LINE = 16  # of a cache
 WIDE = (

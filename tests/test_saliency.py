@@ -156,6 +156,22 @@ def test_selector_keeps_its_classifier_frozen() -> None:
     assert selector.of(small()).decoder is selector.decoder
 
 
+@pytest.mark.parametrize("size", [(8, 12), (20,)])
+def test_centered_masks_have_the_most_in_the_middle_and_are_as_large(size: tuple[int, ...]) -> None:
+    """The middle of an even number of pixels is one of two."""
+    dimensions = len(size)
+    widths = {"stem": "small", "dimensions": dimensions}
+    classifier = models.ResNet((1, 1), (4, 8), 3, inputs=1, **widths)
+    selector = sl.Selector(classifier, (1, *size), 3)
+    u = torch.randn(5, dimensions + 1)
+    for mask in selector.centered(u)[:, 0]:
+        place = torch.unravel_index(mask.argmax(), size)
+        assert all(2 * int(at) in (n - 2, n) for at, n in zip(place, size))
+    still = torch.cat([torch.zeros(5, dimensions), u[:, -1:]], 1)
+    assert torch.equal(selector.extent(still), selector.extent(u))
+    assert not torch.allclose(selector.centered(u), selector.masks(u))
+
+
 def test_at_initialization_masks_are_a_third_wide() -> None:
     selector = Selector(small(), (1, 32, 32), 10).eval()
     sigma = selector.center_and_sigma(selector.numbers(torch.rand(20, 1, 32, 32)))[1]

@@ -241,6 +241,14 @@ class Selector(MaskSelector):
         """Return the masks that the decoder's numbers stand for."""
         return rbf(*self.center_and_sigma(u), self.size, self.definition)
 
+    def centered(
+        self, u: Float[Tensor, "batch numbers"]
+    ) -> Float[Tensor, "batch 1 *size"]:
+        """Return masks of the same extents in the middle: a control that knows no image."""
+        return self.masks(
+            torch.cat([torch.zeros_like(u[:, :-1]), u[:, -1:]], 1)
+        )
+
     def extent(
         self, u: Float[Tensor, "batch numbers"]
     ) -> Float[Tensor, "batch"]:

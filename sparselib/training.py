@@ -5,10 +5,9 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import (
     Any,
-    NamedTuple,
     Protocol,
     TypedDict,
     TypeVar,
@@ -23,32 +22,29 @@ from torch.nn import functional
 
 from sparselib import metrics
 from sparselib._types import Hook
+from sparselib.batches import (
+    Batch,
+    Batches,
+    SamplesLike,
+    Tensors,
+    count_of,
+    floating_parameter,
+    inputs_like,
+    lengths,
+    outputs_of,
+    take,
+)
 from sparselib.descent import descended
 from sparselib.evolution.schedule import Schedule
 from sparselib.modes import in_evaluation
 from sparselib.nn._watch import open_watches, unwatched
 
 Model = TypeVar("Model", bound=nn.Module)
-# a tensor, or a tuple or dictionary of what are tensors in the end
-Tensors = Tensor | Sequence[object] | Mapping[str, object]
 # (outputs, targets) -> scalar
 Criterion = Callable[..., Tensor]
 # (model, samples) -> numbers by name
 Measure = Callable[..., Mapping[str, float]]
 History = dict[str, list[float]]
-
-
-@runtime_checkable
-class SamplesLike(Protocol):
-    """Inputs and targets, as `datasets.Samples` holds them."""
-
-    @property
-    def x(self) -> Tensors:
-        """Inputs, whose first dimension counts the samples."""
-
-    @property
-    def y(self) -> Tensors:
-        """Targets, likewise."""
 
 
 @runtime_checkable
@@ -97,25 +93,6 @@ class FitOptions(LoopOptions, total=False):
     batch_size: int
 
 
-class Batch(NamedTuple):
-    """Some samples, on the model's device.
-
-    Parameters
-    ----------
-    x
-        Inputs: a tensor, or a tuple or dictionary of tensors, as in the data. Floating-point
-        tensors have the type of the model's parameters, others keep their own.
-    y
-        Targets: likewise, but every tensor keeps its type.
-    indices
-        int64, on the CPU: the numbers of these samples in the data, counted from 0.
-    """
-
-    x: Any
-    y: Any
-    indices: Int[Tensor, "batch"]
-
-
 Loss = Callable[[Model, Batch], Tensor]
 
 
@@ -145,7 +122,7 @@ class _Comparison:
         self.function = function
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.function(_outputs(model, batch.x), batch.y)
+        return self.function(outputs_of(model, batch.x), batch.y)
 
 
 def augmented(loss: Loss[Model], change: Callable[[Any], Any]) -> Loss[Model]:
@@ -185,7 +162,7 @@ def reconstruction(function: Criterion) -> Loss[nn.Module]:
     """
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return function(_outputs(model, batch.x), batch.x)
+        return function(outputs_of(model, batch.x), batch.x)
 
     return loss
 
@@ -314,7 +291,7 @@ def fit(
     _check_samples(data.train, monitor, batch_size)
     start, due = _position(optimizer, start_epoch)
     columns = _continued(history, start)
-    batches = _Batches(
+    batches = Batches(
         data.train, batch_size, drop_last, torch.Generator().manual_seed(seed)
     )
     batches.skip(start)
@@ -377,11 +354,14 @@ def predict(
     batch_size : int
         Samples per call.
     """
-    like = _like(model)
-    parts = torch.arange(_count(x)).split(batch_size)
+    like = floating_parameter(model)
+    parts = torch.arange(count_of(x)).split(batch_size)
     with in_evaluation(model):
         return torch.cat(
-            [_outputs(model, _inputs(_take(x, part), like)) for part in parts]
+            [
+                outputs_of(model, inputs_like(take(x, part), like))
+                for part in parts
+            ]
         )
 
 
@@ -455,45 +435,6 @@ def _measured(
     return numbers
 
 
-class _Batches:
-    """The samples of one epoch after the other, shuffled anew in each."""
-
-    def __init__(
-        self,
-        samples: SamplesLike,
-        batch_size: int,
-        drop_last: bool,
-        generator: torch.Generator,
-    ) -> None:
-        self.samples = samples
-        self.count = _count(samples.y)
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.generator = generator
-
-    @property
-    def steps(self) -> int:
-        """Batches of an epoch."""
-        whole, rest = divmod(self.count, self.batch_size)
-        return whole + bool(rest and not (self.drop_last and whole))
-
-    def skip(self, epochs: int) -> None:
-        """Bring the generator to where it stands after so many epochs."""
-        for _ in range(epochs):
-            torch.randperm(self.count, generator=self.generator)
-
-    def epoch(self, like: Tensor) -> Iterator[Batch]:
-        """Shuffle, and yield batches on the device and of the type of a parameter."""
-        order = torch.randperm(self.count, generator=self.generator)
-        for indices in order.split(self.batch_size)[: self.steps]:
-            x = _inputs(_take(self.samples.x, indices), like)
-            y = _each(
-                lambda tensor: tensor.to(like.device),
-                _take(self.samples.y, indices),
-            )
-            yield Batch(x, y, indices)
-
-
 class _Best:
     """The parameters of the epoch where a measure was lowest, if one is named."""
 
@@ -519,13 +460,13 @@ class _Best:
 
 def _epoch(
     model: Model,
-    batches: _Batches,
+    batches: Batches,
     optimizer: torch.optim.Optimizer,
     loss: Loss[Model],
     after_step: list[Hook],
 ) -> float:
     """Train on every batch once; return the mean of the loss."""
-    like = _like(model)
+    like = floating_parameter(model)
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     weights = 0.0
@@ -614,18 +555,18 @@ def _spelling(function: object) -> str:
 def _check_samples(
     train: SamplesLike, monitor: SamplesLike, batch_size: int
 ) -> None:
-    if _count(monitor.y) == 0:
+    if count_of(monitor.y) == 0:
         raise ValueError(
             "there are no samples to measure on after each epoch; hold some out for "
             "validation, or pass monitor="
         )
-    count = _count(train.y)
+    count = count_of(train.y)
     if count == 0:
         raise ValueError("there are no samples to train on")
-    if _lengths((train.x, train.y)) != {count}:
+    if lengths((train.x, train.y)) != {count}:
         raise ValueError(
             f"inputs and targets differ in their number of samples: "
-            f"{sorted(_lengths((train.x, train.y)))}"
+            f"{sorted(lengths((train.x, train.y)))}"
         )
     if batch_size < 1:
         raise ValueError(f"a batch has at least one sample, not {batch_size}")
@@ -673,69 +614,3 @@ def _run(hooks: list[Hook]) -> None:
 
 def _all(hooks: Hook | Iterable[Hook]) -> list[Hook]:
     return [hooks] if callable(hooks) else list(hooks)
-
-
-def _like(model: nn.Module) -> Tensor:
-    """A parameter whose device and type inputs take: the first floating-point one."""
-    floating = (
-        parameter
-        for parameter in model.parameters()
-        if parameter.is_floating_point()
-    )
-    return next(floating, torch.empty(()))
-
-
-def _outputs(model: nn.Module, x: Tensors) -> Any:
-    if isinstance(x, Mapping):
-        return model(**x)
-    if isinstance(x, tuple):
-        return model(*x)
-    return model(x)
-
-
-def _inputs(x: Tensors, like: Tensor) -> Tensors:
-    """Move inputs to the device of a parameter, and floating-point ones to its type."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return (
-            tensor.to(like)
-            if tensor.is_floating_point()
-            else tensor.to(like.device)
-        )
-
-    return _each(moved, x)
-
-
-def _take(tensors: Tensors, indices: Tensor) -> Tensors:
-    return _each(
-        lambda tensor: tensor.index_select(0, indices.to(tensor.device)),
-        tensors,
-    )
-
-
-def _each(function: Callable[[Tensor], Tensor], tensors: object) -> Tensors:
-    """Apply a function to every tensor of a tuple or dictionary of them."""
-    if isinstance(tensors, Tensor):
-        return function(tensors)
-    if isinstance(tensors, Mapping):
-        return {name: _each(function, part) for name, part in tensors.items()}
-    if isinstance(tensors, tuple | list):
-        return tuple(_each(function, part) for part in tensors)
-    raise TypeError(
-        f"samples are a tensor, or a tuple or dictionary of tensors, not {type(tensors).__name__}"
-    )
-
-
-def _lengths(tensors: object) -> set[int]:
-    found: set[int] = set()
-
-    def note(tensor: Tensor) -> Tensor:
-        found.add(len(tensor))
-        return tensor
-
-    _each(note, tensors)
-    return found
-
-
-def _count(tensors: object) -> int:
-    return max(_lengths(tensors), default=0)

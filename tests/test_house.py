@@ -20,7 +20,7 @@ LIBRARY = ROOT / "sparselib"
 FLOORS = {
     0: [
         *("guarded", "compilation", "ranking", "init", "metrics", "comparison"),
-        *("export", "atomic", "plot", "bitstream", "modes", "_types", "_version"),
+        *("export", "atomic", "plot", "bitstream", "modes", "batches", "_types", "_version"),
     ],
     1: ["csr", "topology", "distribution", "checkpoint", "tables"],
     2: ["ops", "datasets"],

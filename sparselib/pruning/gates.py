@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparselib.batches import Batch
 from sparselib.datasets import Samples, Split
 from sparselib.modes import in_evaluation
 from sparselib.nn.gate import ChannelGate, Channels
 from sparselib.training import (
-    Batch,
     FitOptions,
     History,
     LoopOptions,

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselib import metrics
+from sparselib.batches import Batch
 from sparselib.datasets import Samples, Split
 from sparselib.modes import in_evaluation
 from sparselib.training import (
-    Batch,
     FitOptions,
     History,
     fit,

@@ -18,11 +18,11 @@ from sparselib.nn._joining import (
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
+from sparselib.ops.dispatch import note, noting
 from sparselib.ops.fused import descend
 
-MOST_DENSE = (
-    1 << 16
-)  # weights of dense layers; with more the dense product is ahead
+# weights of dense layers; with more the dense product is ahead
+MOST_DENSE = 1 << 16
 
 
 def descended(
@@ -52,23 +52,14 @@ def descended(
     Tensor or None
         The loss, a scalar without a graph. None, and nothing has changed, if it is no such model,
         there is no kernel here, or somebody sees or changes what happens between: hooks, an
-        evolution that needs this step's inputs, autocast, anomaly detection.
+        evolution that needs this step's inputs, autocast, anomaly detection. `obstacle` returns
+        which.
     """
-    if not (isinstance(x, Tensor) and isinstance(labels, Tensor)):
-        return None
-    if x.ndim < 2 or x.requires_grad or not torch.is_grad_enabled():
-        return None
-    if torch.is_anomaly_enabled() or is_every_module_observed():
-        return None
-    layers = _chained(model)
-    if layers is None or (x.ndim > 2 and not _flattens(model)):
-        return None
-    if not all(map(_is_free, layers)):
+    layers = _layers(model, x, labels)
+    if isinstance(layers, str):
         return None
     learned = [_learned(layer) for layer in layers]
-    with torch.no_grad():
-        weights = [(csr, w.flatten(), bias) for csr, w, bias in learned]
-        found = descend(weights, x.flatten(1), labels, loss)
+    found = _by_kernel(learned, x, labels, loss)
     if found is None:
         return None
     error, gradients = found
@@ -79,13 +70,83 @@ def descended(
     return error
 
 
-def _chained(model: nn.Module) -> Sequence[nn.Module] | None:
+def obstacle(
+    model: nn.Module,
+    x: object,
+    labels: object,
+    loss: str = "cross-entropy",
+) -> str:
+    """Return why `descended` leaves a step to autograd, in a sentence; empty if it does not.
+
+    Parameters
+    ----------
+    model, x, labels, loss
+        As in `descended`. Nothing is changed.
+    """
+    layers = _layers(model, x, labels)
+    if isinstance(layers, str):
+        return layers
+    learned = [_learned(layer) for layer in layers]
+    with noting() as ways:
+        found = _by_kernel(learned, x, labels, loss)
+    if found is not None:
+        return ""
+    if ways:
+        return "a label is the number of no class"
+    patterns = [csr for csr, *_ in learned]
+    tensors = [tensor for _, *both in learned for tensor in both]
+    with noting() as ways:
+        note("", patterns, torch.as_tensor(x), *tensors)
+    return next(
+        iter(ways[0].obstacles),
+        "the sizes do not fit, the labels are not int64 on the CPU, or the products take longer "
+        "than their calls",
+    )
+
+
+def _by_kernel(
+    learned: Sequence[tuple[CSR, Tensor, Tensor | None]],
+    x: object,
+    labels: object,
+    loss: str,
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Return the loss and its gradients, or None where no kernel is for them."""
+    assert isinstance(x, Tensor)
+    assert isinstance(labels, Tensor)
+    with torch.no_grad():
+        weights = [(csr, w.flatten(), bias) for csr, w, bias in learned]
+        return descend(weights, x.flatten(1), labels, loss)
+
+
+def _layers(
+    model: nn.Module, x: object, labels: object
+) -> Sequence[nn.Module] | str:
+    """Return the layers of a model whose step goes at once, or why it does not."""
+    if not (isinstance(x, Tensor) and isinstance(labels, Tensor)):
+        return "inputs and labels are not one tensor each"
+    if x.ndim < 2 or x.requires_grad:
+        return "the input has one dimension, or needs a gradient itself"
+    if not torch.is_grad_enabled():
+        return "gradients are switched off"
+    if torch.is_anomaly_enabled() or is_every_module_observed():
+        return (
+            "anomaly detection, or a hook of all modules, looks at every step"
+        )
+    layers = _chained(model)
+    if isinstance(layers, str):
+        return layers
+    if x.ndim > 2 and not _flattens(model):
+        return "samples are no rows, and nothing flattens them"
+    return next(filter(None, map(_constraint, layers)), layers)
+
+
+def _chained(model: nn.Module) -> Sequence[nn.Module] | str:
     """Return the layers of a model that is nothing else but these, with ReLU between them."""
     if has_hooks(model):
-        return None
+        return "a hook wants to see what the model does"
     if type(model) is MLP:
         if model.training and model.dropout.p > 0:
-            return None
+            return "the dropout works in training"
         layers = list(model.layers)
         between: Sequence[nn.Module] = [model.activation]
     elif type(model) in (nn.Sequential, fusion.Sequential):
@@ -95,24 +156,29 @@ def _chained(model: nn.Module) -> Sequence[nn.Module] | None:
         layers = modules[::2]
         between = modules[1::2]
         if len(layers) != len(between) + 1:
-            return None
+            return "it does not end with a layer"
     else:
-        return None
-    is_known = all(map(is_plain_relu, between)) and _are_known(layers)
-    return layers if is_known else None
+        return f"{type(model).__name__} is no MLP or nn.Sequential, whose order is known"
+    if not all(map(is_plain_relu, between)):
+        return "something else than nn.ReLU is between the layers, or a hook looks at it"
+    return _obstacle_among(layers) or layers
 
 
-def _are_known(layers: Sequence[nn.Module]) -> bool:
-    """Whether these are sparse layers that nobody observes, and small dense ones among them."""
+def _obstacle_among(layers: Sequence[nn.Module]) -> str:
+    """Return why these are not sparse layers that nobody observes, and small dense ones."""
     sparse = [layer for layer in layers if type(layer) is CSRLinear]
     dense = [layer for layer in layers if type(layer) is nn.Linear]
+    others = {type(layer).__name__ for layer in layers}
+    others -= {CSRLinear.__name__, nn.Linear.__name__}
     if not sparse or len(sparse) + len(dense) < len(layers):
-        return False
-    return (
-        are_unobserved(sparse)
-        and not any(map(has_hooks, dense))
-        and sum(layer.weight.numel() for layer in dense) <= MOST_DENSE
-    )
+        return f"no layer is a CSRLinear, or there are others: {', '.join(sorted(others))}"
+    if not are_unobserved(sparse) or any(map(has_hooks, dense)):
+        return (
+            "a hook, or another product than the sparse one, belongs to a layer"
+        )
+    if sum(layer.weight.numel() for layer in dense) > MOST_DENSE:
+        return f"dense layers have more than {MOST_DENSE:,} weights"
+    return ""
 
 
 def _learned(
@@ -147,17 +213,20 @@ def _flattens(model: nn.Module) -> bool:
     )
 
 
-def _is_free(layer: nn.Module) -> bool:
-    """Whether a layer learns, and nobody wants to see or change its gradients on their way."""
+def _constraint(layer: nn.Module) -> str:
+    """Return why the gradients of a layer are left to autograd, if they are."""
     if isinstance(layer, CSRLinear) and keepers(layer):
-        return False
-    return all(
-        parameter.is_leaf
-        and parameter.requires_grad
-        and not parameter._backward_hooks
-        for parameter in _learned(layer)[1:]
-        if parameter is not None
-    )
+        return (
+            "an evolution by gradient needs what the layers read in this step"
+        )
+    for parameter in _learned(layer)[1:]:
+        if parameter is None:
+            continue
+        if not (parameter.is_leaf and parameter.requires_grad):
+            return "a parameter does not learn, or is computed from others"
+        if parameter._backward_hooks:
+            return "a hook wants to see or change the gradient of a parameter"
+    return ""
 
 
 def _accumulate(parameter: Tensor, gradient: Tensor) -> None:

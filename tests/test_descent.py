@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import sparselib as sl
 from sparselib import training
-from sparselib.descent import descended
+from sparselib.descent import descended, obstacle
 from sparselib.training import sigmoid_squared_error
 
 LOSSES = {"cross-entropy": functional.cross_entropy, "squared error": sigmoid_squared_error}
@@ -201,32 +201,40 @@ def dense_and_hooked(model):
     model.layers[1].register_forward_hook(lambda *_: None)
 
 
-OBSTACLES = (
-    hooked,
-    hooked_itself,
-    hooked_between,
-    hooked_gradient,
-    frozen,
-    doubled,
-    with_dropout,
-    of_another_activation,
-    masked,
-    watched,
-    of_another_class,
-    dense_and_hooked,
-)
+OBSTACLES = {
+    hooked: "a hook, or another product",
+    hooked_itself: "a hook wants to see what the model does",
+    hooked_between: "something else than nn.ReLU is between the layers, or a hook",
+    hooked_gradient: "a hook wants to see or change the gradient",
+    frozen: "a parameter does not learn",
+    doubled: "there are no kernels for torch.float64",
+    with_dropout: "the dropout works in training",
+    of_another_activation: "something else than nn.ReLU is between the layers",
+    masked: "another product than the sparse one",
+    watched: "an evolution by gradient needs what the layers read",
+    of_another_class: "Mine is no MLP or nn.Sequential",
+    dense_and_hooked: "a hook, or another product",
+}
 
 
-@pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_where_somebody_looks_the_step_is_the_ordinary_one(obstacle):
+@pytest.mark.parametrize(("change", "sentence"), OBSTACLES.items())
+def test_where_somebody_looks_the_step_is_the_ordinary_one(change, sentence):
     model = network(12, 20, 10)
-    obstacle(model)
+    change(model)
     x, labels = batch(70, 12, 10)
     x = x.to(next(model.parameters()).dtype)
     before = copy.deepcopy(model.state_dict())
+    assert sentence in obstacle(model, x, labels)
     assert descended(model, x, labels, "cross-entropy") is None
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+
+
+def test_nothing_stands_against_a_known_model_and_asking_changes_nothing():
+    for model in sequences():
+        model.zero_grad()
+        assert obstacle(model, *batch(70, 12, 10)) == ""
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_hook_on_every_module_sees_the_layers():
@@ -252,10 +260,17 @@ def test_contexts_that_want_to_see_operations_see_them():
     ):
         with context:
             assert descended(model, x, labels, "cross-entropy") is None
-    assert descended(model, x.requires_grad_(), labels, "cross-entropy") is None
-    assert descended(model, {"x": x}, labels, "cross-entropy") is None
-    assert descended(model, x.detach()[:0], labels[:0], "cross-entropy") is None
-    assert descended(model, x.detach()[:, :4], labels, "cross-entropy") is None
+            assert obstacle(model, x, labels)
+    for inputs, targets, sentence in (
+        (x.clone().requires_grad_(), labels, "needs a gradient itself"),
+        ({"x": x}, labels, "not one tensor each"),
+        (x[:0], labels[:0], "the sizes do not fit"),
+        (x[:, :4], labels, "the sizes do not fit"),
+        (x, labels[:4], "the sizes do not fit"),
+        (x, labels - 1, "a label is the number of no class"),
+    ):
+        assert descended(model, inputs, targets, "cross-entropy") is None
+        assert sentence in obstacle(model, inputs, targets)
 
 
 LABELS = {

@@ -355,6 +355,16 @@ def test_training_is_a_loop_of_ordinary_steps(optimizer, monkeypatch):
         torch.testing.assert_close(mine, own, rtol=1e-2, atol=1e-3)
 
 
+def test_modules_may_have_watches_of_their_own():
+    """The name is not reserved in the modules of others."""
+    data = sl.datasets.digits()
+    model = network(64, 10)
+    model.activation.watches = ["seiko"]
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    history = sl.fit(model, data, optimizer, 1, progress=False)
+    assert len(history["loss"]) == 1
+
+
 SCHEDULES = {
     "after each epoch": (lambda evolution: {"after_epoch": evolution.step}, [1, 11]),
     "in some steps": (

@@ -191,10 +191,12 @@ class Watches:
 
 def open_watches(model: nn.Module) -> list[Watch]:
     """Return the watches of a model's layers that gather at present."""
+    found = (getattr(module, "watches", None) for module in model.modules())
     return [
         watch
-        for module in model.modules()
-        for watch in getattr(module, "watches", None) or ()
+        for watches in found
+        if isinstance(watches, Watches)
+        for watch in watches
         if watch.is_open
     ]
 

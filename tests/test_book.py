@@ -384,10 +384,11 @@ def test_the_readme_states_what_the_saliency_term_buys(root: Path) -> None:
     interval = paired_difference(of("tuned", "gates"), gates)
     sentence = (
         f"({of('whole', 'gates').mean():.1f} %) {-cut.mean():.1f} points right after the cut, and "
-        f"after fine-tuning nothing that three seeds show, {tuned.mean():.1f} points "
-        f"({interval.low:+.1f} to {interval.high:+.1f}); gates without it end "
-        f"{(gates - of('tuned', 'uniform')).mean():.1f} points ahead of uniform channels and "
-        f"{(of('tuned', 'whole') - gates).mean():.1f} behind the whole network"
+        f"after fine-tuning nothing that three seeds show, {tuned.mean():+.1f} points "
+        f"({interval.low:+.1f} to {interval.high:+.1f}); gates without it choose best before "
+        f"fine-tuning, and end {(gates - of('tuned', 'uniform')).mean():.1f} points ahead of "
+        f"uniform channels, {(of('tuned', 'group_norm') - gates).mean():.1f} behind group norms "
+        f"and {(of('tuned', 'whole') - gates).mean():.1f} behind the whole network"
     )
     assert sentence in (root / "README.md").read_text(encoding="utf-8"), sentence
 

@@ -178,7 +178,7 @@ def lost_weights() -> pd.DataFrame:
     `setting` the data, and what else is not the paper's; `lost_share` the share of the connections
     that are lost at the end; `fewer` how many classes are never predicted on test samples.
     """
-    rows = pd.concat([sweep.stored("csr-lost").assign(error="squared"), sweep.stored("csr-error")])
+    rows = pd.concat([sweep.stored("csr-lost"), sweep.stored("csr-error")])
     rows = rows.astype({"sparsity": str}).reset_index(drop=True)
     network = rows.hidden.map({"[256, 256, 256]": "", "[1024, 1024]": ", 1024-1024"})
     optimizer = rows.optimizer.map({"sgd": "", "adam": ", Adam"})

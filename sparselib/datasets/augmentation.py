@@ -50,8 +50,8 @@ def shifted_and_flipped(
             f"fill has one value or one for each of {colors} colors, not the shape "
             f"{tuple(margin.shape)}"
         )
-    wide = margin.view(-1, 1, 1).repeat(count, 1, 1, 1)
-    wide = wide.expand(-1, colors, height + 2 * most, width + 2 * most).clone()
+    wide = x.new_empty(count, colors, height + 2 * most, width + 2 * most)
+    wide[:] = margin.view(-1, 1, 1)
     wide[:, :, most : most + height, most : most + width] = x
     draw = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
     rows = draw[0] + torch.arange(height)

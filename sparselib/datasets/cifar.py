@@ -97,9 +97,9 @@ def cifar10(
         If images are missing, if a whole batch differs from the official one, or if a file is left
         out because its name is that of no batch, such as ``data_batch_1 (1).bin``.
     """
-    _statistics(statistics)
-    train = _samples(_batches(TRAINING, folder), statistics)
-    tested = _samples(_batches(TESTING, folder), statistics)
+    colors = _statistics(statistics)
+    train = _samples(_batches(TRAINING, folder), *colors)
+    tested = _samples(_batches(TESTING, folder), *colors)
     rest, held = hold_out(train, valid, seed)
     note = f"{len(train):,} training images, {len(held):,} of them held out with seed {seed}"
     if len(train) < 50_000 or len(tested) < 10_000:
@@ -302,8 +302,10 @@ def _warn_of_strangers(
         )
 
 
-def _samples(batches: dict[Path, Batch], statistics: str) -> Samples:
+def _samples(
+    batches: dict[Path, Batch], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Samples:
     pixels = np.concatenate([batch.pixels for batch in batches.values()])
     labels = np.concatenate([batch.labels for batch in batches.values()])
-    x = standardized(pixels, *_statistics(statistics))
+    x = standardized(pixels, mean, std)
     return Samples(x, torch.from_numpy(labels))

@@ -151,14 +151,14 @@ def descend(
     tensors = [tensor for _, *both in layers for tensor in both]
     if not (samples and is_plain(x, *tensors) and _are_labels(labels, samples)):
         return None
-    steps: list[tuple[Weights, operands.Transposed]] = []
+    steps: list[tuple[Weights, operands.Transposed | None]] = []
     sizes: list[int] = []
     for number, (csr, values, bias) in enumerate(layers):
         if not products.fit_exactly(csr, values, bias, width):
             return None
         indices = operands.indices_of(csr)
         relu = number < len(layers) - 1
-        turned = operands.transposed_of(csr)
+        turned = operands.transposed_of(csr) if number else None
         steps.append((Weights(*indices, values, bias, relu), turned))
         width = csr.shape[0]
         sizes += [csr.nnz, width]

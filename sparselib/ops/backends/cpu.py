@@ -1,7 +1,6 @@
 """The products by the kernels of `sparselib.ops.backends.cpu_kernels`, and how they are called."""
 
 import functools
-import struct
 from array import array
 from collections.abc import Sequence
 from types import ModuleType
@@ -18,13 +17,11 @@ from sparselib.ops.backends import (
     cpu_work,
 )
 from sparselib.ops.backends.cpu_arguments import (
-    BIAS,
     GELU,
     GELU_OF_TANH,
     MASK,
     NORMALIZED,
     PRODUCT,
-    RELU,
     RELU_ALONE,
     SCALED,
     SILU,
@@ -36,6 +33,8 @@ from sparselib.ops.backends.cpu_arguments import (
     Sddmm,
     Spmm,
     Transposed,
+    also,
+    bits_of,
 )
 from sparselib.ops.backends.cpu_conv import convolve as convolve
 from sparselib.ops.backends.cpu_conv import convolve_t as convolve_t
@@ -96,7 +95,7 @@ def spmm(
         col=col,
         values=values,
         bias=bias,
-        also=_also(bias, relu) | work.also,
+        also=also(bias, relu) | work.also,
         x=x,
         y=y,
         copies=cpu_work.copies(work.room),
@@ -151,7 +150,7 @@ def few(
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _also(bias, relu),
+            also(bias, relu),
         ),
     )
     start(_few_kernels().few, shared.buffer_info()[0], threads)
@@ -192,7 +191,7 @@ def few_through(
             col.data_ptr(),
             values.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _also(bias, relu),
+            also(bias, relu),
         )
     size = 4 * widest * samples
     # x in order, and what each other layer writes in turn
@@ -313,13 +312,6 @@ def gradients(
     return dvalues, dbias, dx.t()
 
 
-def _also(bias: Tensor | None, relu: bool) -> int:
-    """Return the flags of what is fused into a product."""
-    if bias is None:
-        return RELU if relu else 0
-    return BIAS | RELU if relu else BIAS
-
-
 def extrema(s: Tensor, distance: int, signed: bool, across: bool) -> Tensor:
     """Mark the extrema that are kept; float32 or float64."""
     from sparselib.ops.backends import cpu_extrema
@@ -380,7 +372,7 @@ def _row(layer: Weights) -> Row:
         col=layer.col.data_ptr(),
         values=layer.values.data_ptr(),
         bias=0 if layer.bias is None else layer.bias.data_ptr(),
-        also=_also(layer.bias, layer.relu),
+        also=also(layer.bias, layer.relu),
     )
 
 
@@ -392,7 +384,7 @@ def _between(step: Between, rows: int) -> Row:
         col=0,
         values=0 if step.scale is None else step.scale.data_ptr(),
         bias=0 if step.shift is None else step.shift.data_ptr(),
-        also=struct.unpack("q", struct.pack("d", step.epsilon))[0],
+        also=bits_of(step.epsilon),
     )
 
 

@@ -3,6 +3,7 @@
 The array begins with two counters that all threads share; addresses and sizes follow.
 """
 
+import struct
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -259,6 +260,19 @@ Block = TypeVar(
     Convolution,
     Correlation,
 )
+
+
+def also(bias: Tensor | None, relu: bool) -> int:
+    """Return the flags of what is fused into a product."""
+    if bias is None:
+        return RELU if relu else 0
+    return BIAS | RELU if relu else BIAS
+
+
+def bits_of(number: float) -> int:
+    """Return a float64 as the int64 with its bits, as it stands in a kernel's array."""
+    bits: int = struct.unpack("q", struct.pack("d", number))[0]
+    return bits
 
 
 def places(block: type[Block]) -> Block:

@@ -1,7 +1,6 @@
 """How the kernel is called that trains a whole network, a tile of samples at a time."""
 
 import functools
-import struct
 from array import array
 from collections.abc import Sequence
 from types import ModuleType
@@ -9,17 +8,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import Weights, cpu_buffers
+from sparselib.ops.backends import Weights, cpu_buffers, cpu_work
 from sparselib.ops.backends.cpu_arguments import (
-    BIAS,
     COUNTERS,
     CROSS_ENTROPY,
     DESCENT,
-    RELU,
     SQUARED_ERROR,
     TILE,
     Descent,
     Level,
+    also,
+    bits_of,
 )
 from sparselib.ops.backends.cpu_launch import ALONE, kernels, start
 
@@ -34,32 +33,37 @@ Transposed = tuple[Tensor, Tensor, Tensor]
 
 def descends(samples: int, numbers: int) -> bool:
     """Whether one call for a whole step is faster than one for each product."""
-    tiles = -(-samples // TILE)
+    tiles = cpu_work.ceil(samples, TILE)
     is_shared = tiles >= torch.get_num_threads() or numbers <= ALONE_AT_MOST
     return is_shared and tiles * numbers <= MOST
 
 
 def descend(
-    layers: Sequence[tuple[Weights, Transposed]],
+    layers: Sequence[tuple[Weights, Transposed | None]],
     x: Tensor,
     labels: Tensor,
     loss: str,
 ) -> Tensor | None:
     """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
 
-    None if a label is the number of no class. All tensors are contiguous, and x and the weights
-    float32; there is at least one sample.
+    The first layer needs no transposed pattern, as nobody asks for the gradient of x. None if a
+    label is the number of no class. All tensors are contiguous, and x and the weights float32;
+    there is at least one sample.
     """
     samples, width = x.shape
     levels: list[Level] = []
     numbers = 0
     place = width
-    held = [x, labels]
-    for (crow, col, values, bias, relu), (tcrow, tcol, order) in layers:
+    held: list[Tensor] = []  # has to outlive the call
+    for (crow, col, values, bias, relu), transposed in layers:
         rows = crow.shape[0] - 1
         nnz = col.shape[0]
-        turned = values if not levels else values.index_select(0, order)
-        held.append(turned)
+        turned: tuple[Tensor, ...] = ()
+        if transposed is not None:
+            tcrow, tcol, order = transposed
+            turned = tcrow, tcol, values.index_select(0, order)
+        addresses = [tensor.data_ptr() for tensor in turned] or [0, 0, 0]
+        held += turned
         levels.append(
             Level(
                 rows=rows,
@@ -67,10 +71,10 @@ def descend(
                 col=col.data_ptr(),
                 values=values.data_ptr(),
                 bias=0 if bias is None else bias.data_ptr(),
-                also=(RELU if relu else 0) | (0 if bias is None else BIAS),
-                tcrow=tcrow.data_ptr(),
-                tcol=tcol.data_ptr(),
-                tvalues=turned.data_ptr(),
+                also=also(bias, relu),
+                tcrow=addresses[0],
+                tcol=addresses[1],
+                tvalues=addresses[2],
                 dvalues=numbers,
                 dbias=numbers + nnz,
                 place=place * TILE,
@@ -79,12 +83,11 @@ def descend(
         numbers += nnz + rows
         place += rows
     room = (place + 2) * TILE
-    tiles = -(-samples // TILE)
+    tiles = cpu_work.ceil(samples, TILE)
     weights = sum(layer.col.shape[0] for layer, _ in layers)
     threads = torch.get_num_threads() if samples * weights >= ALONE else 1
     buffers = cpu_buffers.empty(threads, room)
     gradients = torch.empty(tiles, numbers + 1)
-    share = struct.unpack("q", struct.pack("d", 1 / samples))[0]
     block = Descent(
         strange=0,
         samples=samples,
@@ -93,7 +96,7 @@ def descend(
         x=x.data_ptr(),
         labels=labels.data_ptr(),
         loss=LOSSES[loss],
-        share=share,
+        share=bits_of(1 / samples),
         gradients=gradients.data_ptr(),
         stride=numbers + 1,
         buffers=buffers.data_ptr(),

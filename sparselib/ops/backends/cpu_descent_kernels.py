@@ -28,7 +28,7 @@ from sparselib.ops.backends.cpu_between import (
     times,
 )
 from sparselib.ops.backends.cpu_kernels import (
-    flip,
+    laid,
     only_tile_gradient,
     tile_rows,
 )
@@ -233,10 +233,7 @@ def descent(a):  # type: ignore[no-untyped-def]
         if not are_known(labels, first, n, classes):
             a[DESCENT.strange] = 1
             break
-        if n < TILE:
-            for i in range(mine, mine + width * TILE):
-                buffers[i] = ZERO
-        flip(x, first * width, width, buffers, mine, TILE, n, width)
+        laid(x, first, width, n, buffers, mine)
         costs = forward(table, levels, buffers, mine)
         losses = gradient_of_loss(
             kind, buffers, costs, classes, n, labels, first, share, scratch

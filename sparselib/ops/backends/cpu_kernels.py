@@ -653,6 +653,15 @@ def flip(src, s, stride, dst, d, step, rows, columns):  # type: ignore[no-untype
             dst[d + c * step + r] = src[s + r * stride + c]
 
 
+@inline
+def laid(x, first, width, n, buffers, here):  # type: ignore[no-untyped-def]
+    """Lay n samples of x feature by feature, `TILE` of each; those that are absent are zero."""
+    if n < TILE:
+        for i in range(here, here + width * TILE):
+            buffers[i] = ZERO
+    flip(x, first * width, width, buffers, here, TILE, n, width)
+
+
 @kernel
 def transposed(a):  # type: ignore[no-untyped-def]
     """Write y (columns, rows) = x (rows, columns)^T; see `Transposed`."""
@@ -690,10 +699,7 @@ def network(a):  # type: ignore[no-untyped-def]
             break
         n = min(TILE, samples - first)
         rows = width
-        if n < TILE:
-            for i in range(width * TILE):
-                buffers[here + i] = ZERO
-        flip(x, first * width, width, buffers, here, TILE, n, width)
+        laid(x, first, width, n, buffers, here)
         for t in range(0, ROW_SIZE * steps, ROW_SIZE):
             kind = table[t + ROW.kind]
             rows = table[t + ROW.rows]

@@ -1,5 +1,6 @@
 """Samples in batches: tensors, or tuples and dictionaries of them, shuffled anew in each epoch."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -71,16 +72,46 @@ class Batches:
         for _ in range(epochs):
             torch.randperm(self.count, generator=self.generator)
 
-    def epoch(self, like: Tensor) -> Iterator[Batch]:
-        """Shuffle, and yield batches on the device and of the type of a parameter."""
+    def epoch(self, like: Tensor) -> Iterator["Draw"]:
+        """Shuffle, and draw batches on the device and of the type of a parameter."""
         order = torch.randperm(self.count, generator=self.generator)
         for indices in order.split(self.batch_size)[: self.steps]:
-            x = inputs_like(take(self.samples.x, indices), like)
-            y = each(
-                lambda tensor: tensor.to(like.device),
-                take(self.samples.y, indices),
-            )
-            yield Batch(x, y, indices)
+            yield Draw(self.samples, indices, like)
+
+
+@final
+class Draw:
+    """Samples of one step, which are gathered when somebody wants them side by side."""
+
+    def __init__(
+        self,
+        samples: SamplesLike,
+        indices: Int[Tensor, "batch"],
+        like: Tensor,
+    ) -> None:
+        self.samples = samples
+        self.indices = indices
+        self.like = like
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """The samples side by side, on the device and of the type of a parameter."""
+        x = inputs_like(take(self.samples.x, self.indices), self.like)
+        y = each(
+            lambda tensor: tensor.to(self.like.device),
+            take(self.samples.y, self.indices),
+        )
+        return Batch(x, y, self.indices)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether inputs are of the type that they would have in a batch, and lie in order."""
+        x = self.samples.x
+        return (
+            isinstance(x, Tensor)
+            and x.is_contiguous()
+            and (x.dtype, x.device) == (self.like.dtype, self.like.device)
+        )
 
 
 def floating_parameter(model: nn.Module) -> Tensor:

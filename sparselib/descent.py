@@ -26,7 +26,11 @@ MOST_DENSE = 1 << 16
 
 
 def descended(
-    model: nn.Module, x: object, labels: object, loss: str
+    model: nn.Module,
+    x: object,
+    labels: object,
+    loss: str,
+    indices: Tensor | None = None,
 ) -> Tensor | None:
     """Add a loss's gradients to those of a model, as ``loss.backward()`` does, and return the loss.
 
@@ -39,13 +43,16 @@ def descended(
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
         with ``nn.ReLU`` between them, on the CPU, in float32. Some may be an ``nn.Linear``, as a
         last one often is, if all of these have no more than 65,536 weights.
-    x : Tensor, shape (batch, ...)
+    x : Tensor, shape (samples, ...)
         Inputs, which need no gradient.
-    labels : Tensor, int64, shape (batch,)
+    labels : Tensor, int64, shape (samples,)
         Numbers of the classes.
     loss : {"cross-entropy", "squared error"}
         The mean over the batch of ``nn.functional.cross_entropy``, or of
         `sparselib.training.sigmoid_squared_error`.
+    indices : Tensor, int64, shape (batch,), optional
+        Which of the samples are the batch, counted from 0; by default all. The kernel reads them
+        where they lie, so that nothing is gathered before.
 
     Returns
     -------
@@ -53,13 +60,13 @@ def descended(
         The loss, a scalar without a graph. None, and nothing has changed, if it is no such model,
         there is no kernel here, or somebody sees or changes what happens between: hooks, an
         evolution that needs this step's inputs, autocast, anomaly detection. `obstacle` returns
-        which.
+        which. Nor if an index or a label is the number of nothing.
     """
     layers = _layers(model, x, labels)
     if isinstance(layers, str):
         return None
     learned = [_learned(layer) for layer in layers]
-    found = _by_kernel(learned, x, labels, loss)
+    found = _by_kernel(learned, x, labels, loss, indices)
     if found is None:
         return None
     error, gradients = found
@@ -109,13 +116,14 @@ def _by_kernel(
     x: object,
     labels: object,
     loss: str,
+    indices: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]] | None:
     """Return the loss and its gradients, or None where no kernel is for them."""
     assert isinstance(x, Tensor)
     assert isinstance(labels, Tensor)
     with torch.no_grad():
         weights = [(csr, w.flatten(), bias) for csr, w, bias in learned]
-        return descend(weights, x.flatten(1), labels, loss)
+        return descend(weights, x.flatten(1), labels, loss, indices)
 
 
 def _layers(

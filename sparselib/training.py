@@ -25,6 +25,7 @@ from sparselib._types import Hook
 from sparselib.batches import (
     Batch,
     Batches,
+    Draw,
     SamplesLike,
     Tensors,
     count_of,
@@ -376,19 +377,12 @@ def step(
 
     For loops of one's own; `fit` takes the same step.
     """
+    name = _name(function)
     return _descend(
         optimizer,
-        lambda: _by_kernel(function, model, x, y),
+        lambda: None if name is None else descended(model, x, y, name),
         lambda: function(model(x), y),
     )
-
-
-def _by_kernel(
-    function: object, model: nn.Module, x: object, y: object
-) -> Tensor | None:
-    """Set the gradients of a loss by one call, or return None where no kernel does that."""
-    name = _name(function)
-    return None if name is None else descended(model, x, y, name)
 
 
 def _name(function: object) -> str | None:
@@ -472,16 +466,16 @@ def _epoch(
     weights = 0.0
     call: Loss[Model] = functools.partial(_checked, loss)
     watches = open_watches(model)
-    for number, batch in enumerate(batches.epoch(like), 1):
+    for number, draw in enumerate(batches.epoch(like), 1):
         # who evolves by gradient looks at the last step before; others need keep nothing for that
         is_seen = number == batches.steps or not all(map(_is_blind, after_step))
         # whole batches weigh 1, so that their mean is exact
-        weight = len(batch.indices) / batches.batch_size
+        weight = len(draw.indices) / batches.batch_size
         with unwatched(() if is_seen else watches):
             error = _descend(
                 optimizer,
-                functools.partial(_at_once, loss, model, batch),
-                functools.partial(call, model, batch),
+                functools.partial(_at_once, loss, model, draw),
+                functools.partial(_of_batch, call, model, draw),
             )
         total += weight * error
         weights += weight
@@ -498,11 +492,19 @@ def _is_blind(hook: Hook) -> bool:
     return isinstance(owner, torch.optim.lr_scheduler.LRScheduler)
 
 
-def _at_once(loss: Loss[Model], model: Model, batch: Batch) -> Tensor | None:
+def _at_once(loss: Loss[Model], model: Model, draw: Draw) -> Tensor | None:
     """Set the gradients of a loss by one call, or return None where no kernel does that."""
-    if not isinstance(loss, _Comparison):
+    name = _name(loss.function) if isinstance(loss, _Comparison) else None
+    if name is None:
         return None
-    return _by_kernel(loss.function, model, batch.x, batch.y)
+    if draw.is_ready:
+        x, y = draw.samples.x, draw.samples.y
+        return descended(model, x, y, name, draw.indices)
+    return descended(model, draw.batch.x, draw.batch.y, name)
+
+
+def _of_batch(loss: Loss[Model], model: Model, draw: Draw) -> Tensor:
+    return loss(model, draw.batch)
 
 
 def _checked(loss: Loss[Model], model: Model, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """A step at once is the ordinary step to rounding, and where somebody looks it is that itself."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,72 @@ def test_any_network_descends_as_by_autograd(sizes, samples, sparsity, bias, nam
     model = network(*sizes, sparsity=sparsity, bias=bias)
     if all(layer.csr.nnz for layer in model.layers):
         agrees(model, *batch(samples, sizes[0], sizes[-1]), name)
+
+
+@given(
+    width=st.integers(1, 70),
+    order=st.lists(st.integers(0, 49), min_size=1, max_size=150),
+    name=st.sampled_from(list(LOSSES)),
+)
+def test_a_batch_may_be_any_of_the_samples_where_they_lie(width, order, name):
+    """In any order, and some of them twice: the same bits as of those side by side."""
+    model = network(width, 20, 10, sparsity=0.5)
+    x, labels = batch(50, width, 10)
+    indices = torch.tensor(order)
+    found = [descended(model, x, labels, name, indices), gradients_of(model)]
+    model.zero_grad()
+    expected = [descended(model, x[indices], labels[indices], name), gradients_of(model)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def gradients_of(model):
+    return [parameter.grad for parameter in model.parameters()]
+
+
+WRONG = {
+    "below": torch.tensor([3, -1]),
+    "above": torch.tensor([3, 50]),
+    "another type": torch.tensor([3, 4], dtype=torch.int32),
+    "rows of them": torch.tensor([[3, 4]]),
+    "none": torch.tensor([], dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("kind", list(WRONG))
+def test_samples_that_are_not_there_are_left_to_who_refuses_them(kind):
+    model = network(30, 20, 10)
+    x, labels = batch(50, 30, 10)
+    assert descended(model, x, labels, "cross-entropy", WRONG[kind]) is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+WAYS = {
+    "as they are": lambda x: x,
+    "between others": lambda x: torch.stack([x, x], 1)[:, 1],
+    "of another type": lambda x: x.double(),
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_inputs_may_lie_as_they_like(way, monkeypatch):
+    """What the kernel cannot read in place is gathered first, and the training is the same."""
+    data = sl.datasets.digits()
+    histories = []
+    drawn = []
+
+    def noted(*arguments):
+        drawn.append(len(arguments))
+        return descended(*arguments)
+
+    monkeypatch.setattr(training, "descended", noted)
+    for change in (WAYS["as they are"], WAYS[way]):
+        model = network(64, 40, 10)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        train = SimpleNamespace(x=change(data.train.x), y=data.train.y)
+        samples = SimpleNamespace(train=train, valid=data.valid)
+        histories.append(sl.fit(model, samples, optimizer, 2, progress=False))
+    assert histories[0]["loss"] == histories[1]["loss"]
+    assert (drawn[-1] == 5) == (way == "as they are")
 
 
 @pytest.mark.parametrize("name", list(LOSSES))

@@ -130,6 +130,7 @@ def descend(
     x: Tensor,
     labels: Tensor,
     loss: str,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]] | None:
     """Return the mean loss of layers with ReLU between them, and its gradients in their order.
 
@@ -140,16 +141,21 @@ def descend(
     ----------
     layers : sequence of (CSR, Tensor, Tensor or None)
         Connections, values and biases.
-    x : Tensor, shape (batch, columns)
+    x : Tensor, shape (count, columns)
         Input of the first layer.
-    labels : Tensor, int64, shape (batch,)
+    labels : Tensor, int64, shape (count,)
         Numbers of the classes.
     loss : {"cross-entropy", "squared error"}
         What `sparselib.ops.backends.cpu_descent.LOSSES` names.
+    order : Tensor, int64, shape (batch,), optional
+        The samples that are meant; by default all.
     """
-    samples, width = x.shape
+    count, width = x.shape
+    samples = count if order is None else order.numel()
     tensors = [tensor for _, *both in layers for tensor in both]
-    if not (samples and is_plain(x, *tensors) and _are_labels(labels, samples)):
+    if not (samples and is_plain(x, *tensors) and _are_labels(labels, count)):
+        return None
+    if order is not None and not _are_labels(order, samples):
         return None
     steps: list[tuple[Weights, operands.Transposed | None]] = []
     sizes: list[int] = []
@@ -167,7 +173,11 @@ def descend(
     patterns = [csr for csr, *_ in layers]
     note("descent", patterns, x, *tensors)
     found = cpu_descent.descend(
-        steps, x.contiguous(), labels.contiguous(), loss
+        steps,
+        x.contiguous(),
+        labels.contiguous(),
+        loss,
+        None if order is None else order.contiguous(),
     )
     if found is None:
         return None

@@ -27,6 +27,9 @@ TANH = 5
 SCALED = 6
 NORMALIZED = 7
 
+# numbers for each sample that `descent` notes: two float32, and two int64
+OWN = 6
+
 # losses of a whole step
 CROSS_ENTROPY = 0
 SQUARED_ERROR = 1  # half of it, of sigmoids
@@ -128,18 +131,20 @@ class Network(NamedTuple):
 class Descent(NamedTuple):
     """Arguments of `descent`; a `Level` for each layer follows them in the same array."""
 
-    strange: int  # becomes 1 where a sample has the number of no class
+    strange: int  # becomes 1 where a sample is not there, or has the number of no class
     samples: int  # of the batch
     width: int  # features of x
     levels: int  # number of layers
-    x: int  # float32 [samples, width]
-    labels: int  # int64 [samples]
+    among: int  # samples that the batch is drawn from
+    order: int  # int64 [samples], which these are; 0 for all as they lie
+    x: int  # float32 [among, width]
+    labels: int  # int64 [among]
     loss: int  # CROSS_ENTROPY or SQUARED_ERROR
     share: int  # the bits of one over the number of samples, a float64
     gradients: int  # float32 [tiles of samples, stride]
     stride: int  # numbers of a tile: gradients of all values and biases, and the loss
     buffers: int  # float32 [threads, room]
-    room: int  # (width + features of all layers + 2) * TILE
+    room: int  # (width + features of all layers + OWN) * TILE
 
 
 class Few(NamedTuple):

@@ -13,6 +13,7 @@ from sparselib.ops.backends.cpu_arguments import (
     COUNTERS,
     CROSS_ENTROPY,
     DESCENT,
+    OWN,
     SQUARED_ERROR,
     TILE,
     Descent,
@@ -43,14 +44,17 @@ def descend(
     x: Tensor,
     labels: Tensor,
     loss: str,
+    order: Tensor | None = None,
 ) -> Tensor | None:
     """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
 
-    The first layer needs no transposed pattern, as nobody asks for the gradient of x. None if a
+    The first layer needs no transposed pattern, as nobody asks for the gradient of x. The batch is
+    all of x, or the samples whose numbers `order` holds. None if one of them is not there, or a
     label is the number of no class. All tensors are contiguous, and x and the weights float32;
     there is at least one sample.
     """
-    samples, width = x.shape
+    among, width = x.shape
+    samples = among if order is None else order.shape[0]
     levels: list[Level] = []
     numbers = 0
     place = width
@@ -60,8 +64,8 @@ def descend(
         nnz = col.shape[0]
         turned: tuple[Tensor, ...] = ()
         if transposed is not None:
-            tcrow, tcol, order = transposed
-            turned = tcrow, tcol, values.index_select(0, order)
+            tcrow, tcol, permutation = transposed
+            turned = tcrow, tcol, values.index_select(0, permutation)
         addresses = [tensor.data_ptr() for tensor in turned] or [0, 0, 0]
         held += turned
         levels.append(
@@ -82,7 +86,7 @@ def descend(
         )
         numbers += nnz + rows
         place += rows
-    room = (place + 2) * TILE
+    room = (place + OWN) * TILE
     tiles = cpu_work.ceil(samples, TILE)
     weights = sum(layer.col.shape[0] for layer, _ in layers)
     threads = torch.get_num_threads() if samples * weights >= ALONE else 1
@@ -93,6 +97,8 @@ def descend(
         samples=samples,
         width=width,
         levels=len(levels),
+        among=among,
+        order=0 if order is None else order.data_ptr(),
         x=x.data_ptr(),
         labels=labels.data_ptr(),
         loss=LOSSES[loss],

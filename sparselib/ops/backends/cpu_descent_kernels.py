@@ -15,6 +15,7 @@ from sparselib.ops.backends.cpu_arguments import (
     LEVEL,
     LEVEL_SIZE,
     MASK,
+    OWN,
     TILE,
 )
 from sparselib.ops.backends.cpu_between import (
@@ -28,12 +29,12 @@ from sparselib.ops.backends.cpu_between import (
     times,
 )
 from sparselib.ops.backends.cpu_kernels import (
-    laid,
     only_tile_gradient,
     tile_rows,
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
+    LINE,
     ONE,
     ZERO,
     after,
@@ -46,11 +47,12 @@ from sparselib.ops.backends.cpu_vectors import (
     splat,
     store,
     ticket,
+    transpose_rows,
 )
 
 
 @inline
-def entropy(x, i, rows, n, labels, first, share, scratch):  # type: ignore[no-untyped-def]
+def entropy(x, i, rows, n, labels, share, scratch):  # type: ignore[no-untyped-def]
     """Turn outputs into gradients of share times the cross-entropy; return the sum of the losses.
 
     `scratch` has room for two numbers of each sample.
@@ -64,7 +66,7 @@ def entropy(x, i, rows, n, labels, first, share, scratch):  # type: ignore[no-un
         store(x, most + k, highest)
     losses = 0.0
     for s in range(n):
-        losses += x[most + s] - x[i + labels[first + s] * TILE + s]
+        losses += x[most + s] - x[i + labels[s] * TILE + s]
     for k in range(0, TILE, LANES):
         highest = load(x, most + k, LANES)
         total = splat(ZERO, LANES)
@@ -80,12 +82,12 @@ def entropy(x, i, rows, n, labels, first, share, scratch):  # type: ignore[no-un
             store(x, here, times(load(x, here, LANES), factor))
     for s in range(n):
         losses += math.log(x[sums + s])
-        x[i + labels[first + s] * TILE + s] -= share
+        x[i + labels[s] * TILE + s] -= share
     return losses
 
 
 @inline
-def squared_error(x, i, rows, n, labels, first, share):  # type: ignore[no-untyped-def]
+def squared_error(x, i, rows, n, labels, share):  # type: ignore[no-untyped-def]
     """Turn outputs into gradients of share times half the squared error of their sigmoids.
 
     With d = s - t of a sigmoid s and its target t, 0 or 1, the gradient d s (1 - s) is
@@ -94,7 +96,7 @@ def squared_error(x, i, rows, n, labels, first, share):  # type: ignore[no-untyp
     for k in range(0, rows * TILE, LANES):
         store(x, i + k, sigmoid(load(x, i + k, LANES)))
     for s in range(n):
-        x[i + labels[first + s] * TILE + s] -= ONE
+        x[i + labels[s] * TILE + s] -= ONE
     losses = 0.0
     for o in range(rows):
         for s in range(i + o * TILE, i + o * TILE + n):
@@ -110,13 +112,39 @@ def squared_error(x, i, rows, n, labels, first, share):  # type: ignore[no-untyp
 
 
 @inline
-def are_known(labels, first, n, classes):  # type: ignore[no-untyped-def]
-    """Whether every sample has the number of a class."""
+def drawn(order, among, width, labels, classes, first, n, starts, known):  # type: ignore[no-untyped-def]
+    """Note where n samples begin, and their classes; return whether all are there."""
     strange = 0
-    for s in range(first, first + n):
-        if labels[s] < 0 or labels[s] >= classes:
+    for s in range(n):
+        i = first + s
+        if order:
+            i = longs(order)[i]
+        is_there = 0 <= i < among
+        label = labels[i] if is_there else -1
+        if label < 0 or label >= classes:
             strange += 1
+        starts[s] = i * width
+        known[s] = label
     return strange == 0
+
+
+@inline
+def laid(x, starts, width, n, buffers, here):  # type: ignore[no-untyped-def]
+    """Lay n samples of x feature by feature, `TILE` of each; those that are absent are zero."""
+    if n < TILE:
+        for i in range(here, here + width * TILE):
+            buffers[i] = ZERO
+    whole_samples = n - n % LANES
+    whole_columns = width - width % LANES
+    # as in `flip`, a line of the cache is written as a whole
+    for first in range(0, whole_samples, LINE):
+        for c in range(0, whole_columns, LANES):
+            for s in range(first, min(first + LINE, whole_samples), LANES):
+                place = here + c * TILE + s
+                transpose_rows(x, starts, s, c, buffers, place, TILE, LANES)
+    for s in range(n):
+        for c in range(whole_columns if s < whole_samples else 0, width):
+            buffers[here + c * TILE + s] = x[starts[s] + c]
 
 
 @inline
@@ -146,14 +174,12 @@ def forward(table, levels, buffers, mine):  # type: ignore[no-untyped-def]
 
 
 @inline
-def gradient_of_loss(  # type: ignore[no-untyped-def]
-    kind, x, i, rows, n, labels, first, share, scratch
-):
+def gradient_of_loss(kind, x, i, rows, n, labels, share, scratch):  # type: ignore[no-untyped-def]
     """Turn outputs into gradients, of absent samples zero; return the sum of the losses."""
     if kind == CROSS_ENTROPY:
-        losses = entropy(x, i, rows, n, labels, first, share, scratch)
+        losses = entropy(x, i, rows, n, labels, share, scratch)
     else:
-        losses = squared_error(x, i, rows, n, labels, first, share)
+        losses = squared_error(x, i, rows, n, labels, share)
     if n < TILE:
         for o in range(i, i + rows * TILE, TILE):
             for s in range(o + n, o + TILE):
@@ -212,6 +238,8 @@ def descent(a):  # type: ignore[no-untyped-def]
     samples = a[DESCENT.samples]
     width = a[DESCENT.width]
     levels = a[DESCENT.levels]
+    among = a[DESCENT.among]
+    order = a[DESCENT.order]
     x = floats(a[DESCENT.x])
     labels = longs(a[DESCENT.labels])
     kind = a[DESCENT.loss]
@@ -223,20 +251,25 @@ def descent(a):  # type: ignore[no-untyped-def]
     table = after(a, DESCENT_SIZE)
     classes = table[(levels - 1) * LEVEL_SIZE + LEVEL.rows]
     mine = ticket(a, 1) * room
-    scratch = mine + room - 2 * TILE
+    scratch = mine + room - OWN * TILE
+    # behind two numbers of four bytes for each sample, two of eight
+    starts = longs(a[DESCENT.buffers] + 4 * (scratch + 2 * TILE))
+    known = after(starts, TILE)
     while True:
         tile = ticket(a, 0)
         first = tile * TILE
         if first >= samples:
             break
         n = min(TILE, samples - first)
-        if not are_known(labels, first, n, classes):
+        if not drawn(
+            order, among, width, labels, classes, first, n, starts, known
+        ):
             a[DESCENT.strange] = 1
             break
-        laid(x, first, width, n, buffers, mine)
+        laid(x, starts, width, n, buffers, mine)
         costs = forward(table, levels, buffers, mine)
         losses = gradient_of_loss(
-            kind, buffers, costs, classes, n, labels, first, share, scratch
+            kind, buffers, costs, classes, n, known, share, scratch
         )
         own = after(gradients, tile * stride)
         own[stride - 1] = losses * share

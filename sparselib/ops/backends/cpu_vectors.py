@@ -295,26 +295,50 @@ def totals_of_two(_, v, w):  # type: ignore[no-untyped-def]
 def transpose(_, src, i, stride, dst, k, step, n):  # type: ignore[no-untyped-def]
     """dst[k + c * step + r] = src[i + r * stride + c] for r, c < n, by rounds of interleaving."""
     size = n.literal_value
-    half = size // 2
-    low = [lane for c in range(half) for lane in (c, size + c)]
-    high = [lane + half for lane in low]
 
     def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
         source, first, stride, target, place, step, _ = args
         at = [b.add(first, b.mul(stride, stride.type(r))) for r in range(size)]
-        rows = [_load(b, source, i, size) for i in at]
-        for _ in range(size.bit_length() - 1):
-            rows = [
-                _pick(b, rows[c], rows[c + half], x)
-                for c in range(half)
-                for x in (low, high)
-            ]
-        for r, row in enumerate(rows):
-            _store(b, target, b.add(place, b.mul(step, step.type(r))), row)
+        _store_transposed(b, source, at, target, place, step)
         return ctx.get_dummy_value()
 
     long = types.int64
     return types.void(FLOATS, long, long, FLOATS, long, long, n), emit
+
+
+@intrinsic(prefer_literal=True)
+def transpose_rows(_, src, starts, i, c, dst, k, step, n):  # type: ignore[no-untyped-def]
+    """dst[k + m * step + r] = src[starts[i + r] + c + m] for r, m < n."""
+    size = n.literal_value
+
+    def emit(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+        source, starts, first, column, target, place, step, _ = args
+        at = [
+            b.add(b.load(b.gep(starts, [b.add(first, first.type(r))])), column)
+            for r in range(size)
+        ]
+        _store_transposed(b, source, at, target, place, step)
+        return ctx.get_dummy_value()
+
+    long = types.int64
+    return types.void(FLOATS, LONGS, long, long, FLOATS, long, long, n), emit
+
+
+def _store_transposed(b, source, at, target, place, step):  # type: ignore[no-untyped-def]
+    """Read a row from each place, and write the columns `step` apart."""
+    size = len(at)
+    half = size // 2
+    low = [lane for c in range(half) for lane in (c, size + c)]
+    high = [lane + half for lane in low]
+    rows = [_load(b, source, i, size) for i in at]
+    for _ in range(size.bit_length() - 1):
+        rows = [
+            _pick(b, rows[c], rows[c + half], x)
+            for c in range(half)
+            for x in (low, high)
+        ]
+    for r, row in enumerate(rows):
+        _store(b, target, b.add(place, b.mul(step, step.type(r))), row)
 
 
 @intrinsic

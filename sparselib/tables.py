@@ -53,6 +53,10 @@ WITHIN = "One more run may end there, within {} to {} (95 %)."
 NO_RUN = "no run yet"
 NOT_PRINTED = "not printed"
 SPACE = "\N{NO-BREAK SPACE}"
+# a number that a page has written itself: 13,002 or 87.1 ± 0.3 or 4.2 ms
+NUMERAL = re.compile(
+    r"[-+]?[\d,]*\.?\d+(\s?±\s?[\d,]*\.?\d+)?(\s?(%|[a-zA-Zµ]{1,3}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -550,7 +554,7 @@ def _shaded(value: object, paper: object, spec: str) -> Cell:
     arrow = f"{SPACE}{'↑' if level > 0 else '↓'}" if level else ""
     return Cell(
         text + arrow,
-        number=not isinstance(value, str),
+        number=not isinstance(value, str) or bool(NUMERAL.fullmatch(value)),
         tint=SHADES.get(level, ""),
     )
 

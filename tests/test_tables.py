@@ -174,3 +174,15 @@ def test_missing_runs_are_named_and_zero_has_no_minus() -> None:
     assert tables.measured(-0.001, "+.1f") == "+0.0"
     assert tables.measured(1234.5, ",.0f", "kB") == "1,234\N{NO-BREAK SPACE}kB"
     assert tables.human("[0.95, 0.9]") == "[0.95, 0.9]"
+
+
+NUMERALS = ["13,002", "0.42", "+0.3", "-1.2", "87.1 ± 0.3", "12 %", "3.4 ms", "1.5 MiB", "4"]
+WORDS = ["dense, 16", "+0.25 (+0.00 to +0.50)", "3 of 5", "256-256-10", "no run yet", "2026-11-30"]
+
+
+@pytest.mark.parametrize("text", NUMERALS + WORDS)
+def test_numbers_that_a_page_has_written_stand_on_the_right(text: str) -> None:
+    """Like those that the table writes, so that their digits stand below each other."""
+    table = tables.listing({"network": ["dense"]}, {"what": [text]})
+    ((_, cell),) = table.rows
+    assert cell == tables.Cell(text, number=text in NUMERALS)

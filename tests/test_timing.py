@@ -55,11 +55,11 @@ def test_a_ratio_is_the_speedup():
     assert ratios["fast"].median > 1
 
 
-def model(*between):
+def model(*between, width=30):
     torch.manual_seed(0)
-    modules = [sl.CSRLinear(20, 30, sparsity=0.5)]
+    modules = [sl.CSRLinear(20, width, sparsity=0.5)]
     for module in between:
-        modules += [module, sl.CSRLinear(30, 30, sparsity=0.5)]
+        modules += [module, sl.CSRLinear(width, width, sparsity=0.5)]
     return nn.Sequential(*modules)
 
 
@@ -86,7 +86,9 @@ def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
     with torch.inference_mode():
         assert told(timing.explain(network, x)) == [("cpu: network", 3, "")] * 3
         assert told(timing.explain(network, x[:1])) == [("cpu: few_through", 3, "")] * 3
-        few = told(timing.explain(network, x[:20]))
+        assert told(timing.explain(network, x[:20])) == [("cpu: few_through", 3, "")] * 3
+        wide = sl.fuse(model(nn.ReLU(), nn.GELU(), width=200))
+        few = told(timing.explain(wide, x[:20]))
         assert few[:2] == [("cpu: spmm with ReLU", 2, "")] * 2
         assert few[2][2].endswith(
             "too few, or the weights too many, to be carried through all layers at once"

@@ -170,7 +170,7 @@ def _applied(run: Sequence[nn.Module], x: Tensor) -> Tensor:
         return _laid(run[0], x)
     if any(type(module) not in (CSRLinear, nn.ReLU) for module in run):
         first = 0
-        while are_few(x) and type(run[first]) is not CSRLinear:
+        while are_few_for(run, x) and type(run[first]) is not CSRLinear:
             x = run[first](x)
             first += 1
         run = run[first:]
@@ -184,6 +184,12 @@ def _applied(run: Sequence[nn.Module], x: Tensor) -> Tensor:
             else joined(part[::2], part[1], x)
         )
     return x
+
+
+def are_few_for(modules: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether a call's own time counts, for so many samples as x has and the layers among these."""
+    layers = (one for one in modules if type(one) is CSRLinear)
+    return are_few(x, sum(layer.weights[0].nnz for layer in layers))
 
 
 def _laid(module: nn.Module, x: Tensor) -> Tensor:

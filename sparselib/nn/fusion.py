@@ -24,7 +24,6 @@ from sparselib.nn._joining import (
     runs,
 )
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.products import are_few
 
 Model = TypeVar("Model", bound=nn.Module)
 # as torch's layers of encoders and decoders keep them
@@ -245,9 +244,9 @@ def chain(
     """
     if not isinstance(activation, nn.Module) or not is_joined(activation):
         return one_by_one(layers, activation, x)
-    # with one layer and few samples there is nothing to join, and the call's own time counts
+    # with one layer there is nothing to join
     if (
-        (len(layers) == 1 and are_few(x))
+        len(layers) == 1
         or is_every_module_observed()
         or not are_unobserved(layers)
     ):
@@ -257,5 +256,5 @@ def chain(
     run: list[nn.Module] = []
     for layer in layers:
         run += [layer, activation]
-    y = carried(run[:-1], x) if len(layers) > 1 else None
+    y = carried(run[:-1], x)
     return one_by_one(layers, activation, x) if y is None else y

@@ -80,7 +80,7 @@ def at_once(
             return None
         layers.append((*operands.indices_of(csr), values, bias, number < last))
         width = csr.shape[0]
-    if products.are_few(x):
+    if cpu.are_few(x.shape[0], sum(csr.nnz for csr in patterns)):
         note("few_through", patterns, x, *tensors)
         return cpu.few_through(layers, x)
     return _carried([Weights(*one) for one in layers], patterns, tensors, x)
@@ -113,12 +113,10 @@ def through(steps: Sequence[Step], x: Tensor) -> Tensor | None:
     ]
     if not is_plain(x, *tensors):
         return None
-    if products.are_few(x):
-        if not _are_for_few(checked):
-            return None
+    weights = sum(csr.nnz for csr in patterns)
+    if cpu.are_few(len(x), weights) and _are_for_few(checked):
         note("few_through", patterns, x, *tensors)
         return cpu.few_through(checked, x)
-    weights = sum(csr.nnz for csr in patterns)
     if not cpu.fuses(len(x), weights, sum(csr.cells for csr in patterns)):
         return None
     note("network", patterns, x, *tensors)

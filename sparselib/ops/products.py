@@ -83,7 +83,8 @@ def spmm(
         and x.ndim
         and fit_exactly(csr, values, bias, x.shape[-1])
     ):
-        note("few" if are_few(x) else "spmm", (csr,), x, values, bias)
+        kernel = "few" if are_few(x, csr.nnz) else "spmm"
+        note(kernel, (csr,), x, values, bias)
         flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         y = cpu.spmm(values, *indices_of(csr), flat, bias)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
@@ -98,9 +99,10 @@ def spmm(
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def are_few(x: Tensor) -> bool:
-    """Whether x is a batch of so few samples that a call's own time counts."""
-    return x.ndim > 0 and 0 < x.numel() <= cpu.FEW * x.shape[-1]
+def are_few(x: Tensor, weights: int) -> bool:
+    """Whether a call's own time counts, for so many samples as x has and so many weights."""
+    width = x.shape[-1] if x.ndim else 0
+    return width > 0 and cpu.are_few(x.numel() // width, weights)
 
 
 def fit_exactly(

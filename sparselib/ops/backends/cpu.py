@@ -42,8 +42,12 @@ from sparselib.ops.backends.cpu_conv import correlate as correlate
 from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
 
 FEW = 16  # samples
+FEW_OF_SMALL = 64  # samples, of layers whose products one thread sums
+WALKING = 1024  # samples that need not be laid feature by feature
+NARROW = 2048  # features, read and written, of which a tile stays in the cache
 SPARE = 16  # numbers behind a result that an activation may write
-LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8  # of a register, by samples
+# samples that are computed, by samples that there are
+LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8 + [32] * 16 + [64] * 32
 COPIED = 4  # products that take as long as a number takes to be copied
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 KINDS = {
@@ -78,9 +82,11 @@ def spmm(
         else values.index_select(0, permutation)
     )
     bias = bias if bias is None else bias.contiguous()
-    if 0 < batch <= FEW and rows:
+    if rows and are_few(batch, col.shape[0]):
         return few(values, crow, col, x, bias, relu)
     columns = x.shape[1]
+    if _walks(x, rows):
+        return network([Weights(crow, col, values, bias, relu)], x)
     x = _feature_major(x)
     y = cpu_buffers.empty(rows, batch)
     if not (rows and batch):
@@ -224,7 +230,7 @@ def few_through(
 
 
 def _in_lanes(x: Tensor) -> Tensor:
-    """Return a batch of 1, 2, 4, 8 or 16 samples that begins with these; the others are zero."""
+    """Return as many samples as `LANES_OF` says, which begin with these; the others are zero."""
     samples = x.shape[0]
     return functional.pad(x, (0, 0, 0, LANES_OF[samples] - samples))
 
@@ -359,6 +365,20 @@ def network(steps: Sequence[Weights | Between], x: Tensor) -> Tensor:
     return y
 
 
+def _walks(x: Tensor, rows: int) -> bool:
+    """Whether samples that lie one behind the other go through a layer tile by tile.
+
+    They then need not be laid feature by feature before. It takes many of them, and so few features
+    that a tile stays in the cache.
+    """
+    samples, columns = x.shape
+    return (
+        samples >= WALKING
+        and columns + rows <= NARROW
+        and x.stride() == (columns, 1)
+    )
+
+
 def _contiguous(layer: Weights) -> Weights:
     bias = layer.bias if layer.bias is None else layer.bias.contiguous()
     return layer._replace(values=layer.values.contiguous(), bias=bias)
@@ -391,11 +411,19 @@ def _between(step: Between, rows: int) -> Row:
 def fuses(samples: int, weights: int, cells: int) -> bool:
     """Whether `network` is faster than one product after the other.
 
-    It needs enough samples for all threads, and not so many weights that a few samples at a time
-    cannot walk through them.
+    It needs enough samples for all threads, or so little to do that one is enough; and not so many
+    weights that a few samples at a time cannot walk through them.
     """
-    return samples >= 64 * torch.get_num_threads() and (
-        weights < MANY or 4 * weights < cells
+    tiles = cpu_work.ceil(samples, TILE)
+    is_shared = samples >= TILE and tiles >= torch.get_num_threads()
+    is_little = samples > FEW and samples * weights < ALONE
+    return (is_shared or is_little) and (weights < MANY or 4 * weights < cells)
+
+
+def are_few(samples: int, weights: int) -> bool:
+    """Whether a call's own time counts, for so many samples and weights."""
+    return 0 < samples <= FEW or (
+        0 < samples <= FEW_OF_SMALL and samples * weights < ALONE
     )
 
 

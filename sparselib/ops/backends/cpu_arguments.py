@@ -151,7 +151,7 @@ class Few(NamedTuple):
     """Arguments of `few`; a `Row` for each step follows them in the same array."""
 
     columns: int  # features of x
-    samples: int  # N: 1, 2, 4, 8 or 16
+    samples: int  # N: 1, 2, 4, 8, 16, 32 or 64
     steps: int  # number of layers and of what is between them
     x: int  # float32 [columns, N], or if there is a copy [N, columns]
     copy: int  # float32 [columns, N] to bring x into that order, or 0

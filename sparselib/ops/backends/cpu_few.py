@@ -6,13 +6,16 @@ from sparselib.ops.backends.cpu_arguments import (
     BIAS,
     FEW_SAMPLES,
     FEW_SIZE,
+    PACK,
     PRODUCT,
     RELU,
     ROW,
     ROW_SIZE,
     SCALED,
+    TILE,
 )
 from sparselib.ops.backends.cpu_between import activated, scaled
+from sparselib.ops.backends.cpu_kernels import flip, pack_rows, tile_rows
 from sparselib.ops.backends.cpu_vectors import (
     ONE,
     ZERO,
@@ -133,6 +136,8 @@ def few_flip(N, x, columns, copy):  # type: ignore[no-untyped-def]
         eight_flip(x, columns, copy)
     elif N == 16:
         sixteen_flip(x, columns, copy)
+    elif N > 16:
+        flip(x, 0, columns, copy, 0, N, N, columns)
 
 
 @inline
@@ -148,11 +153,15 @@ def few_rows(N, o, end, crow, col, w, bias, also, x, y):  # type: ignore[no-unty
         eight_few(o, end, crow, col, w, bias, also, x, y)
     elif N == 16:
         sixteen_few(o, end, crow, col, w, bias, also, x, y)
+    elif N == PACK:
+        pack_rows(o, end, crow, col, N, w, bias, w, also, x, 0, y, 0, N)
+    elif N == TILE:
+        tile_rows(o, end, crow, col, N, w, bias, w, also, x, 0, y, 0, N)
 
 
 @kernel
 def few(a):  # type: ignore[no-untyped-def]
-    """Carry N = 1, 2, 4, 8 or 16 samples through layers and what is between them; see `Few`.
+    """Carry N samples through layers and what is between them; see `Few`.
 
     One layer may be divided into pieces; several are one thread's, as is the copy that brings x
     into order. What follows a layer is done in place.

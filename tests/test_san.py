@@ -115,6 +115,24 @@ def test_the_gradient_of_the_loss_is_exact():
         assert torch.autograd.gradcheck(loss, tuple(san.kernels))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("size", range(1, 8))
+def test_gradients_are_those_of_torch_s_same_convolution(dimensions, size):
+    """Of inputs, maps and kernels, and their own gradients."""
+    san = network([size, size], dimensions=dimensions, definition="code", dtype=torch.float64)
+    convolve = functional.conv1d if dimensions == 1 else functional.conv2d
+    kernels = tuple(san.kernels)
+    stack = torch.stack(kernels)[None]
+    maps = torch.randn(3, 2, *SIZES[dimensions], dtype=torch.float64, requires_grad=True)
+    given = (maps, *kernels)
+    sums = [san.decode(maps), convolve(maps, stack, padding="same")[:, 0]]
+    first = [torch.autograd.grad(y.sin().sum(), given, create_graph=True) for y in sums]
+    assert all(map(torch.allclose, *first))
+    second = [torch.autograd.grad(sum(g.square().sum() for g in of), given) for of in first]
+    assert all(map(torch.allclose, *second))
+
+
 def test_equal_starts_of_the_code_stay_equal_and_random_ones_do_not():
     """The released code begins with 0.1 everywhere: q = 2 is then one kernel counted twice."""
     x = torch.randn(64, 50)

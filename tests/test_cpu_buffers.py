@@ -1,8 +1,10 @@
 """Memory of results is written again, but never while anybody can still read it."""
 
 import gc
+import platform
 import threading
 
+import apart
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,41 @@ def test_a_result_is_an_ordinary_tensor():
     assert block.is_contiguous()
     assert block.data_ptr() % 64 == 0
     assert isinstance(block.numpy(), np.ndarray)
+
+
+STEPS = """
+import resource
+from types import SimpleNamespace
+import torch
+from torch import nn
+import sparselib as sl
+
+torch.set_num_threads(1)
+san = sl.SAN([2, 2], sl.nn.relu, 2, dtype=torch.float32)
+model = nn.Sequential(nn.Unflatten(1, (28, 28)), san, nn.Flatten())
+part = SimpleNamespace(x=torch.rand(64, 784), y=torch.zeros(64).long())
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.l1_loss(model(part.x), part.x).backward()
+        optimizer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+options = {"loss": sl.reconstruction(nn.functional.l1_loss), "measure": lambda *_: {}}
+new_pages()
+data = SimpleNamespace(train=part, valid=part)
+sl.fit(model, data, optimizer, 1, progress=False, **options)
+new_pages()
+print(new_pages())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives back so soon")
+def test_steps_after_a_fit_begin_on_no_new_pages():
+    """Without `keep_freed` each of the 20 had some 1,500."""
+    (told,) = apart.run_plain(STEPS)
+    assert int(told) < 20 * 100

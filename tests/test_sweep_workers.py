@@ -52,18 +52,6 @@ def test_a_worker_suffices_that_offers_as_much_as_a_run_claims():
     assert engine._Watch(None, {}, print)._suffices({})
 
 
-def test_processes_keep_their_memory_unless_the_user_wants_otherwise(monkeypatch):
-    """What glibc reads at the start of a process: without the two it zeroes each new block."""
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    found = workers.environment(threads=2)
-    assert found["MALLOC_MMAP_THRESHOLD_"] == str(32 * 2**20)  # the most that glibc takes
-    assert found["MALLOC_TRIM_THRESHOLD_"] == "65536"
-    assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == ("2", "3")
-
-
 @pytest.mark.slow
 def test_a_sweep_over_tls_makes_the_table_of_one_alone(tmp_path, authority):
     place = Place(tmp_path, GRID)

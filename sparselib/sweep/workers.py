@@ -263,25 +263,17 @@ def _close(client: Any) -> None:
         client.close(timeout=CONNECTING)
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Return what processes find in their environment, unless the user's has it already.
-
-    glibc gives large blocks back to the system and zeroes new pages for the next ones, which took
-    half of a step of small networks of images; here freed memory stays with the process.
-    """
-    wanted = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-        "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    }
-    return {name: os.environ.get(name, value) for name, value in wanted.items()}
-
-
 def _cluster(workers: Workers, runs: int, security: Any) -> Any:
     from distributed import LocalCluster
 
+    environment = {
+        name: os.environ.get(name, str(workers.threads))
+        for name in (
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+        )
+    }
     return LocalCluster(
         n_workers=min(workers.processes or os.cpu_count() or 1, runs),
         threads_per_worker=1,
@@ -292,6 +284,6 @@ def _cluster(workers: Workers, runs: int, security: Any) -> Any:
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
         resources=workers.resources,
-        env=environment(workers.threads),
+        env=environment,
         silence_logs=logging.CRITICAL,
     )

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
-from sparselib.ops.backends import cpu
-from sparselib.ops.fused import _Sequence
+from sparselib.ops.backends import cpu, cpu_descent
+from sparselib.ops.fused import _Passes, _Sequence
 
 SIZES = [(20, 33, 10), (7, 5), (40, 64, 17, 3), (12, 300, 12)]
 
@@ -36,9 +37,10 @@ def one_by_one(model, x):
 def fused(monkeypatch):
     """List the calls of the ways to carry out layers at once."""
     calls = []
-    network, apply = cpu.network, _Sequence.apply
+    network, apply, passes = cpu.network, _Sequence.apply, _Passes.apply
     monkeypatch.setattr(cpu, "network", lambda *a: calls.append("network") or network(*a))
     monkeypatch.setattr(_Sequence, "apply", lambda *a: calls.append("training") or apply(*a))
+    monkeypatch.setattr(_Passes, "apply", lambda *a: calls.append("both passes") or passes(*a))
     return calls
 
 
@@ -51,11 +53,12 @@ def test_a_network_gives_what_its_layers_give(samples, threads, fused):
         for sizes in SIZES:
             model, x = network(*sizes), torch.randn(samples, sizes[0])
             with torch.no_grad():
-                torch.testing.assert_close(model(x), one_by_one(model, x), rtol=1e-5, atol=1e-5)
+                y = model(x)
+                assert len(sizes) == 2 or fused == ["network"]
+                torch.testing.assert_close(y, one_by_one(model, x), rtol=1e-5, atol=1e-5)
+            fused.clear()
     finally:
         torch.set_num_threads(before)
-    several = [sizes for sizes in SIZES if len(sizes) > 2]
-    assert fused == ["network"] * len(several)
 
 
 @pytest.mark.parametrize("samples", [511, 512, 2000])
@@ -88,8 +91,15 @@ def test_nan_reaches_the_end_of_a_network():
     assert y[8:].isfinite().all()
 
 
-@given(st.sampled_from(SIZES), st.integers(0, 300), st.booleans(), st.booleans(), st.booleans())
-def test_training_gives_the_gradients_of_the_layers(sizes, batch, bias, wants_x, rows_first):
+@given(
+    st.sampled_from(SIZES),
+    st.integers(0, 300),
+    *([st.booleans()] * 4),
+)
+def test_training_gives_the_gradients_of_the_layers(
+    sizes, batch, bias, wants_x, rows_first, is_small
+):
+    """By one call for each way, and as larger networks do it, by one for each product."""
     model = network(*sizes, bias=bias)
     x = torch.randn(batch, sizes[0]) if rows_first else torch.randn(sizes[0], batch).t()
     dy = torch.randn(batch, sizes[-1])
@@ -97,11 +107,47 @@ def test_training_gives_the_gradients_of_the_layers(sizes, batch, bias, wants_x,
     for function in (model, lambda x: one_by_one(model, x)):
         given = x.detach().clone().requires_grad_(wants_x)
         model.zero_grad()
-        y = function(given)
+        with patch.object(cpu_descent, "descends", lambda *_: is_small):
+            y = function(given)
         y.backward(dy)
         found.append([y, *([given.grad] if wants_x else []), *(p.grad for p in model.parameters())])
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backward_pass_changes_nothing_that_another_needs(fused):
+    model, x = network(20, 33, 40, 10), torch.randn(100, 20, requires_grad=True)
+    y = model(x)
+    given, dy = [x, *model.parameters()], torch.randn_like(y)
+    first = torch.autograd.grad(y, given, dy, retain_graph=True)
+    torch.autograd.grad(y, given, -dy, retain_graph=True)
+    assert all(map(torch.equal, torch.autograd.grad(y, given, dy), first))
+    assert fused == ["both passes"]
+
+
+def test_no_bit_of_a_training_depends_on_the_number_of_threads(fused):
+    model, x = network(50, 120, 90, 10), torch.randn(1000, 50, requires_grad=True)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = model(x)
+            found.append([y, *torch.autograd.grad(y.sum(), [x, *model.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    assert fused == ["both passes"] * 3
+
+
+def test_what_a_backward_pass_reads_may_not_have_changed(fused):
+    model, x = network(20, 33, 10), torch.randn(100, 20)
+    y = model(x).sum()
+    with torch.no_grad():
+        model.layers[1].values.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    assert fused == ["both passes"]
 
 
 def test_training_is_fused_and_counts_nan_as_the_layers_do(fused):
@@ -114,7 +160,7 @@ def test_training_is_fused_and_counts_nan_as_the_layers_do(fused):
         gradients.append([p.grad for p in model.parameters()])
     for ours, theirs in zip(*gradients):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
-    assert fused == ["training"]
+    assert fused == ["both passes"]
 
 
 def test_gradients_of_gradients_equal_those_of_the_layers():
@@ -135,7 +181,7 @@ def test_a_frozen_parameter_gets_no_gradient(fused):
     model.layers[1].bias.requires_grad_(False)
     model(x).sum().backward()
     assert [p.grad is None for p in model.parameters()] == [True, False, False, True]
-    assert fused == ["training"]
+    assert fused == ["both passes"]
 
 
 def test_an_evolution_is_given_what_it_would_have_seen(fused):
@@ -324,7 +370,7 @@ def test_a_fused_sequential_takes_the_way_of_the_mlp(fused):
         model(torch.randn(4, 50, 20))
     assert fused == ["network"]
     model(torch.randn(4, 50, 20)).sum().backward()
-    assert fused == ["network", "training"]
+    assert fused == ["network", "both passes"]
 
 
 def test_hooks_see_their_module_though_the_model_is_fused(fused):

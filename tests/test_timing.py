@@ -81,7 +81,7 @@ def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
     network = model(nn.ReLU(), nn.GELU())
     assert told(timing.explain(network, x)) == [("cpu: spmm", 1, JOINS)] * 2 + [ALONE]
     sl.fuse(network)
-    trained = ("cpu: spmm with ReLU, and gradients at once", 2, "")
+    trained = ("cpu: outward, and inward with the gradients", 2, "")
     assert told(timing.explain(network, x)) == [trained, trained, ALONE]
     with torch.inference_mode():
         assert told(timing.explain(network, x)) == [("cpu: network", 3, "")] * 3

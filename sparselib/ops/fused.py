@@ -8,7 +8,13 @@ from torch import Tensor
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
-from sparselib.ops.backends import Between, Weights, cpu, cpu_descent
+from sparselib.ops.backends import (
+    Between,
+    Weights,
+    cpu,
+    cpu_descent,
+    cpu_passes,
+)
 from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
@@ -54,6 +60,12 @@ def sequence(
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in given
     ):
+        if not any(watches) and _pass_at_once(layers, x):
+            note("outward, and inward with the gradients", patterns, *given)
+            passed: Tensor = _Passes.apply(
+                layers, patterns, watches, x, *tensors
+            )
+            return passed
         note("spmm with ReLU, and gradients at once", patterns, *given)
         x = operands.feature_major(x)
         result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
@@ -296,9 +308,10 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.versions != [csr.version for csr in ctx.patterns]:
             raise RuntimeError(operands.STALE)
-        if torch.is_grad_enabled():
-            return _again(ctx, dy)
         count = len(ctx.patterns)
+        if torch.is_grad_enabled():
+            x, *saved = ctx.saved_tensors
+            return _again(ctx, x, saved[count - 1 :], dy)
         inputs = ctx.saved_tensors[:count]
         values = ctx.saved_tensors[count::2]
         needed = ctx.needs_input_grad[3:]
@@ -317,6 +330,63 @@ class _Sequence(torch.autograd.Function):
         return None, None, None, *_needed((dy, *gradients), needed)
 
 
+def _pass_at_once(layers: Sequence[Weights], x: Tensor) -> bool:
+    """Whether one call for each way is faster than one for each product."""
+    numbers = sum(
+        layer.col.shape[0] + layer.crow.shape[0] - 1 for layer in layers
+    )
+    return (
+        module(x) is cpu
+        and len(layers) > 1
+        and len(x) > 0
+        and cpu_descent.descends(len(x), numbers)
+    )
+
+
+class _Passes(torch.autograd.Function):
+    """As `_Sequence`, with one call of a kernel for all layers, and nobody watching."""
+
+    @staticmethod
+    def forward(
+        ctx: AutogradContext,
+        layers: Sequence[Weights],
+        patterns: Sequence[CSR],
+        watches: Sequence[Sequence[Watch]],
+        x: Tensor,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        held = [cpu.contiguous(layer) for layer in layers]
+        y, kept = cpu_passes.outward(held, operands.resolved(x).contiguous())
+        ctx.save_for_backward(x, kept, *tensors)
+        ctx.patterns = patterns
+        ctx.watches = watches
+        ctx.versions = [csr.version for csr in patterns]
+        return own(y)
+
+    @staticmethod
+    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.versions != [csr.version for csr in ctx.patterns]:
+            raise RuntimeError(operands.STALE)
+        x, kept, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _again(ctx, x, tensors, dy)
+        needed = ctx.needs_input_grad[3:]
+        layers: list[tuple[Weights, operands.Transposed | None]] = []
+        sizes: list[int] = []
+        for number, layer in enumerate(_layers(ctx.patterns, tensors)):
+            csr, values, bias, relu = layer
+            is_read = number > 0 or needed[0]
+            turned = operands.transposed_of(csr) if is_read else None
+            weights = Weights(*operands.indices_of(csr), values, bias, relu)
+            layers.append((cpu.contiguous(weights), turned))
+            sizes += [csr.nnz, csr.shape[0]]
+        x = operands.resolved(x).contiguous()
+        dy = operands.feature_major(dy)
+        dx, gradients = cpu_passes.inward(layers, x, kept, dy)
+        found = [dx, *gradients.split(sizes)]
+        return None, None, None, *_needed(found, needed)
+
+
 def _needed(
     gradients: Iterable[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
@@ -326,12 +396,19 @@ def _needed(
     ]
 
 
-def _again(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _again(
+    ctx: AutogradContext,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    dy: Tensor,
+) -> tuple[Tensor | None, ...]:
     """Compute the gradients by steps that have derivatives themselves."""
-    x, *saved = ctx.saved_tensors
-    tensors = saved[len(ctx.patterns) - 1 :]
     needed = ctx.needs_input_grad[3:]
-    given = [tensor for tensor, needs in zip((x, *tensors), needed) if needs]
+    given = [
+        tensor
+        for tensor, needs in zip((x, *tensors), needed)
+        if needs and tensor is not None
+    ]
     read: list[Tensor] = []
     written: list[Tensor] = []
     for csr, values, bias, relu in _layers(ctx.patterns, tensors):

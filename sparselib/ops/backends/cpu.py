@@ -85,7 +85,7 @@ def spmm(
     if rows and are_few(batch, col.shape[0]):
         return few(values, crow, col, x, bias, relu)
     columns = x.shape[1]
-    if _walks(x, rows):
+    if _walks(x, rows, col.shape[0]):
         return network([Weights(crow, col, values, bias, relu)], x)
     x = _feature_major(x)
     y = cpu_buffers.empty(rows, batch)
@@ -333,7 +333,7 @@ def network(steps: Sequence[Weights | Between], x: Tensor) -> Tensor:
     samples, width = x.shape
     # what is copied to be contiguous has to outlive the call
     held = [
-        step if isinstance(step, Between) else _contiguous(step)
+        step if isinstance(step, Between) else contiguous(step)
         for step in steps
     ]
     table: list[int] = []
@@ -365,21 +365,23 @@ def network(steps: Sequence[Weights | Between], x: Tensor) -> Tensor:
     return y
 
 
-def _walks(x: Tensor, rows: int) -> bool:
+def _walks(x: Tensor, rows: int, weights: int) -> bool:
     """Whether samples that lie one behind the other go through a layer tile by tile.
 
     They then need not be laid feature by feature before. It takes many of them, and so few features
-    that a tile stays in the cache. Measured on Zen 5.
+    and weights that a tile and they stay in the cache. Measured on Zen 5.
     """
     samples, columns = x.shape
     return (
         samples >= max(WALKING, columns + rows)
         and columns + rows <= NARROW
         and x.stride() == (columns, 1)
+        and _stay_close(weights, rows * columns)
     )
 
 
-def _contiguous(layer: Weights) -> Weights:
+def contiguous(layer: Weights) -> Weights:
+    """Return a layer whose numbers lie side by side."""
     bias = layer.bias if layer.bias is None else layer.bias.contiguous()
     return layer._replace(values=layer.values.contiguous(), bias=bias)
 
@@ -417,7 +419,12 @@ def fuses(samples: int, weights: int, cells: int) -> bool:
     tiles = cpu_work.ceil(samples, TILE)
     is_shared = samples >= TILE and tiles >= torch.get_num_threads()
     is_little = samples > FEW and samples * weights < ALONE
-    return (is_shared or is_little) and (weights < MANY or 4 * weights < cells)
+    return (is_shared or is_little) and _stay_close(weights, cells)
+
+
+def _stay_close(weights: int, cells: int) -> bool:
+    """Whether tile after tile of samples can walk through so many weights."""
+    return weights < MANY or 4 * weights < cells
 
 
 def are_few(samples: int, weights: int) -> bool:

@@ -147,6 +147,36 @@ class Descent(NamedTuple):
     room: int  # (width + features of all layers + OWN) * TILE
 
 
+class Outward(NamedTuple):
+    """Arguments of `outward`; a `Level` for each layer follows them in the same array."""
+
+    samples: int  # of the batch
+    width: int  # features of x
+    levels: int  # number of layers
+    x: int  # float32 [samples, width]
+    y: int  # float32 [rows of the last layer, samples]
+    kept: int  # float32 [tiles of samples, depth, TILE]: what the others wrote
+    depth: int  # features of all layers but the last
+    buffers: int  # float32 [threads, width + rows of the last layer, TILE]
+
+
+class Inward(NamedTuple):
+    """Arguments of `inward`; a `Level` for each layer follows them in the same array."""
+
+    samples: int  # of the batch
+    width: int  # features of x
+    levels: int  # number of layers
+    x: int  # float32 [samples, width]
+    kept: int  # float32 [tiles of samples, depth, TILE]: what all layers but the last wrote
+    depth: int  # features of these
+    dy: int  # float32 [rows of the last layer, samples]
+    dx: int  # float32 [samples, width], or 0
+    gradients: int  # float32 [tiles of samples, stride]
+    stride: int  # numbers of a tile: gradients of all values and biases
+    widest: int  # most features of any layer, and of x
+    buffers: int  # float32 [threads, 2 * widest + width, TILE]
+
+
 class Few(NamedTuple):
     """Arguments of `few`; a `Row` for each step follows them in the same array."""
 
@@ -237,7 +267,7 @@ class Row(NamedTuple):
 
 
 class Level(NamedTuple):
-    """What `descent` reads of one layer, and where it writes."""
+    """What `descent`, `outward` and `inward` read of one layer, and where they write."""
 
     rows: int  # features that it writes
     crow: int  # int32 [rows + 1]
@@ -250,7 +280,9 @@ class Level(NamedTuple):
     tvalues: int  # float32 [nnz], in the order of the transposed pattern
     dvalues: int  # where the gradients of values begin among those of a tile
     dbias: int  # where those of biases do
-    place: int  # where its outputs begin in a buffer
+    place: (
+        int  # where its outputs begin in a buffer, or in what is kept of a tile
+    )
 
 
 Block = TypeVar(
@@ -262,6 +294,8 @@ Block = TypeVar(
     Network,
     Few,
     Descent,
+    Outward,
+    Inward,
     Convolution,
     Correlation,
 )
@@ -293,6 +327,8 @@ TRANSPOSED = places(Transposed)
 NETWORK = places(Network)
 FEW_SAMPLES = places(Few)
 DESCENT = places(Descent)
+OUTWARD = places(Outward)
+INWARD = places(Inward)
 CONVOLUTION = places(Convolution)
 CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))
@@ -300,4 +336,6 @@ ROW_SIZE = len(Row._fields)
 LEVEL = Level(*range(len(Level._fields)))
 LEVEL_SIZE = len(Level._fields)
 DESCENT_SIZE = COUNTERS + len(Descent._fields)
+OUTWARD_SIZE = COUNTERS + len(Outward._fields)
+INWARD_SIZE = COUNTERS + len(Inward._fields)
 FEW_SIZE = COUNTERS + len(Few._fields)

@@ -4,6 +4,7 @@ import functools
 from array import array
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from sparselib.ops.backends.cpu_arguments import (
     SQUARED_ERROR,
     TILE,
     Descent,
+    Inward,
     Level,
+    Outward,
     also,
     bits_of,
 )
@@ -39,26 +42,27 @@ def descends(samples: int, numbers: int) -> bool:
     return is_shared and tiles * numbers <= MOST
 
 
-def descend(
-    layers: Sequence[tuple[Weights, Transposed | None]],
-    x: Tensor,
-    labels: Tensor,
-    loss: str,
-    order: Tensor | None = None,
-) -> Tensor | None:
-    """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
+class Table(NamedTuple):
+    """Layers as kernels of whole networks read them."""
 
-    The first layer needs no transposed pattern, as nobody asks for the gradient of x. The batch is
-    all of x, or the samples whose numbers `order` holds. None if one of them is not there, or a
-    label is the number of no class. All tensors are contiguous, and x and the weights float32;
-    there is at least one sample.
+    levels: list[Level]
+    numbers: int  # of the gradients of all values and biases
+    features: (
+        int  # that lie side by side: those in front, and those of all layers
+    )
+    held: list[Tensor]  # has to outlive the call
+
+
+def table_of(
+    layers: Sequence[tuple[Weights, Transposed | None]], place: int
+) -> Table:
+    """Return layers, whose outputs lie one behind the other from a place on.
+
+    Gradients of the values and biases of each layer lie behind those of the one before.
     """
-    among, width = x.shape
-    samples = among if order is None else order.shape[0]
     levels: list[Level] = []
     numbers = 0
-    place = width
-    held: list[Tensor] = []  # has to outlive the call
+    held: list[Tensor] = []
     for (crow, col, values, bias, relu), transposed in layers:
         rows = crow.shape[0] - 1
         nnz = col.shape[0]
@@ -86,17 +90,51 @@ def descend(
         )
         numbers += nnz + rows
         place += rows
-    room = (place + OWN) * TILE
+    return Table(levels, numbers, place, held)
+
+
+def shared_of(block: Descent | Outward | Inward, table: Table) -> "array[int]":
+    """Return what a kernel is given: the counters, its arguments, and the layers."""
+    shared = array("q", [0] * COUNTERS)
+    shared.extend(block)
+    for level in table.levels:
+        shared.extend(level)
+    return shared
+
+
+def threads_for(samples: int, layers: Sequence[Weights]) -> int:
+    """Return how many threads carry samples through: one where others would come too late."""
+    weights = sum(layer.col.shape[0] for layer in layers)
+    return torch.get_num_threads() if samples * weights >= ALONE else 1
+
+
+def descend(
+    layers: Sequence[tuple[Weights, Transposed | None]],
+    x: Tensor,
+    labels: Tensor,
+    loss: str,
+    order: Tensor | None = None,
+) -> Tensor | None:
+    """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
+
+    The first layer needs no transposed pattern, as nobody asks for the gradient of x. The batch is
+    all of x, or the samples whose numbers `order` holds. None if one of them is not there, or a
+    label is the number of no class. All tensors are contiguous, and x and the weights float32;
+    there is at least one sample.
+    """
+    among, width = x.shape
+    samples = among if order is None else order.shape[0]
+    table = table_of(layers, width)
+    room = (table.features + OWN) * TILE
     tiles = cpu_work.ceil(samples, TILE)
-    weights = sum(layer.col.shape[0] for layer, _ in layers)
-    threads = torch.get_num_threads() if samples * weights >= ALONE else 1
+    threads = threads_for(samples, [layer for layer, _ in layers])
     buffers = cpu_buffers.empty(threads, room)
-    gradients = torch.empty(tiles, numbers + 1)
+    gradients = cpu_buffers.empty(tiles, table.numbers + 1)
     block = Descent(
         strange=0,
         samples=samples,
         width=width,
-        levels=len(levels),
+        levels=len(layers),
         among=among,
         order=0 if order is None else order.data_ptr(),
         x=x.data_ptr(),
@@ -104,14 +142,11 @@ def descend(
         loss=LOSSES[loss],
         share=bits_of(1 / samples),
         gradients=gradients.data_ptr(),
-        stride=numbers + 1,
+        stride=table.numbers + 1,
         buffers=buffers.data_ptr(),
         room=room,
     )
-    shared = array("q", [0] * COUNTERS)
-    shared.extend(block)
-    for level in levels:
-        shared.extend(level)
+    shared = shared_of(block, table)
     start(_kernels().descent, shared.buffer_info()[0], threads)
     if shared[DESCENT.strange]:
         return None

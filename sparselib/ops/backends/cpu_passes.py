@@ -1,0 +1,95 @@
+"""How the kernels are called that carry a batch through layers, and its gradients back."""
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sparselib.ops.backends import Weights, cpu_buffers, cpu_work
+from sparselib.ops.backends.cpu_arguments import TILE, Inward, Outward
+from sparselib.ops.backends.cpu_descent import (
+    Transposed,
+    shared_of,
+    table_of,
+    threads_for,
+)
+from sparselib.ops.backends.cpu_launch import kernels, start
+
+
+def outward(layers: Sequence[Weights], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the last layer, and what the others wrote, by tiles of samples.
+
+    All tensors are contiguous, and x and the weights float32; there is at least one sample. The
+    outputs have the samples of a feature side by side, as those of single layers have.
+    """
+    samples, width = x.shape
+    table = table_of([(layer, None) for layer in layers], 0)
+    rows = table.levels[-1].rows
+    depth = table.features - rows
+    threads = threads_for(samples, layers)
+    y = cpu_buffers.empty(rows, samples)
+    kept = cpu_buffers.empty(cpu_work.ceil(samples, TILE), depth * TILE)
+    buffers = cpu_buffers.empty(threads, (width + rows) * TILE)
+    block = Outward(
+        samples=samples,
+        width=width,
+        levels=len(layers),
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        kept=kept.data_ptr(),
+        depth=depth,
+        buffers=buffers.data_ptr(),
+    )
+    shared = shared_of(block, table)
+    start(_kernels().outward, shared.buffer_info()[0], threads)
+    return y.t(), kept
+
+
+def inward(
+    layers: Sequence[tuple[Weights, Transposed | None]],
+    x: Tensor,
+    kept: Tensor,
+    dy: Tensor,
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradient of x, and those of values and biases one behind the other.
+
+    The gradient of x is left out where the first layer has no transposed pattern. All tensors are
+    as in `outward`, which returned `kept`, and dy has the samples of a feature side by side.
+    """
+    samples, width = x.shape
+    table = table_of(layers, 0)
+    widest = max(width, *(level.rows for level in table.levels))
+    weights = [layer for layer, _ in layers]
+    threads = threads_for(samples, weights)
+    dx = None if layers[0][1] is None else torch.empty(samples, width)
+    tiles = cpu_work.ceil(samples, TILE)
+    gradients = cpu_buffers.empty(tiles, table.numbers)
+    buffers = cpu_buffers.empty(threads, (2 * widest + width) * TILE)
+    block = Inward(
+        samples=samples,
+        width=width,
+        levels=len(layers),
+        x=x.data_ptr(),
+        kept=kept.data_ptr(),
+        depth=kept.shape[1] // TILE,
+        dy=dy.data_ptr(),
+        dx=0 if dx is None else dx.data_ptr(),
+        gradients=gradients.data_ptr(),
+        stride=table.numbers,
+        widest=widest,
+        buffers=buffers.data_ptr(),
+    )
+    shared = shared_of(block, table)
+    start(_kernels().inward, shared.buffer_info()[0], threads)
+    return dx, gradients[0] if tiles == 1 else gradients.sum(0)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """Load the kernels, as `sparselib.ops.backends.cpu_launch.kernels` does."""
+    kernels()
+    from sparselib.ops.backends import cpu_passes_kernels
+
+    return cpu_passes_kernels

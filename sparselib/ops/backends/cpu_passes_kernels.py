@@ -1,0 +1,178 @@
+"""A batch through layers with ReLU between them, and its gradients back, one call for each way.
+
+As in `sparselib.ops.backends.cpu_descent_kernels` a tile of samples walks through all layers while
+it stays in the cache; but what the layers wrote is kept between the two calls, and not written
+over, as autograd may go back more than once.
+"""
+
+from sparselib.ops.backends.cpu_arguments import (
+    INWARD,
+    INWARD_SIZE,
+    LEVEL,
+    LEVEL_SIZE,
+    MASK,
+    OUTWARD,
+    OUTWARD_SIZE,
+    TILE,
+)
+from sparselib.ops.backends.cpu_kernels import (
+    flip,
+    laid,
+    only_tile_gradient,
+    tile_rows,
+)
+from sparselib.ops.backends.cpu_vectors import (
+    ZERO,
+    after,
+    floats,
+    inline,
+    ints,
+    kernel,
+    ticket,
+)
+
+
+@kernel
+def outward(a):  # type: ignore[no-untyped-def]
+    """Carry x through all layers to y, and keep what all but the last one wrote; see `Outward`."""
+    samples = a[OUTWARD.samples]
+    width = a[OUTWARD.width]
+    last = (a[OUTWARD.levels] - 1) * LEVEL_SIZE
+    x = floats(a[OUTWARD.x])
+    y = floats(a[OUTWARD.y])
+    kept = floats(a[OUTWARD.kept])
+    depth = a[OUTWARD.depth] * TILE
+    buffers = floats(a[OUTWARD.buffers])
+    table = after(a, OUTWARD_SIZE)
+    classes = table[last + LEVEL.rows]
+    mine = ticket(a, 1) * (width + classes) * TILE
+    outputs = mine + width * TILE
+    while True:
+        tile = ticket(a, 0)
+        first = tile * TILE
+        if first >= samples:
+            break
+        n = min(TILE, samples - first)
+        laid(x, first, width, n, buffers, mine)
+        read = after(buffers, mine)
+        for t in range(0, last + LEVEL_SIZE, LEVEL_SIZE):
+            written = after(kept, tile * depth + table[t + LEVEL.place])
+            if t == last:
+                written = after(buffers, outputs)
+            tile_rows(
+                0,
+                table[t + LEVEL.rows],
+                ints(table[t + LEVEL.crow]),
+                ints(table[t + LEVEL.col]),
+                TILE,
+                floats(table[t + LEVEL.values]),
+                floats(table[t + LEVEL.bias]),
+                read,
+                table[t + LEVEL.also],
+                read,
+                0,
+                written,
+                0,
+                TILE,
+            )
+            read = written
+        for o in range(classes):
+            for s in range(n):
+                y[o * samples + first + s] = buffers[outputs + o * TILE + s]
+
+
+@inline
+def cut(dy, first, samples, rows, n, buffers, here):  # type: ignore[no-untyped-def]
+    """Lay n samples of dy, which lie feature by feature, side by side; the absent ones are zero."""
+    for o in range(rows):
+        place = here + o * TILE
+        for s in range(n):
+            buffers[place + s] = dy[o * samples + first + s]
+        for s in range(n, TILE):
+            buffers[place + s] = ZERO
+
+
+@inline
+def back(table, t, inputs, buffers, costs, other, also, rows):  # type: ignore[no-untyped-def]
+    """Write the gradients of what a layer read to `other`; with MASK, as a ReLU returned it."""
+    w = floats(table[t + LEVEL.tvalues])
+    tile_rows(
+        0,
+        rows,
+        ints(table[t + LEVEL.tcrow]),
+        ints(table[t + LEVEL.tcol]),
+        TILE,
+        w,
+        w,
+        after(inputs, -other),  # is read where the sums are written
+        also,
+        buffers,
+        costs,
+        buffers,
+        other,
+        TILE,
+    )
+
+
+@kernel
+def inward(a):  # type: ignore[no-untyped-def]
+    """Gradients of values and biases of all layers, by tiles, and of x; see `Inward`."""
+    samples = a[INWARD.samples]
+    width = a[INWARD.width]
+    last = (a[INWARD.levels] - 1) * LEVEL_SIZE
+    x = floats(a[INWARD.x])
+    kept = floats(a[INWARD.kept])
+    depth = a[INWARD.depth] * TILE
+    dy = floats(a[INWARD.dy])
+    gradients = floats(a[INWARD.gradients])
+    stride = a[INWARD.stride]
+    further = a[INWARD.dx]
+    dx = floats(further)
+    widest = a[INWARD.widest] * TILE
+    buffers = floats(a[INWARD.buffers])
+    table = after(a, INWARD_SIZE)
+    classes = table[last + LEVEL.rows]
+    mine = ticket(a, 1) * (2 * widest + width * TILE)
+    beside = mine + 2 * widest
+    while True:
+        tile = ticket(a, 0)
+        first = tile * TILE
+        if first >= samples:
+            break
+        n = min(TILE, samples - first)
+        costs = mine
+        other = mine + widest
+        cut(dy, first, samples, classes, n, buffers, costs)
+        laid(x, first, width, n, buffers, beside)
+        own = after(gradients, tile * stride)
+        for t in range(last, -1, -LEVEL_SIZE):
+            inputs = after(buffers, beside)
+            rows = width
+            if t:
+                before = t - LEVEL_SIZE
+                rows = table[before + LEVEL.rows]
+                place = tile * depth + table[before + LEVEL.place]
+                inputs = after(kept, place)
+            crow = ints(table[t + LEVEL.crow])
+            only_tile_gradient(
+                0,
+                table[t + LEVEL.rows],
+                crow,
+                after(crow, 1),
+                ints(table[t + LEVEL.col]),
+                TILE,
+                buffers,
+                costs,
+                TILE,
+                inputs,
+                0,
+                after(own, table[t + LEVEL.dvalues]),
+                after(own, table[t + LEVEL.dbias]),
+                True,
+            )
+            if t or further:
+                also = MASK if t else 0
+                back(table, t, inputs, buffers, costs, other, also, rows)
+                costs, other = other, costs
+        if further:
+            flip(buffers, costs, TILE, dx, first * width, width, width, n)

@@ -151,7 +151,7 @@ def test_what_a_backward_pass_reads_may_not_have_changed(fused):
 
 
 def test_training_is_fused_and_counts_nan_as_the_layers_do(fused):
-    model, x = network(20, 30, 10).train(), torch.randn(50, 20)
+    model, x = network(20, 30, 10).train(), torch.randn(80, 20)
     x[3] = torch.nan
     gradients = []
     for function in (model, lambda x: one_by_one(model, x)):
@@ -176,7 +176,7 @@ def test_gradients_of_gradients_equal_those_of_the_layers():
 
 
 def test_a_frozen_parameter_gets_no_gradient(fused):
-    model, x = network(20, 30, 10), torch.randn(50, 20)
+    model, x = network(20, 30, 10), torch.randn(80, 20)
     model.layers[0].values.requires_grad_(False)
     model.layers[1].bias.requires_grad_(False)
     model(x).sum().backward()

@@ -15,6 +15,7 @@ from sparselib.ops.backends import (
     cpu_descent,
     cpu_passes,
 )
+from sparselib.ops.backends.cpu_arguments import TILE
 from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
@@ -338,7 +339,7 @@ def _pass_at_once(layers: Sequence[Weights], x: Tensor) -> bool:
     return (
         module(x) is cpu
         and len(layers) > 1
-        and len(x) > 0
+        and len(x) >= TILE  # fewer are computed as a whole tile, too
         and cpu_descent.descends(len(x), numbers)
     )
 

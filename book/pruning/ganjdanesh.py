@@ -167,7 +167,16 @@ def explains(kind: str, other: str, score: str) -> comparison.Difference:
 
 def public() -> pd.DataFrame:
     """Return the runs on the public ResNet-20, each with its way of `PUBLIC`."""
-    rows = sweep.stored("pruning-pretrained")
+    return _with_ways(sweep.stored("pruning-pretrained"))
+
+
+def own() -> pd.DataFrame:
+    """Return the runs on ResNet-20s trained here, likewise; four epochs of fine-tuning or fewer."""
+    rows = sweep.stored("pruning-own")
+    return _with_ways(rows[(rows.tune_epochs <= 4) | (rows.structure == "anew")])
+
+
+def _with_ways(rows: pd.DataFrame) -> pd.DataFrame:
     keys = zip(rows.structure, rows.gamma_1, rows.steer)
     return rows.assign(way=[PUBLIC[key] for key in keys])
 

@@ -288,6 +288,22 @@ def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
     return passed
 
 
+def _remember(
+    ctx: AutogradContext,
+    patterns: Sequence[CSR],
+    watches: Sequence[Sequence[Watch]],
+) -> None:
+    ctx.patterns = patterns
+    ctx.watches = watches
+    ctx.versions = [csr.version for csr in patterns]
+
+
+def _check_topology(ctx: AutogradContext) -> None:
+    """Refuse to go back through connections that are not those of the way out."""
+    if ctx.versions != [csr.version for csr in ctx.patterns]:
+        raise RuntimeError(operands.STALE)
+
+
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -300,15 +316,12 @@ class _Sequence(torch.autograd.Function):
     ) -> Tensor:
         *inputs, y = _steps(layers, x)
         ctx.save_for_backward(*inputs, *tensors)
-        ctx.patterns = patterns
-        ctx.watches = watches
-        ctx.versions = [csr.version for csr in patterns]
+        _remember(ctx, patterns, watches)
         return own(y)
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.versions != [csr.version for csr in ctx.patterns]:
-            raise RuntimeError(operands.STALE)
+        _check_topology(ctx)
         count = len(ctx.patterns)
         if torch.is_grad_enabled():
             x, *saved = ctx.saved_tensors
@@ -359,15 +372,12 @@ class _Passes(torch.autograd.Function):
         held = [cpu.contiguous(layer) for layer in layers]
         y, kept = cpu_passes.outward(held, operands.resolved(x).contiguous())
         ctx.save_for_backward(x, kept, *tensors)
-        ctx.patterns = patterns
-        ctx.watches = watches
-        ctx.versions = [csr.version for csr in patterns]
+        _remember(ctx, patterns, watches)
         return own(y)
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.versions != [csr.version for csr in ctx.patterns]:
-            raise RuntimeError(operands.STALE)
+        _check_topology(ctx)
         x, kept, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _again(ctx, x, tensors, dy)

@@ -148,27 +148,80 @@ def laid(x, starts, width, n, buffers, here):  # type: ignore[no-untyped-def]
 
 
 @inline
+def onward(table, t, x, read, y, written):  # type: ignore[no-untyped-def]
+    """Carry a tile that begins at x[read] through the layer at t, to y[written]."""
+    tile_rows(
+        0,
+        table[t + LEVEL.rows],
+        ints(table[t + LEVEL.crow]),
+        ints(table[t + LEVEL.col]),
+        TILE,
+        floats(table[t + LEVEL.values]),
+        floats(table[t + LEVEL.bias]),
+        x,
+        table[t + LEVEL.also],
+        x,
+        read,
+        y,
+        written,
+        TILE,
+    )
+
+
+@inline
+def summed(table, t, buffers, costs, x, read, own):  # type: ignore[no-untyped-def]
+    """Write the gradients of the values and biases of the layer at t, which read x[read]."""
+    crow = ints(table[t + LEVEL.crow])
+    only_tile_gradient(
+        0,
+        table[t + LEVEL.rows],
+        crow,
+        after(crow, 1),
+        ints(table[t + LEVEL.col]),
+        TILE,
+        buffers,
+        costs,
+        TILE,
+        x,
+        read,
+        after(own, table[t + LEVEL.dvalues]),
+        after(own, table[t + LEVEL.dbias]),
+        True,
+    )
+
+
+@inline
+def back(table, t, rows, also, mask, buffers, costs, written):  # type: ignore[no-untyped-def]
+    """Write the gradients of what the layer at t read; with MASK, as a ReLU returned it.
+
+    What that returned stands in `mask` where they are written.
+    """
+    w = floats(table[t + LEVEL.tvalues])
+    tile_rows(
+        0,
+        rows,
+        ints(table[t + LEVEL.tcrow]),
+        ints(table[t + LEVEL.tcol]),
+        TILE,
+        w,
+        w,
+        mask,
+        also,
+        buffers,
+        costs,
+        buffers,
+        written,
+        TILE,
+    )
+
+
+@inline
 def forward(table, levels, buffers, mine):  # type: ignore[no-untyped-def]
     """Carry a tile through all layers, and return where the outputs of the last one begin."""
     read = mine
     for t in range(0, LEVEL_SIZE * levels, LEVEL_SIZE):
         written = mine + table[t + LEVEL.place]
-        tile_rows(
-            0,
-            table[t + LEVEL.rows],
-            ints(table[t + LEVEL.crow]),
-            ints(table[t + LEVEL.col]),
-            TILE,
-            floats(table[t + LEVEL.values]),
-            floats(table[t + LEVEL.bias]),
-            buffers,
-            table[t + LEVEL.also],
-            buffers,
-            read,
-            buffers,
-            written,
-            TILE,
-        )
+        onward(table, t, buffers, read, buffers, written)
         read = written
     return read
 
@@ -194,41 +247,10 @@ def backward(table, levels, buffers, mine, costs, own):  # type: ignore[no-untyp
         inputs = mine
         if t:
             inputs = mine + table[t - LEVEL_SIZE + LEVEL.place]
-        crow = ints(table[t + LEVEL.crow])
-        only_tile_gradient(
-            0,
-            table[t + LEVEL.rows],
-            crow,
-            after(crow, 1),
-            ints(table[t + LEVEL.col]),
-            TILE,
-            buffers,
-            costs,
-            TILE,
-            buffers,
-            inputs,
-            after(own, table[t + LEVEL.dvalues]),
-            after(own, table[t + LEVEL.dbias]),
-            True,
-        )
+        summed(table, t, buffers, costs, buffers, inputs, own)
         if t:
-            w = floats(table[t + LEVEL.tvalues])
-            tile_rows(
-                0,
-                table[t - LEVEL_SIZE + LEVEL.rows],
-                ints(table[t + LEVEL.tcrow]),
-                ints(table[t + LEVEL.tcol]),
-                TILE,
-                w,
-                w,
-                buffers,
-                MASK,
-                buffers,
-                costs,
-                buffers,
-                inputs,
-                TILE,
-            )
+            rows = table[t - LEVEL_SIZE + LEVEL.rows]
+            back(table, t, rows, MASK, buffers, buffers, costs, inputs)
             costs = inputs
 
 

@@ -15,18 +15,13 @@ from sparselib.ops.backends.cpu_arguments import (
     OUTWARD_SIZE,
     TILE,
 )
-from sparselib.ops.backends.cpu_kernels import (
-    flip,
-    laid,
-    only_tile_gradient,
-    tile_rows,
-)
+from sparselib.ops.backends.cpu_descent_kernels import back, onward, summed
+from sparselib.ops.backends.cpu_kernels import flip, laid
 from sparselib.ops.backends.cpu_vectors import (
     ZERO,
     after,
     floats,
     inline,
-    ints,
     kernel,
     ticket,
 )
@@ -59,22 +54,7 @@ def outward(a):  # type: ignore[no-untyped-def]
             written = after(kept, tile * depth + table[t + LEVEL.place])
             if t == last:
                 written = after(buffers, outputs)
-            tile_rows(
-                0,
-                table[t + LEVEL.rows],
-                ints(table[t + LEVEL.crow]),
-                ints(table[t + LEVEL.col]),
-                TILE,
-                floats(table[t + LEVEL.values]),
-                floats(table[t + LEVEL.bias]),
-                read,
-                table[t + LEVEL.also],
-                read,
-                0,
-                written,
-                0,
-                TILE,
-            )
+            onward(table, t, read, 0, written, 0)
             read = written
         for o in range(classes):
             for s in range(n):
@@ -90,28 +70,6 @@ def cut(dy, first, samples, rows, n, buffers, here):  # type: ignore[no-untyped-
             buffers[place + s] = dy[o * samples + first + s]
         for s in range(n, TILE):
             buffers[place + s] = ZERO
-
-
-@inline
-def back(table, t, inputs, buffers, costs, other, also, rows):  # type: ignore[no-untyped-def]
-    """Write the gradients of what a layer read to `other`; with MASK, as a ReLU returned it."""
-    w = floats(table[t + LEVEL.tvalues])
-    tile_rows(
-        0,
-        rows,
-        ints(table[t + LEVEL.tcrow]),
-        ints(table[t + LEVEL.tcol]),
-        TILE,
-        w,
-        w,
-        after(inputs, -other),  # is read where the sums are written
-        also,
-        buffers,
-        costs,
-        buffers,
-        other,
-        TILE,
-    )
 
 
 @kernel
@@ -153,26 +111,11 @@ def inward(a):  # type: ignore[no-untyped-def]
                 rows = table[before + LEVEL.rows]
                 place = tile * depth + table[before + LEVEL.place]
                 inputs = after(kept, place)
-            crow = ints(table[t + LEVEL.crow])
-            only_tile_gradient(
-                0,
-                table[t + LEVEL.rows],
-                crow,
-                after(crow, 1),
-                ints(table[t + LEVEL.col]),
-                TILE,
-                buffers,
-                costs,
-                TILE,
-                inputs,
-                0,
-                after(own, table[t + LEVEL.dvalues]),
-                after(own, table[t + LEVEL.dbias]),
-                True,
-            )
+            summed(table, t, buffers, costs, inputs, 0, own)
             if t or further:
                 also = MASK if t else 0
-                back(table, t, inputs, buffers, costs, other, also, rows)
+                mask = after(inputs, -other)  # is read where they are written
+                back(table, t, rows, also, mask, buffers, costs, other)
                 costs, other = other, costs
         if further:
             flip(buffers, costs, TILE, dx, first * width, width, width, n)

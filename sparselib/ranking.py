@@ -79,14 +79,30 @@ def first_at_least(
     )
 
 
+def places(
+    ascending: Int[Tensor, "n"], wanted: Int[Tensor, "m"], right: bool = False
+) -> Int[Tensor, "m"]:
+    """Count the `ascending` numbers below each wanted one, or if `right` those not above it.
+
+    On the processor numpy searches from where the wanted number before was found, which halves the
+    time where these ascend, too.
+    """
+    if ascending.device.type == "cpu":
+        numbers, sought = ascending.numpy(), wanted.numpy()
+        if right:
+            return torch.from_numpy(np.searchsorted(numbers, sought, "right"))
+        return torch.from_numpy(np.searchsorted(numbers, sought))
+    return torch.searchsorted(ascending, wanted, right=right)
+
+
 def contains(
     ascending: Int[Tensor, "n"], wanted: Int[Tensor, "m"]
 ) -> Bool[Tensor, "m"]:
     """Mark which of the `wanted` numbers occur among the `ascending` ones."""
     if ascending.numel() == 0:
         return torch.zeros_like(wanted, dtype=torch.bool)
-    place = torch.searchsorted(ascending, wanted)
-    return ascending[place.clamp(max=ascending.numel() - 1)] == wanted
+    place = places(ascending, wanted).clamp_(max=ascending.numel() - 1)
+    return ascending.index_select(0, place) == wanted
 
 
 def nth_free(
@@ -95,7 +111,7 @@ def nth_free(
     """Return the cells of these ranks among the free ones; `taken`, ascending, are not free."""
     # the r-th free cell lies behind as many taken cells as have at most r free cells before them
     before = taken - torch.arange(taken.numel(), device=taken.device)
-    return ranks + torch.searchsorted(before, ranks, right=True)
+    return places(before, ranks, right=True).add_(ranks)
 
 
 def draw(

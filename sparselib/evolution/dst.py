@@ -142,8 +142,7 @@ class ByGroup(Strategy):
     ) -> Plan:
         """Drop and grow in each group as many connections."""
         values = layer.values.detach()
-        positions = context.occupied
-        row = positions // layer.shape[1]
+        row = context.occupied // layer.shape[1]
         groups = layer.region.groups()
         leaving = torch.zeros_like(values, dtype=torch.bool)
         counts: list[int] = []
@@ -168,6 +167,4 @@ class ByGroup(Strategy):
                 [v for _, v in grown]
             )
 
-        if regrow:
-            context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, positions, leaving, grow, context)
+        return lay_out(layer, leaving, grow, context, regrow)

@@ -351,12 +351,13 @@ class Evolution:
     ) -> dict[str, grows.Context] | None:
         """Return what the rules may know, or None if the gradient of a layer is not finite."""
         contexts: dict[str, grows.Context] = {}
+        nowhere = torch.empty(0, dtype=torch.int64)
         factor: Tensor | float = 1.0
         for name, layer in layers.items():
             rate = group_of(layer.values, self.optimizer, name)["lr"]
             context = grows.Context(
-                occupied=layer.positions,
-                rows=torch.arange(layer.shape[0], device=layer.values.device),
+                occupied=nowhere,  # until its plan is made, as its rows
+                rows=nowhere,
                 lr=rate if self.strategy.is_device_resident else float(rate),
                 generator=_generator(self.seed, name, self.steps),
                 average=ranks.average,
@@ -445,6 +446,7 @@ class Evolution:
         context: grows.Context,
         ranks: Ranks,
     ) -> Plan:
+        context = context._replace(occupied=layer.positions)
         try:
             planned = self.strategy.plan(
                 layer, self.fraction, state, context, self.regrow

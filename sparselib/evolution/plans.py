@@ -8,7 +8,7 @@ from torch import Tensor
 from sparselib._types import ParameterGroup
 from sparselib.evolution import grow as grows
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import contains, marked
+from sparselib.ranking import contains, marked, places
 
 Optimizer = torch.optim.Optimizer
 
@@ -51,10 +51,10 @@ def unchanged(layer: SparseLayer) -> Plan:
 
 def lay_out(
     layer: SparseLayer,
-    positions: Tensor,
     leaving: Tensor,
     grow: grows.Grow,
     context: grows.Context,
+    regrow: bool,
     count: int | None = None,
 ) -> Plan:
     """Lay out the topology without the connections marked `leaving` and with as many new ones.
@@ -63,14 +63,14 @@ def lay_out(
     ----------
     layer : SparseLayer
         As it is now.
-    positions : Tensor, int64, ascending
-        Where its connections are.
     leaving : Tensor of bool
-        Which of them leave.
+        Which of its connections leave.
     grow : callable
         The grow rule.
     context : Context
-        What the grow rule may know.
+        What the grow rule may know; `occupied` are all connections.
+    regrow : bool
+        Whether a connection that leaves may come back as a new one.
     count : int, optional
         How many new ones, if not as many.
 
@@ -79,38 +79,44 @@ def lay_out(
     ValueError
         If what the grow rule returns cannot be connections of this layer.
     """
-    old = layer.values.detach()
     kept = marked(~leaving)
     if count is None:
-        count = old.numel() - kept.numel()
+        count = leaving.numel() - kept.numel()
+    stay = context.occupied.index_select(0, kept)
+    del kept  # found again in `_merged`: of a large layer little should be held at once
+    if regrow:
+        context = context._replace(occupied=stay)
     grown, values = grow(layer, count, context)
     ascending = check_grown(layer, grown, values, count, context)
     layer.region.check(grown)
-    return _merged(
-        positions, old, kept, ascending.values, values[ascending.indices]
-    )
+    del context, grown
+    return _merged(layer, leaving, stay, ascending, values)
 
 
 def _merged(
-    positions: Tensor, old: Tensor, kept: Tensor, grown: Tensor, values: Tensor
+    layer: SparseLayer,
+    leaving: Tensor,
+    stay: Tensor,
+    grown: Ascending,
+    values: Tensor,
 ) -> Plan:
-    """Merge the connections that are kept with those that grow; both ascend."""
-    stay = positions.index_select(0, kept)
-    place = torch.arange(grown.numel(), device=grown.device)
-    place += torch.searchsorted(stay, grown)
-    is_old = torch.ones(
-        stay.numel() + grown.numel(), dtype=torch.bool, device=grown.device
-    )
+    """Merge the connections that stay with those that grow; both ascend."""
+    place = torch.arange(values.numel(), device=values.device)
+    place += places(stay, grown.values)
+    is_old = leaving.new_ones(stay.numel() + values.numel())
     rest = marked(is_old.index_fill_(0, place, False))
-    kind = _index(positions.numel())
+    kept = marked(~leaving)
+    old = layer.values.detach()
+    weights = old.new_empty(is_old.shape)
+    weights.scatter_(0, place, values[grown.indices].to(old))
+    weights.scatter_(0, rest, old.index_select(0, kept))
+    kind = _index(leaving.numel())
     source = torch.full_like(is_old, -1, dtype=kind)
     source.scatter_(0, rest, kept.to(kind))
-    merged = torch.empty_like(source, dtype=torch.int64)
-    merged.scatter_(0, place, grown).scatter_(0, rest, stay)
-    weights = old.new_empty(source.shape)
-    weights.scatter_(0, place, values.to(old))
-    weights.scatter_(0, rest, old.index_select(0, kept))
-    return Plan(merged, weights, source, trusted=True)
+    del kept, is_old
+    positions = torch.empty_like(source, dtype=torch.int64)
+    positions.scatter_(0, place, grown.values).scatter_(0, rest, stay)
+    return Plan(positions, weights, source, trusted=True)
 
 
 def _index(connections: int) -> torch.dtype:

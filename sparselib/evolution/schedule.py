@@ -294,15 +294,13 @@ class Shrink(Strategy):
         first = state.setdefault("first", values.numel())
         count = min(self._count(first, layer.cells), values.numel())
         grown = 0 if self._grow is None else round(fraction * count)
-        positions = context.occupied
         leaving = torch.ones_like(values, dtype=torch.bool)
         leaving[largest(values.abs(), count - grown)] = False
         if self._grow is None or grown == 0:
             kept = marked(~leaving)
-            return Plan(positions[kept], values[kept], kept, trusted=True)
-        if regrow:
-            context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, positions, leaving, self._grow, context, grown)
+            positions = context.occupied[kept]
+            return Plan(positions, values[kept], kept, trusted=True)
+        return lay_out(layer, leaving, self._grow, context, regrow, grown)
 
     def _count(self, first: int, cells: int) -> int:
         begin = 1 - first / max(cells, 1)

@@ -101,19 +101,14 @@ class DropThenGrow(Strategy):
         regrow: bool,
     ) -> Plan:
         """Drop, then grow; a connection of a closed row leaves too."""
-        values = layer.values.detach()
-        positions = context.occupied
-        leaving = torch.zeros(
-            values.numel(), dtype=torch.bool, device=values.device
-        )
+        leaving = torch.zeros_like(layer.values, dtype=torch.bool)
         dropped = self._dropped(layer, fraction, state, context)
-        check_dropped(dropped, values.numel())
+        check_dropped(dropped, leaving.numel())
         leaving[dropped] = True
         if context.rows.numel() < layer.shape[0]:
-            leaving |= ~contains(context.rows, positions // layer.shape[1])
-        if regrow:
-            context = context._replace(occupied=positions[~leaving])
-        return lay_out(layer, positions, leaving, self.grow, context)
+            rows = context.occupied // layer.shape[1]
+            leaving |= ~contains(context.rows, rows)
+        return lay_out(layer, leaving, self.grow, context, regrow)
 
     def _dropped(
         self,

@@ -43,12 +43,19 @@ from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
 
 FEW = 16  # samples
 FEW_OF_SMALL = 64  # samples, of layers whose products one thread sums
-WALKING = 512  # samples that need not be laid feature by feature
-NARROW = 2048  # features, read and written, of which a tile stays in the cache
+# features, read and written, of which a tile stays in the first and the second cache; and samples
+# that then need not be laid feature by feature
+SMALL, WALKING = 512, 512
+NARROW, WALKING_FAR = 2048, 4096
 SPARE = 16  # numbers behind a result that an activation may write
 # samples that are computed, by samples that there are
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8 + [32] * 16 + [64] * 32
 COPIED = 4  # products that take as long as a number takes to be copied
+LINE = (
+    16  # features that are laid at once, one line of the cache of each sample
+)
+LINES = 128  # the same, of so few samples that what they write stays close
+CLOSE = 192  # samples
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 KINDS = {
     "relu": RELU_ALONE,
@@ -372,9 +379,10 @@ def _walks(x: Tensor, rows: int, weights: int) -> bool:
     and weights that a tile and they stay in the cache. Measured on Zen 5.
     """
     samples, columns = x.shape
+    features = columns + rows
     return (
-        samples >= max(WALKING, columns + rows)
-        and columns + rows <= NARROW
+        samples >= (WALKING if features <= SMALL else WALKING_FAR)
+        and features <= NARROW
         and x.stride() == (columns, 1)
         and _stay_close(weights, rows * columns)
     )
@@ -443,7 +451,8 @@ def features_first(x: Tensor) -> Tensor:
     rows, columns = x.shape
     y = cpu_buffers.empty(columns, rows)
     if y.numel():
-        block = Transposed(rows, columns, x, y)
+        step = LINES if rows <= CLOSE else LINE
+        block = Transposed(rows, columns, step, x, y)
         launch(kernels().transposed, block, COPIED * y.numel())
     return y
 

@@ -111,6 +111,7 @@ class Transposed(NamedTuple):
 
     rows: Argument  # of x
     columns: Argument  # of x
+    step: Argument  # columns of a piece
     x: Argument  # float32 [rows, columns]
     y: Argument  # float32 [columns, rows]
 

@@ -667,13 +667,14 @@ def transposed(a):  # type: ignore[no-untyped-def]
     """Write y (columns, rows) = x (rows, columns)^T; see `Transposed`."""
     rows = a[TRANSPOSED.rows]
     columns = a[TRANSPOSED.columns]
+    step = a[TRANSPOSED.step]
     x = floats(a[TRANSPOSED.x])
     y = floats(a[TRANSPOSED.y])
     while True:
-        r = ticket(a, 0) * 64
-        if r >= rows:
+        c = ticket(a, 0) * step
+        if c >= columns:
             break
-        flip(x, r * columns, columns, y, r, rows, min(64, rows - r), columns)
+        flip(x, c, columns, y, c * rows, rows, rows, min(step, columns - c))
 
 
 @kernel

@@ -6,6 +6,7 @@ first: some samples of all features, side by side.
 """
 
 import functools
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,15 @@ from sparselib.ops.backends.cpu_arguments import PACK, PACKS, TILE
 
 BLOCK = 128  # features of a tile: all of them fit the L1 of a core
 PER_ROW = 8  # connections of a row in a block of features that pay for its costs' second reading
-PER_FEATURE = 4  # connections that pay for the copy of a feature
+# for a product: samples that lay features so far apart that copies may pay, connections that pay
+# for the copy of a feature, and samples from which on fewer do, half as many as lanes
+FAR = 256
+PER_FEATURE = 16
+FARTHEST = 513
+# for a weight gradient: samples from which on fewer connections pay, and how many then and before
+FARTHER = 384
+PER_COPY = 4
+PER_NEAR_COPY = 24
 
 
 class Product(NamedTuple):
@@ -41,7 +50,8 @@ class Samples(NamedTuple):
 
 def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
     """Divide a product into blocks of samples that are copied, or into rows."""
-    if batch < 2 * PACK or nnz < PER_FEATURE * columns:
+    paying = PER_FEATURE if batch < FARTHEST else _vectors().LANES // 2
+    if batch < FAR or nnz < paying * columns:
         return divided(rows, batch)
     # copying pays where each number is read several times, and all threads have something to do
     threads = torch.get_num_threads()
@@ -54,7 +64,7 @@ def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
 
 def divided(rows: int, columns: int) -> Product:
     """Divide a product into rows, so that each thread gets several pieces."""
-    wide = _wide()
+    wide: int = _vectors().WIDE
     # a rest of a quarter is its neighbor's
     blocks = max(1, ceil(columns - wide // 4, wide))
     threads = torch.get_num_threads()
@@ -71,11 +81,10 @@ def samples(rows: int, features: int, batch: int, nnz: int) -> Samples:
     many connections that a block of samples stays close to the core.
     """
     threads = torch.get_num_threads()
-    if batch < TILE or nnz < PER_FEATURE * threads * features:
+    paying = PER_COPY if batch >= FARTHER else PER_NEAR_COPY
+    if batch < 2 * TILE or nnz < paying * threads * features:
         return Samples(*owned(rows))
     blocks = min(ceil(features, BLOCK), max(1, nnz // (PER_ROW * rows)))
-    if blocks == 1 and batch == TILE:  # they lie side by side already
-        return Samples(*owned(rows))
     step = ceil(rows, threads)
     block = ceil(features, blocks)
     bounds = None
@@ -99,10 +108,10 @@ def copies(room: int) -> Tensor | None:
 
 
 @functools.cache
-def _wide() -> int:
+def _vectors() -> ModuleType:
     from sparselib.ops.backends import cpu_vectors
 
-    return cpu_vectors.WIDE
+    return cpu_vectors
 
 
 def ceil(number: int, divisor: int) -> int:

@@ -51,9 +51,7 @@ SPARE = 16  # numbers behind a result that an activation may write
 # samples that are computed, by samples that there are
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8 + [32] * 16 + [64] * 32
 COPIED = 4  # products that take as long as a number takes to be copied
-LINE = (
-    16  # features that are laid at once, one line of the cache of each sample
-)
+LINE = 16  # features that are laid at once, a line of each sample
 LINES = 128  # the same, of so few samples that what they write stays close
 CLOSE = 192  # samples
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places

@@ -1,25 +1,34 @@
 """What a core could compute at most: multiply-adds of what its registers hold, and nothing else.
 
 A product that reads each number from a cache cannot reach it; the share that it reaches says more
-about a kernel than a time does, on any machine.
+about a kernel than a time does, on any machine. And multiply-adds of one number each that the core
+reads from its second cache, in sequence: the roof of a product whose features do not fit the first.
 """
 
 from typing import Any
 
 import torch
 
+from sparselib.ops.backends.cpu_arguments import PACK
 from sparselib.ops.backends.cpu_launch import launch
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
+    ONE,
+    ZERO,
     floats,
+    fma,
     fmas,
     kernel,
     load,
+    splat,
     store,
     ticket,
 )
 
 CHAINS = 12  # sums that do not wait for each other: two per cycle, of some five cycles each
+NUMBERS = (
+    3 * 2**14
+)  # 192 KiB, more than a first cache holds and no more than a second one does
 
 
 @kernel
@@ -89,3 +98,37 @@ def compute(loops: int) -> torch.Tensor:
 def operations(loops: int) -> int:
     """Count the additions and multiplications of `compute`, of all threads together."""
     return 2 * CHAINS * LANES * loops * torch.get_num_threads()
+
+
+@kernel
+def read_and_add(a):  # type: ignore[no-untyped-def]
+    """Add all numbers, times one, to sums that stay in registers, again and again."""
+    loops = a[2]
+    x = floats(a[3])
+    y = floats(a[4])
+    s0 = splat(ZERO, PACK)  # [PACK]
+    s1 = splat(ZERO, PACK)  # [PACK]
+    s2 = splat(ZERO, PACK)  # [PACK]
+    for _ in range(loops):
+        for i in range(0, NUMBERS, 3 * PACK):
+            s0 = fma(ONE, load(x, i, PACK), s0)
+            s1 = fma(ONE, load(x, i + PACK, PACK), s1)
+            s2 = fma(ONE, load(x, i + 2 * PACK, PACK), s2)
+    place = ticket(a, 1) * 3 * PACK
+    store(y, place, s0)
+    store(y, place + PACK, s1)
+    store(y, place + 2 * PACK, s2)
+
+
+def read(loops: int, x: torch.Tensor) -> torch.Tensor:
+    """Read `NUMBERS` numbers that often on every thread of torch; return each thread's sums."""
+    threads = torch.get_num_threads()
+    y = torch.empty(threads, 3 * PACK)
+    loop: Any = read_and_add  # numba's types are not those of `cpu`
+    launch(loop, [loops, x, y])
+    return y
+
+
+def readings(loops: int) -> int:
+    """Count the additions and multiplications of `read`, of all threads together."""
+    return 2 * NUMBERS * loops * torch.get_num_threads()

@@ -26,7 +26,7 @@ from sparselib.evolution.grow import (
     without_gradient,
 )
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import contains, largest, marked
+from sparselib.ranking import contains, largest, marked, places
 
 ByValues = Callable[[Tensor, float, State], Tensor]
 ByContext = Callable[[SparseLayer, float, Context], Tensor]
@@ -328,8 +328,8 @@ def shares(layer: SparseLayer, context: Context) -> Float[Tensor, "nnz"]:
     rows = context.occupied // layer.shape[1]
     columns = context.occupied % layer.shape[1]
     importance = torch.zeros_like(sizes)
-    for places, count in ((rows, layer.shape[0]), (columns, layer.shape[1])):
-        total = sizes.new_zeros(count).index_add_(0, places, sizes)[places]
+    for ends, count in ((rows, layer.shape[0]), (columns, layer.shape[1])):
+        total = sizes.new_zeros(count).index_add_(0, ends, sizes)[ends]
         importance += torch.where(total > 0, sizes / total, 0.0)
     return importance
 
@@ -355,7 +355,7 @@ def _before(state: State, positions: Tensor, values: Tensor) -> Tensor:
     known = state["positions"].to(positions.device)
     weights = torch.zeros_like(values)
     is_known = contains(known, positions)
-    place = torch.searchsorted(known, positions[is_known])
+    place = places(known, positions[is_known])
     weights[is_known] = state["values"].to(values)[place]
     return weights
 

@@ -28,6 +28,7 @@ from sparselib.ranking import (
     largest,
     marked,
     nth_free,
+    places,
     weighted_draw,
 )
 
@@ -540,7 +541,7 @@ def _within(layer: SparseLayer, context: Context) -> Int[Tensor, "taken"]:
     if context.rows.numel() == 0:
         return context.rows
     row = context.occupied // columns
-    place = torch.searchsorted(context.rows, row)
+    place = places(context.rows, row)
     inside = context.rows[place.clamp(max=context.rows.numel() - 1)] == row
     return (place * columns + context.occupied % columns)[inside]
 

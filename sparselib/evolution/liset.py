@@ -18,7 +18,7 @@ from sparselib.evolution.skips import LinearSkips
 from sparselib.evolution.strategies import DropThenGrow, Strategy
 from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import SparseLayer
-from sparselib.ranking import contains
+from sparselib.ranking import contains, places
 
 
 class LiSET:
@@ -216,7 +216,7 @@ class FirstMask(Strategy):
         check_grown(layer, grown, new, leaving.numel(), free)
         survives = contains(positions, grown)
         values[leaving] = 0
-        values[torch.searchsorted(positions, grown[survives])] = new[survives]
+        values[places(positions, grown[survives])] = new[survives]
         return Plan(
             positions,
             values,

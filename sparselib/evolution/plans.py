@@ -89,7 +89,6 @@ def lay_out(
     grown, values = grow(layer, count, context)
     ascending = check_grown(layer, grown, values, count, context)
     layer.region.check(grown)
-    del context, grown
     return _merged(layer, leaving, stay, ascending, values)
 
 

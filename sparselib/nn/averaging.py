@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparselib.nn.sparse_layer import SparseLayer, sparse_layers
+from sparselib.ranking import places
 
 
 @torch.no_grad()
@@ -44,8 +45,8 @@ def average(
             len(every), dtype=torch.float64, device=layer.values.device
         )
         for share, column in zip(shares, columns):
-            places = torch.searchsorted(every, column.positions)
-            total.index_add_(0, places, share * column.values.double())
+            place = places(every, column.positions)
+            total.index_add_(0, place, share * column.values.double())
         layer.rewire(every, total.to(layer.values.dtype))
     sparse = {f"{name}.values" if name else "values" for name in layers[-1]}
     states = [_numbers(model) for model in models]
@@ -125,12 +126,10 @@ def _follow(own: SparseLayer, layer: SparseLayer, decay: float) -> None:
     positions = layer.positions.to(own.csr.device)
     values = layer.values.detach().to(own.values)
     before = own.positions
-    places = torch.searchsorted(before, positions).clamp(
-        max=max(len(before) - 1, 0)
-    )
+    place = places(before, positions).clamp(max=max(len(before) - 1, 0))
     if len(before):
-        old = own.values[places]
-        survives = before[places] == positions
+        old = own.values[place]
+        survives = before[place] == positions
         values = torch.where(survives, old.lerp(values, 1 - decay), values)
     own.rewire(positions, values)
 

@@ -19,6 +19,7 @@ from sparselib.ops.backends import (
 from sparselib.ops.backends.cpu_arguments import (
     GELU,
     GELU_OF_TANH,
+    LINE,
     MASK,
     NORMALIZED,
     PRODUCT,
@@ -43,17 +44,18 @@ from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
 
 FEW = 16  # samples
 FEW_OF_SMALL = 64  # samples, of layers whose products one thread sums
-# features, read and written, of which a tile stays in the first and the second cache; and samples
-# that then need not be laid feature by feature
-SMALL, WALKING = 512, 512
-NARROW, WALKING_FAR = 2048, 4096
+SMALL = 512  # features, read and written, of which a tile stays in the L1
+WALKING = (
+    512  # samples of so few features that need not be laid feature by feature
+)
+NARROW = 2048  # features, read and written, of which a tile stays in the L2
+WALKING_FAR = 4096  # samples, for so many features
 SPARE = 16  # numbers behind a result that an activation may write
 # samples that are computed, by samples that there are
 LANES_OF = [0, 1, 2, 4, 4, 8, 8, 8, 8] + [16] * 8 + [32] * 16 + [64] * 32
 COPIED = 4  # products that take as long as a number takes to be copied
-LINE = 16  # features that are laid at once, a line of each sample
-LINES = 128  # the same, of so few samples that what they write stays close
-CLOSE = 192  # samples
+LINES = 128  # features that are laid at once, a line of the cache of each sample otherwise
+CLOSE = 192  # samples, so few that what they write stays in the cache
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
 KINDS = {
     "relu": RELU_ALONE,

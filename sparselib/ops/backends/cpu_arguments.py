@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 TILE = 64  # samples that walk through a whole network together
+LINE = 16  # numbers of a line of a cache
 PACK = 32  # samples whose copy stays in the cache while a product reads it again and again
 
 # what a product takes on its way

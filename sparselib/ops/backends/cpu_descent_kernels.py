@@ -14,6 +14,7 @@ from sparselib.ops.backends.cpu_arguments import (
     DESCENT_SIZE,
     LEVEL,
     LEVEL_SIZE,
+    LINE,
     MASK,
     OWN,
     TILE,
@@ -34,7 +35,6 @@ from sparselib.ops.backends.cpu_kernels import (
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
-    LINE,
     ONE,
     ZERO,
     after,

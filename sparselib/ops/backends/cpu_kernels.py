@@ -10,6 +10,7 @@ from numba.core.dispatcher import Dispatcher
 from sparselib.ops.backends.cpu_arguments import (
     BIAS,
     GRADIENTS,
+    LINE,
     MASK,
     NETWORK,
     NORMALIZED,
@@ -33,7 +34,6 @@ from sparselib.ops.backends.cpu_between import (
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
-    LINE,
     ONE,
     WIDE,
     ZERO,

@@ -2,7 +2,7 @@
 
 A product that reads each number from a cache cannot reach it; the share that it reaches says more
 about a kernel than a time does, on any machine. And multiply-adds of one number each that the core
-reads from its second cache, in sequence: the roof of a product whose features do not fit the first.
+reads from its L2, in sequence: the roof of a product whose features do not fit the L1.
 """
 
 from typing import Any
@@ -26,9 +26,7 @@ from sparselib.ops.backends.cpu_vectors import (
 )
 
 CHAINS = 12  # sums that do not wait for each other: two per cycle, of some five cycles each
-NUMBERS = (
-    3 * 2**14
-)  # 192 KiB, more than a first cache holds and no more than a second one does
+NUMBERS = 3 * 2**14  # 192 KiB, which do not fit an L1 and do fit an L2
 
 
 @kernel
@@ -87,12 +85,8 @@ def compute(loops: int) -> torch.Tensor:
     loops : int
         Each is ``2 * CHAINS * LANES`` operations per thread.
     """
-    threads = torch.get_num_threads()
     x = torch.arange(14 * LANES, dtype=torch.float32) / (14 * LANES)
-    y = torch.empty(threads, CHAINS, LANES)
-    loop: Any = multiply_adds  # numba's types are not those of `cpu`
-    launch(loop, [loops, x, y])
-    return y
+    return _sums(multiply_adds, loops, x, (CHAINS, LANES))
 
 
 def operations(loops: int) -> int:
@@ -122,13 +116,21 @@ def read_and_add(a):  # type: ignore[no-untyped-def]
 
 def read(loops: int, x: torch.Tensor) -> torch.Tensor:
     """Read `NUMBERS` numbers that often on every thread of torch; return each thread's sums."""
-    threads = torch.get_num_threads()
-    y = torch.empty(threads, 3 * PACK)
-    loop: Any = read_and_add  # numba's types are not those of `cpu`
-    launch(loop, [loops, x, y])
-    return y
+    return _sums(read_and_add, loops, x, (3 * PACK,))
 
 
 def readings(loops: int) -> int:
     """Count the additions and multiplications of `read`, of all threads together."""
     return 2 * NUMBERS * loops * torch.get_num_threads()
+
+
+def _sums(
+    loop: Any,  # numba's types are not those of `cpu`
+    loops: int,
+    x: torch.Tensor,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    """Run a loop on every thread of torch; return each thread's sums."""
+    y = torch.empty(torch.get_num_threads(), *shape)
+    launch(loop, [loops, x, y])
+    return y

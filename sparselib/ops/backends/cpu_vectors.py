@@ -40,7 +40,6 @@ AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 # a compiled kernel on disk is of these files as they are
 SOURCES = stamps(sorted(Path(__file__).parent.glob("cpu_*.py")))
 LANES = 16 if AVX512 else 8  # of one register
-LINE = 16  # of a cache
 WIDE = (
     256 if AVX512 else 64
 )  # columns that a row of the result holds in registers

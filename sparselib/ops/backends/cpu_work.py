@@ -17,15 +17,14 @@ from sparselib.ops.backends.cpu_arguments import PACK, PACKS, TILE
 
 BLOCK = 128  # features of a tile: all of them fit the L1 of a core
 PER_ROW = 8  # connections of a row in a block of features that pay for its costs' second reading
-# for a product: samples that lay features so far apart that copies may pay, connections that pay
-# for the copy of a feature, and samples from which on fewer do, half as many as lanes
-FAR = 256
-PER_FEATURE = 16
-FARTHEST = 513
-# for a weight gradient: samples from which on fewer connections pay, and how many then and before
-FARTHER = 384
-PER_COPY = 4
-PER_NEAR_COPY = 24
+# copies for a product
+COPIED_FROM = 256  # samples; those of fewer lie close together anyway
+PER_FEATURE = 16  # connections that pay for the copy of a feature
+MANY_FROM = 513  # samples, of which half as many connections as lanes pay
+# copies of each thread for a weight gradient
+PER_COPY = 24  # connections that pay for the copy of a feature
+OFTEN_FROM = 384  # samples, of which fewer connections pay
+PER_OFTEN = 4
 
 
 class Product(NamedTuple):
@@ -50,8 +49,8 @@ class Samples(NamedTuple):
 
 def product(rows: int, columns: int, batch: int, nnz: int) -> Product:
     """Divide a product into blocks of samples that are copied, or into rows."""
-    paying = PER_FEATURE if batch < FARTHEST else _vectors().LANES // 2
-    if batch < FAR or nnz < paying * columns:
+    paying = PER_FEATURE if batch < MANY_FROM else _vectors().LANES // 2
+    if batch < COPIED_FROM or nnz < paying * columns:
         return divided(rows, batch)
     # copying pays where each number is read several times, and all threads have something to do
     threads = torch.get_num_threads()
@@ -81,7 +80,7 @@ def samples(rows: int, features: int, batch: int, nnz: int) -> Samples:
     many connections that a block of samples stays close to the core.
     """
     threads = torch.get_num_threads()
-    paying = PER_COPY if batch >= FARTHER else PER_NEAR_COPY
+    paying = PER_COPY if batch < OFTEN_FROM else PER_OFTEN
     if batch < 2 * TILE or nnz < paying * threads * features:
         return Samples(*owned(rows))
     blocks = min(ceil(features, BLOCK), max(1, nnz // (PER_ROW * rows)))

@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparselib as sl
@@ -217,3 +221,62 @@ def test_the_dense_twin_refuses_what_it_would_ignore():
     for options in ({"padding": sl.nn.centered_zeros}, {"topology": sl.topology.first_taps}):
         with pytest.raises(ValueError, match="a dense DSN"):
             sl.DSN(3, 2, 6, sparsity=0.0, **options)
+
+
+def scores_and_gradients(model, x):
+    model.zero_grad()
+    scores = model(x)
+    scores.square().sum().backward()
+    return [scores.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def transforms(model, x):
+    """Count the Fourier transforms of a pass."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        model(x)
+    return sum(event.count for event in profiled.key_averages() if event.key == "aten::fft_rfft")
+
+
+@pytest.mark.parametrize("length", [150, 300, 721])
+def test_the_os_cnn_by_transforms_is_the_os_cnn_by_convolutions(length):
+    torch.manual_seed(0)
+    model = sl.OSCNN(length, largest=67).double()
+    x = torch.randn(3, length, dtype=torch.float64)
+    by_transforms = scores_and_gradients(model, x)
+    for layer in model.layers:
+        layer.convs[0][1].register_forward_hook(lambda *_: None)
+    by_convolutions = scores_and_gradients(model, x)
+    for ours, theirs in zip(by_transforms, by_convolutions, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_os_cnn_shows_its_convolutions_to_whoever_looks():
+    model = sl.OSCNN(300).eval()
+    x = torch.randn(2, 300)
+    assert transforms(model, x) == 4
+    assert transforms(sl.OSCNN(300, largest=31).eval(), x) == 0
+    with torch.autocast("cpu"):
+        assert transforms(model, x) == 0
+    assert transforms(model.bfloat16(), x.bfloat16()) == 0
+    seen = []
+    model.float().layers[1].convs[3][1].register_forward_hook(lambda *_: seen.append(1))
+    assert transforms(model, x) == 2
+    assert seen == [1]
+    compiled = torch.export.export(sl.OSCNN(300).eval(), (x,))
+    assert "fft" not in str(compiled.graph)
+
+
+@given(
+    taps=st.integers(1, 40),
+    time=st.integers(1, 300),
+    behind=st.integers(0, 39),
+    shape=st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_correlation_by_transforms_is_that_of_torchs_convolution(taps, time, behind, shape):
+    behind = min(behind, taps - 1)
+    batch, inputs, filters = shape
+    x = torch.randn(batch, inputs, time, dtype=torch.float64)
+    kernels = torch.randn(filters, inputs, taps, dtype=torch.float64)
+    padded = functional.pad(x, (behind, taps - 1 - behind))
+    sums = sl.models.oscnn.correlated(x, kernels, behind)
+    torch.testing.assert_close(sums, functional.conv1d(padded, kernels), rtol=1e-10, atol=1e-10)

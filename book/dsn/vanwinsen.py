@@ -71,6 +71,37 @@ def on_unseen_nights(
     return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 
+def random_splits() -> dict[str, pd.DataFrame]:
+    """Return the runs on ten random splits of the minutes (Table 1), by network, then split."""
+    rows = sweep.stored("dsn-random-splits")
+    named = _named(rows, rows.iloc[:0])
+    return {name: part.set_index("split").sort_index() for name, part in named.items()}
+
+
+def on_random_splits(name: str, column: str = "test_accuracy") -> Difference:
+    """Return how far a network is ahead of the 95 % sparse one, in points, paired by split."""
+    runs = random_splits()
+    ours, theirs = (100 * runs[of][column] for of in (name, "DSN, 95 %"))
+    return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
+
+
+def proposed(column: str) -> dict[str, Difference]:
+    """Return what two proposals of Section 6.2 gain on unseen nights, in points.
+
+    Training without noisy minutes, and with augmented signals; paired by five folds and two seeds.
+    """
+    rows = sweep.stored("dsn-noise").set_index(["seed", "fold"]).sort_index()
+    plain = 100 * rows[(rows.spoiled == 1) & ~rows.augment][column]
+    changed = {
+        "without noisy training minutes": rows[rows.spoiled < 1],
+        "training signals augmented": rows[rows.augment],
+    }
+    return {
+        name: paired_difference((100 * part[column]).to_numpy(), plain.loc[part.index].to_numpy())
+        for name, part in changed.items()
+    }
+
+
 def nights(rows: pd.DataFrame) -> pd.DataFrame:
     """Join the nights that some runs tested: minutes with apnea per hour, and their severity."""
     found = [

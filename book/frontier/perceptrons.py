@@ -55,18 +55,23 @@ class Network(NamedTuple):
         return f"{self.width}/{self.sparsity:g}/{self.rank}"
 
 
-def networks() -> list[Network]:
+def stored(dataset: str = "fashion_mnist") -> pd.DataFrame:
+    """Return all runs on a data set."""
+    rows = sweep.stored("frontier-mlp" if dataset == "fashion_mnist" else "frontier-datasets")
+    return rows[rows.dataset == dataset]
+
+
+def networks(dataset: str = "fashion_mnist") -> list[Network]:
     """Return the networks that have runs, in the order of the families, small ones first."""
-    rows = sweep.stored("frontier-mlp")
-    sizes = rows[["family", "width", "sparsity", "rank"]].drop_duplicates()
+    sizes = stored(dataset)[["family", "width", "sparsity", "rank"]].drop_duplicates()
     found = [Network(*size) for size in sizes.itertuples(index=False)]
     order = list(FAMILIES)
     return sorted(found, key=lambda n: (order.index(n.family), n.width, -n.sparsity, n.rank))
 
 
-def runs(network: Network) -> pd.DataFrame:
+def runs(network: Network, dataset: str = "fashion_mnist") -> pd.DataFrame:
     """Return all runs of a network, their test accuracy in per cent, too."""
-    rows = sweep.stored("frontier-mlp")
+    rows = stored(dataset)
     rows = rows.assign(test_percent=100 * rows.test_accuracy)
     same = pd.Series(True, index=rows.index)
     for name, value in network._asdict().items():
@@ -74,9 +79,9 @@ def runs(network: Network) -> pd.DataFrame:
     return rows[same]
 
 
-def tuned(network: Network) -> pd.DataFrame:
-    """Return its runs with the step size that is best on validation images with the first seed."""
-    return tuning.chosen(runs(network), "valid_accuracy", smallest=False)
+def tuned(network: Network, dataset: str = "fashion_mnist") -> pd.DataFrame:
+    """Return its runs with the step size that is best on validation samples, first seed."""
+    return tuning.chosen(runs(network, dataset), "valid_accuracy", smallest=False)
 
 
 def costs() -> dict[str, clock.Cost]:
@@ -84,6 +89,6 @@ def costs() -> dict[str, clock.Cost]:
     return clock.costs("mlp")
 
 
-def difference(one: Network, other: Network) -> Difference | None:
+def difference(one: Network, other: Network, dataset: str = "fashion_mnist") -> Difference | None:
     """Return by how many points of test accuracy one is ahead, paired by seed; None of one pair."""
-    return tuning.difference(tuned(one), tuned(other), "test_percent")
+    return tuning.difference(tuned(one, dataset), tuned(other, dataset), "test_percent")

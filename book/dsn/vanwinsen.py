@@ -85,6 +85,15 @@ def on_random_splits(name: str, column: str = "test_accuracy") -> Difference:
     return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
 
 
+def in_table_1(name: str) -> str:
+    """Write how far a network is ahead of the 95 % sparse one: on random splits, and on nights."""
+    ten = on_random_splits(name)
+    words = f"{ten.mean:+.1f} points | Ten splits, reduced: {ten:.1f}"
+    if name not in classifiers().index.levels[0]:
+        return f"{words}."
+    return f"{words}; all minutes, unseen nights: {ahead(name, 'DSN, 95 %'):.1f}."
+
+
 def proposed(column: str) -> dict[str, Difference]:
     """Return what two proposals of Section 6.2 gain on unseen nights, in points.
 

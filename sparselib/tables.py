@@ -20,7 +20,6 @@ NAMES = {
     "fashion_mnist": "Fashion-MNIST",
     "higgs": "HIGGS",
     "isolet": "ISOLET",
-    "epilepsy": "UCI epilepsy",
     "digits": "Digits",
     "cifar10": "CIFAR-10",
     "placed_digits": "Digits in clutter",

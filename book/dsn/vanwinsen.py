@@ -14,7 +14,7 @@ NETWORKS = {
     "OS-CNN": sl.OSCNN,
     "ResNet": sl.ECGResNet,
 }
-NAMES = {"resnet": "ResNet", "oscnn": "OS-CNN", "deep_oscnn": "OS-CNN, four layers"}
+NAMES = {"resnet": "ResNet", "oscnn": "OS-CNN", "deep_oscnn": "OS-CNN-4"}
 YARDSTICKS = {"boosting": "boosted trees", "logistic": "logistic regression"}
 # Table 1: parameters in thousands, operations in millions, accuracy in percent
 TABLE_1 = {

@@ -23,6 +23,15 @@ TABLE_1 = {
     "OS-CNN": (235.74, 2767.88, 88.84),
     "ResNet": (578.751, 104.0, 81.48),
 }
+SPARSE = "DSN, 95 %"
+# the accuracies of Table 1, by the names that stored runs have here
+ACCURACY = dict(
+    zip(
+        ("DSN, dense", SPARSE, "OS-CNN", "ResNet"),
+        (accuracy for *_, accuracy in TABLE_1.values()),
+        strict=True,
+    )
+)
 
 
 def counted() -> dict[str, tuple[float, float]]:
@@ -67,8 +76,13 @@ def on_unseen_nights(
     rows = by_night()
     rows = rows[rows.by == "record"].set_index(["model", "sparsity", "fold"]).sort_index()
     kinds = (model, sparsity), ("dsn", 0.95)
-    ours, theirs = (100 * rows.loc[kind][column] for kind in kinds)
-    return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
+    return _paired(*(100 * rows.loc[kind][column] for kind in kinds))
+
+
+def _paired(ours: pd.Series, theirs: pd.Series) -> Difference:
+    """Return how far ours are ahead, paired by the places in the index that both have."""
+    shared = ours.index.intersection(theirs.index)
+    return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
 
 
 def random_splits() -> dict[str, pd.DataFrame]:
@@ -81,8 +95,7 @@ def random_splits() -> dict[str, pd.DataFrame]:
 def on_random_splits(name: str, column: str = "test_accuracy") -> Difference:
     """Return how far a network is ahead of the 95 % sparse one, in points, paired by split."""
     runs = random_splits()
-    ours, theirs = (100 * runs[of][column] for of in (name, "DSN, 95 %"))
-    return paired_difference(ours.to_numpy(), theirs.loc[ours.index].to_numpy())
+    return _paired(*(100 * runs[of][column] for of in (name, SPARSE)))
 
 
 def in_table_1(name: str) -> str:
@@ -91,7 +104,7 @@ def in_table_1(name: str) -> str:
     words = f"{ten.mean:+.1f} points | Ten splits, reduced: {ten:.1f}"
     if name not in classifiers().index.levels[0]:
         return f"{words}."
-    return f"{words}; all minutes, unseen nights: {ahead(name, 'DSN, 95 %'):.1f}."
+    return f"{words}; all minutes, unseen nights: {ahead(name, SPARSE):.1f}."
 
 
 def proposed(column: str) -> dict[str, Difference]:
@@ -99,15 +112,14 @@ def proposed(column: str) -> dict[str, Difference]:
 
     Training without noisy minutes, and with augmented signals; paired by five folds and two seeds.
     """
-    rows = sweep.stored("dsn-noise").set_index(["seed", "fold"]).sort_index()
-    plain = 100 * rows[(rows.spoiled == 1) & ~rows.augment][column]
+    rows = sweep.stored("dsn-noise").set_index(["seed", "fold"])
+    plain = rows[(rows.spoiled == 1) & ~rows.augment]
     changed = {
         "without noisy training minutes": rows[rows.spoiled < 1],
         "training signals augmented": rows[rows.augment],
     }
     return {
-        name: paired_difference((100 * part[column]).to_numpy(), plain.loc[part.index].to_numpy())
-        for name, part in changed.items()
+        name: _paired(100 * part[column], 100 * plain[column]) for name, part in changed.items()
     }
 
 
@@ -174,9 +186,7 @@ def ahead(name: str, other: str, column: str = "test_accuracy", by: str = "recor
     They are paired by the folds that both have been tested on.
     """
     runs = classifiers()
-    ours, theirs = (100 * runs.loc[(of, by, 1)][column] for of in (name, other))
-    shared = ours.index.intersection(theirs.index)
-    return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
+    return _paired(*(100 * runs.loc[(of, by, 1)][column] for of in (name, other)))
 
 
 def off(name: str, neighbors: int = 1) -> pd.Series:
@@ -187,9 +197,7 @@ def off(name: str, neighbors: int = 1) -> pd.Series:
 
 def further_off(name: str, other: str, neighbors: int = 1) -> Difference:
     """Return how much further off one classifier's index is than another's, paired by night."""
-    ours, theirs = off(name, neighbors), off(other, neighbors)
-    shared = ours.index.intersection(theirs.index)
-    return paired_difference(ours.loc[shared].to_numpy(), theirs.loc[shared].to_numpy())
+    return _paired(off(name, neighbors), off(other, neighbors))
 
 
 def windows() -> pd.DataFrame:
@@ -198,8 +206,8 @@ def windows() -> pd.DataFrame:
     By classifier, kind of test, minutes around and fold; only folds that both have been tested on.
     """
     runs = classifiers()
-    pair = {name: runs.loc[name] for name in ("DSN, 95 %", "boosted trees")}
-    shared = pair["DSN, 95 %"].index.intersection(pair["boosted trees"].index)
+    pair = {name: runs.loc[name] for name in (SPARSE, "boosted trees")}
+    shared = pair[SPARSE].index.intersection(pair["boosted trees"].index)
     joined = {name: rows.loc[shared] for name, rows in pair.items()}
     return pd.concat(joined, names=["classifier"]).sort_index()
 
@@ -209,7 +217,7 @@ def right_grades() -> float:
 
     It reads three minutes at once.
     """
-    tested = nights(windows().loc[("DSN, 95 %", "record", 1)])
+    tested = nights(windows().loc[(SPARSE, "record", 1)])
     return float((tested["labeled class"] == tested["predicted class"]).mean())
 
 
@@ -246,10 +254,8 @@ def without_noise(column: str) -> Difference:
     place = ["split", "fold"]
     kept, clean = (sweep.stored(f"dsn-{name}") for name in ("yardsticks", "noise-yardsticks"))
     kept = kept[(kept.normalize == "night") & (kept.by == "record") & (kept.neighbors == 1)]
-    pair = [100 * rows[rows.model == "boosting"].set_index(place)[column] for rows in (clean, kept)]
-    shared = pair[0].index.intersection(pair[1].index)
-    ours, theirs = (part.loc[shared].to_numpy() for part in pair)
-    return paired_difference(ours, theirs)
+    both = (rows[rows.model == "boosting"].set_index(place) for rows in (clean, kept))
+    return _paired(*(100 * rows[column] for rows in both))
 
 
 def without_movement() -> dict[str, Difference]:

@@ -6,7 +6,7 @@ import clock
 import pandas as pd
 import tuning
 
-from sparselib import sweep
+from sparselib import plot, sweep
 from sparselib.comparison import Difference
 
 # in the order of the tables; the words of plots and sentences
@@ -21,6 +21,18 @@ FAMILIES = {
     "gradual": "pruned gradually",
     "granet": "GraNet",
 }
+# the color and the mark of each, in the figures of all pages
+STYLES = dict(
+    zip(
+        FAMILIES,
+        zip(
+            [*plot.COLORS, plot.GRAY, plot.BLUE],
+            ["s-", "v-", "o-", "o--", "o:", "o-.", "^-", "^--", "^:"],
+            strict=True,
+        ),
+        strict=True,
+    )
+)
 SHRINKING = ("pruned", "gradual", "granet")  # dense at first
 
 

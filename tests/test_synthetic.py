@@ -129,3 +129,38 @@ def test_unknown_kinds_are_refused():
     for kinds in ([], ["ecg", "radio"]):
         with pytest.raises(ValueError, match="kinds are some of ecg, eeg, respiration, emg, not"):
             synthetic.signals(kinds)
+
+
+def test_synthetic_documents_follow_their_law():
+    split = synthetic.documents(words=2000, classes=4)
+    again = synthetic.documents(words=2000, classes=4)
+    assert split.checksum == again.checksum
+    assert synthetic.documents(words=2000, classes=4, seed=1).checksum != split.checksum
+    x = split.train.x
+    assert (x.shape, split.classes, len(split.train.y.unique())) == ((1200, 2000), 4, 4)
+    assert (x > 0).double().mean() < 0.05
+    torch.testing.assert_close(x.square().mean(1), torch.ones(1200), rtol=0, atol=1e-3)
+    # one log-frequency falls with the shifted rank by a power of -1, but for a topic's own words
+    frequent = (x > 0).sum(0)[:400].double()
+    rank = torch.arange(1, 401) + 2.7
+    slope = torch.linalg.lstsq(
+        torch.stack([rank.log(), torch.ones(400)], 1).double(), frequent.log()[:, None]
+    ).solution[0, 0]
+    assert -1.1 < slope < -0.8
+    assert "no real text" in split.note
+
+
+def test_the_law_of_synthetic_documents_bounds_what_a_classifier_reaches():
+    from sklearn.linear_model import LogisticRegression
+
+    split = synthetic.documents(words=5000, classes=5)
+    known = float(split.note.split("right about ")[1].split("%")[0]) / 100
+    reached = score(LogisticRegression(C=0.01, max_iter=200), split)
+    assert known > 0.95
+    assert 0.5 < reached < known
+
+
+def test_a_topic_needs_its_words():
+    with pytest.raises(ValueError, match="words=199 are fewer than the 200 that a topic has"):
+        synthetic.documents(words=199)
+    assert len(synthetic.documents(9, 3, 0, words=200).test) == 0

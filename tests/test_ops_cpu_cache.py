@@ -11,9 +11,10 @@ from pathlib import Path
 import apart
 import pytest
 from numba import njit
+from numba.core.dispatcher import Dispatcher
 
 import sparselib
-from sparselib.ops.backends import cpu_cache
+from sparselib.ops.backends import cpu, cpu_cache, cpu_vectors
 
 TURN = """
 import torch
@@ -221,3 +222,78 @@ def test_a_numba_that_does_not_load_is_as_none():
     code = "import sys; sys.modules['llvmlite'] = None\n"
     code += WITHOUT.replace('sys.modules["numba"] = None\n', "").split("try:")[0]
     assert run(code)[0] == "1 sparselib.ops.backends.reference True"
+
+
+# numbers what is compiled as another process may have done: those of this name come first
+NUMBERED = """
+import inspect, itertools, sys
+from numba.core import bytecode
+made = bytecode.FunctionIdentity.from_function.__func__
+numbers = {}
+
+def numbered(cls, function):
+    self = made(cls, function)
+    closed = inspect.getclosurevars(self.func).nonlocals
+    if "n" in closed and "rows" in self.func_name:
+        numbers[closed["n"]] = self.unique_id
+        if closed["n"] == 1 and len(sys.argv) > 1:
+            self.unique_id = int(sys.argv[1])
+            self.unique_name = f"{self.func_qualname}${self.unique_id}"
+    return self
+
+bytecode.FunctionIdentity.from_function = classmethod(numbered)
+"""
+STORED = """
+from sparselib.ops.backends import cpu_kernels
+cpu_kernels.gradients()
+print(numbers[32])
+"""
+LOADED = """
+import torch
+import sparselib as sl
+from sparselib.ops.backends import cpu_kernels
+cpu_kernels.spmm()
+assert cpu_kernels.gradients().cache_hits == 1
+layer = sl.CSRLinear(20, 33, sparsity=0.5)
+x = torch.randn(32, 20, requires_grad=True)
+twin = x.detach().clone().requires_grad_()
+layer(x).square().sum().backward()
+layer.to_dense()(twin).square().sum().backward()
+torch.testing.assert_close(x.grad, twin.grad, rtol=1e-4, atol=1e-4)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_kernels_of_two_processes_do_not_take_each_other_s_functions(tmp_path):
+    """Machine code knows functions by names, which numba numbers anew in each process."""
+    place = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    number, _ = run(NUMBERED + STORED, **place)
+    process = apart.Program("-c", NUMBERED + LOADED, number, env=os.environ | place)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out == "fine\n"
+
+
+def test_what_closes_over_numbers_is_named_after_them():
+    cpu.kernels()
+    from sparselib.ops.backends import cpu_conv_kernels, cpu_descent_kernels, cpu_few, cpu_kernels
+
+    named = {}
+    for module in cpu_kernels, cpu_conv_kernels, cpu_descent_kernels, cpu_few:
+        for value in vars(module).values():
+            if isinstance(value, Dispatcher):
+                function = value.py_func
+                key = function.__module__, function.__qualname__
+                assert named.setdefault(key, value) is value
+    assert len(named) > 30
+
+
+def test_what_closes_over_something_else_is_refused():
+    something = object()
+
+    def closed():
+        return something
+
+    with pytest.raises(TypeError, match="closes over something, which is no number"):
+        cpu_vectors.inline(closed)

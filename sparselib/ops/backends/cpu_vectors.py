@@ -383,9 +383,28 @@ def inline(function: Function) -> Dispatcher:
         "no_cfunc_wrapper": True,
     }
     compiled: Dispatcher = njit(error_model="numpy", **options)(
-        inspect.unwrap(function)
+        _told_apart(inspect.unwrap(function))
     )
     return compiled
+
+
+def _told_apart(function: Function) -> Function:
+    """Give a function that closes over numbers a name that tells them, and return it.
+
+    Machine code calls functions by their names, and numba numbers those of one name in the order
+    in which a process compiles them. Two kernels on disk may come from two processes, and where
+    both hold another function by the same name and number, the first that is loaded counts for
+    both.
+    """
+    closed = inspect.getclosurevars(function).nonlocals
+    for name, value in closed.items():
+        if not isinstance(value, int):
+            raise TypeError(
+                f"{function.__qualname__} closes over {name}, which is no number, so that its "
+                f"name cannot tell it from others"
+            )
+        function.__qualname__ += f"_{name}_{int(value)}"
+    return function
 
 
 def kernel(function: Callable[..., None]) -> Callable[[], CFunc]:

@@ -12,12 +12,14 @@ from sparselib.nn import fusion
 from sparselib.nn._joining import (
     are_unobserved,
     has_hooks,
+    is_active_dropout,
     is_every_module_observed,
     is_passed_over,
-    is_plain_relu,
+    links,
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
+from sparselib.ops.backends import After
 from sparselib.ops.dispatch import note, noting
 from sparselib.ops.fused import descend
 
@@ -35,14 +37,16 @@ def descended(
     """Add a loss's gradients to those of a model, as ``loss.backward()`` does, and return the loss.
 
     One call of a kernel then does what autograd does in some forty, which is what a step of a small
-    network costs. The numbers are the same to rounding.
+    network costs. The numbers are the same to rounding, but that a dropout's may fall on other
+    activations.
 
     Parameters
     ----------
     model : nn.Module
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
-        with ``nn.ReLU`` between them, on the CPU, in float32. Some may be an ``nn.Linear``, as a
-        last one often is, if all of these have no more than 65,536 weights.
+        with one of ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` and ``nn.Tanh`` between
+        them, and perhaps a dropout behind it, on the CPU, in float32. Some may be an ``nn.Linear``,
+        as a last one often is, if all of these have no more than 65,536 weights.
     x : Tensor, shape (samples, ...)
         Inputs, which need no gradient.
     labels : Tensor, int64, shape (samples,)
@@ -62,11 +66,11 @@ def descended(
         evolution that needs this step's inputs, autocast, anomaly detection. `obstacle` returns
         which. Nor if an index or a label is the number of nothing.
     """
-    layers = _layers(model, x, labels)
-    if isinstance(layers, str):
+    chain = _chain(model, x, labels)
+    if isinstance(chain, str):
         return None
-    learned = [_learned(layer) for layer in layers]
-    found = _by_kernel(learned, x, labels, loss, indices)
+    learned = [_learned(layer) for layer in chain[0]]
+    found = _by_kernel(learned, chain[1], x, labels, loss, indices)
     if found is None:
         return None
     error, gradients = found
@@ -90,12 +94,12 @@ def obstacle(
     model, x, labels, loss
         As in `descended`. Nothing is changed.
     """
-    layers = _layers(model, x, labels)
-    if isinstance(layers, str):
-        return layers
-    learned = [_learned(layer) for layer in layers]
-    with noting() as ways:
-        found = _by_kernel(learned, x, labels, loss)
+    chain = _chain(model, x, labels)
+    if isinstance(chain, str):
+        return chain
+    learned = [_learned(layer) for layer in chain[0]]
+    with noting() as ways, torch.random.fork_rng(devices=[]):
+        found = _by_kernel(learned, chain[1], x, labels, loss)
     if found is not None:
         return ""
     if ways:
@@ -113,6 +117,7 @@ def obstacle(
 
 def _by_kernel(
     learned: Sequence[tuple[CSR, Tensor, Tensor | None]],
+    after: Sequence[After],
     x: object,
     labels: object,
     loss: str,
@@ -123,12 +128,14 @@ def _by_kernel(
     assert isinstance(labels, Tensor)
     with torch.no_grad():
         weights = [(csr, w.flatten(), bias) for csr, w, bias in learned]
-        return descend(weights, x.flatten(1), labels, loss, indices)
+        return descend(weights, after, x.flatten(1), labels, loss, indices)
 
 
-def _layers(
-    model: nn.Module, x: object, labels: object
-) -> Sequence[nn.Module] | str:
+# layers, and what follows each but the last
+Chain = tuple[list[nn.Module], list[After]]
+
+
+def _chain(model: nn.Module, x: object, labels: object) -> Chain | str:
     """Return the layers of a model whose step goes at once, or why it does not."""
     if not (isinstance(x, Tensor) and isinstance(labels, Tensor)):
         return "inputs and labels are not one tensor each"
@@ -140,36 +147,38 @@ def _layers(
         return (
             "anomaly detection, or a hook of all modules, looks at every step"
         )
-    layers = _chained(model)
-    if isinstance(layers, str):
-        return layers
+    chain = _chained(model)
+    if isinstance(chain, str):
+        return chain
     if x.ndim > 2 and not _flattens(model):
         return "samples are no rows, and nothing flattens them"
-    return next(filter(None, map(_constraint, layers)), layers)
+    return next(filter(None, map(_constraint, chain[0])), chain)
 
 
-def _chained(model: nn.Module) -> Sequence[nn.Module] | str:
-    """Return the layers of a model that is nothing else but these, with ReLU between them."""
+def _chained(model: nn.Module) -> Chain | str:
+    """Return the layers of a model that is nothing else but these, and activations between them."""
     if has_hooks(model):
         return "a hook wants to see what the model does"
     if type(model) is MLP:
-        if model.training and model.dropout.p > 0:
-            return "the dropout works in training"
-        layers = list(model.layers)
-        between: Sequence[nn.Module] = [model.activation]
+        modules: list[nn.Module] = []
+        for layer in model.layers:
+            modules += [layer, model.activation, model.dropout]
+        modules = modules[:-2]
     elif type(model) in (nn.Sequential, fusion.Sequential):
         assert isinstance(model, nn.Sequential)
         modules = list(model)[1 if _flattens(model) else 0 :]
-        modules = [one for one in modules if not is_passed_over(one)]
-        layers = modules[::2]
-        between = modules[1::2]
-        if len(layers) != len(between) + 1:
-            return "it does not end with a layer"
     else:
         return f"{type(model).__name__} is no MLP or nn.Sequential, whose order is known"
-    if not all(map(is_plain_relu, between)):
-        return "something else than nn.ReLU is between the layers, or a hook looks at it"
-    return _obstacle_among(layers) or layers
+    modules = [one for one in modules if not is_passed_over(one)]
+    if modules and is_active_dropout(modules[-1]):
+        return "it does not end with a layer"
+    chain = links(modules)
+    if chain is None:
+        return (
+            "between the layers is something else than an activation and a dropout that kernels "
+            "know, or a hook looks at it"
+        )
+    return _obstacle_among(chain[0]) or chain
 
 
 def _obstacle_among(layers: Sequence[nn.Module]) -> str:

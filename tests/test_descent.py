@@ -1,6 +1,7 @@
 """A step at once is the ordinary step to rounding, and where somebody looks it is that itself."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -52,17 +53,73 @@ def agrees(model, x, labels, name):
         torch.testing.assert_close(parameter.grad.double(), gradient, **close)
 
 
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky relu": partial(nn.LeakyReLU, 0.2),
+    "rising relu": partial(nn.LeakyReLU, -0.5),
+    "gelu": nn.GELU,
+    "gelu of tanh": partial(nn.GELU, approximate="tanh"),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
 @given(
     sizes=st.lists(st.integers(1, 80), min_size=2, max_size=5),
     samples=st.integers(1, 200),
     sparsity=st.floats(0, 0.95),
     bias=st.booleans(),
     name=st.sampled_from(list(LOSSES)),
+    activation=st.sampled_from(list(ACTIVATIONS)),
 )
-def test_any_network_descends_as_by_autograd(sizes, samples, sparsity, bias, name):
-    model = network(*sizes, sparsity=sparsity, bias=bias)
+def test_any_network_descends_as_by_autograd(sizes, samples, sparsity, bias, name, activation):
+    options = {"bias": bias, "activation": ACTIVATIONS[activation]}
+    model = network(*sizes, sparsity=sparsity, **options)
     if all(layer.csr.nnz for layer in model.layers):
         agrees(model, *batch(samples, sizes[0], sizes[-1]), name)
+
+
+@given(
+    samples=st.integers(1, 200),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    kind=st.sampled_from([sl.nn.Dropout, nn.Dropout]),
+    p=st.sampled_from([0.1, 0.5, 0.9]),
+    loss=st.sampled_from(list(LOSSES)),
+)
+def test_a_dropout_draws_as_in_the_ordinary_step(samples, activation, kind, p, loss):
+    """The same random numbers on the same activations, so that losses and gradients agree."""
+    layers = network(40, 50, 30, 10).layers
+    make = ACTIVATIONS[activation]
+    model = nn.Sequential(layers[0], make(), kind(p), layers[1], make(), kind(p), layers[2])
+    x, labels = batch(samples, 40, 10)
+    torch.manual_seed(3)
+    error = LOSSES[loss](model(x), labels)
+    gradients = torch.autograd.grad(error, tuple(model.parameters()))
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    found = descended(model, x, labels, loss)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(found, error.detach(), rtol=1e-5, atol=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        close = {"rtol": 1e-4, "atol": 1e-5 * float(gradient.abs().max()) + 1e-7}
+        torch.testing.assert_close(parameter.grad, gradient, **close)
+
+
+def test_who_asks_and_who_is_refused_draw_no_random_numbers():
+    model = network(12, 20, 10, dropout=0.5)
+    x, labels = batch(70, 12, 10)
+    state = torch.get_rng_state()
+    assert obstacle(model, x, labels) == ""
+    assert descended(model, x, labels - 1, "cross-entropy") is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_what_is_not_a_number_passes_every_activation(activation):
+    model = network(12, 20, 10, activation=ACTIVATIONS[activation], dropout=0.3)
+    x, labels = batch(70, 12, 10)
+    x[5] = torch.nan
+    assert descended(model, x, labels, "cross-entropy").isnan()
 
 
 @given(
@@ -188,9 +245,10 @@ def sequences():
     yield sl.nn.Sequential(first, nn.ReLU(), last)
     yield nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(0.0), last)
     yield nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), last).eval()
+    yield nn.Sequential(first, nn.SiLU(inplace=True), last)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_known_models_descend_at_once(number):
     model = list(sequences())[number]
     agrees(model, *batch(70, 12, 10), "cross-entropy")
@@ -242,12 +300,17 @@ def doubled(model):
     model.double()
 
 
-def with_dropout(model):
-    model.dropout.p = 0.5
+def with_dropout_of_all(model):
+    model.dropout.p = 1.0
 
 
 def of_another_activation(model):
-    model.activation = nn.GELU()
+    model.activation = nn.Softplus()
+
+
+def of_a_hooked_dropout(model):
+    model.dropout.p = 0.5
+    model.dropout.register_forward_hook(lambda *_: None)
 
 
 def masked(model):
@@ -271,12 +334,13 @@ def dense_and_hooked(model):
 OBSTACLES = {
     hooked: "a hook, or another product",
     hooked_itself: "a hook wants to see what the model does",
-    hooked_between: "something else than nn.ReLU is between the layers, or a hook",
+    hooked_between: "an activation and a dropout that kernels know, or a hook",
     hooked_gradient: "a hook wants to see or change the gradient",
     frozen: "a parameter does not learn",
     doubled: "there are no kernels for torch.float64",
-    with_dropout: "the dropout works in training",
-    of_another_activation: "something else than nn.ReLU is between the layers",
+    with_dropout_of_all: "something else than an activation and a dropout that kernels know",
+    of_another_activation: "something else than an activation and a dropout that kernels know",
+    of_a_hooked_dropout: "an activation and a dropout that kernels know, or a hook",
     masked: "another product than the sparse one",
     watched: "an evolution by gradient needs what the layers read",
     of_another_class: "Mine is no MLP or nn.Sequential",

@@ -115,6 +115,111 @@ def test_training_gives_the_gradients_of_the_layers(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+LINKS = {
+    "leaky relu": lambda: [nn.LeakyReLU(0.2)],
+    "gelu": lambda: [nn.GELU()],
+    "gelu of tanh": lambda: [nn.GELU("tanh")],
+    "silu": lambda: [nn.SiLU(inplace=True)],
+    "tanh": lambda: [nn.Tanh()],
+    "relu and dropout": lambda: [nn.ReLU(), nn.Dropout(0.4)],
+    "leaky relu and ours": lambda: [nn.LeakyReLU(), sl.nn.Dropout(0.4)],
+    "gelu and dropout": lambda: [nn.GELU(), nn.Dropout(0.1)],
+}
+
+
+def linked(sizes, names):
+    """Layers with links between them, as a module that is fused and one that is not."""
+    layers = network(*sizes).layers
+    modules = [layers[0]]
+    for layer, name in zip(layers[1:], names):
+        modules += [*LINKS[name](), layer]
+    return sl.fuse(nn.Sequential(*modules)), nn.Sequential(*modules)
+
+
+@given(
+    st.lists(st.integers(2, 70), min_size=3, max_size=5),
+    st.lists(st.sampled_from(sorted(LINKS)), min_size=4, max_size=4),
+    st.integers(64, 300),
+    st.booleans(),
+)
+def test_links_between_layers_have_the_gradients_of_their_modules(sizes, names, samples, wants_x):
+    """With the same random numbers, which dropouts draw in the same order."""
+    x, dy = torch.randn(samples, sizes[0]), torch.randn(samples, sizes[-1])
+    found = []
+    for model in linked(sizes, names):
+        torch.manual_seed(4)
+        given = x.clone().requires_grad_(wants_x)
+        model.zero_grad()
+        y = model.train()(given)
+        y.backward(dy)
+        found.append([y, *([given.grad] if wants_x else []), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(LINKS))
+def test_links_are_passed_at_once_and_back_as_often_as_asked(name, fused):
+    model, _ = linked((20, 33, 40, 10), [name] * 2)
+    x = torch.randn(100, 20, requires_grad=True)
+    y = model.train()(x)
+    given, dy = [x, *model.parameters()], torch.randn_like(y)
+    first = torch.autograd.grad(y, given, dy, retain_graph=True)
+    torch.autograd.grad(y, given, -dy, retain_graph=True)
+    assert all(map(torch.equal, torch.autograd.grad(y, given, dy), first))
+    assert fused == ["both passes"]
+    with torch.no_grad():
+        model(x)
+    assert "both passes" not in fused[1:]
+
+
+@pytest.mark.parametrize("name", sorted(LINKS))
+def test_links_have_gradients_of_gradients(name):
+    found = []
+    x = torch.randn(70, 9)
+    for model in linked((9, 14, 12, 5), [name] * 2):
+        torch.manual_seed(4)
+        given = x.clone().requires_grad_()
+        values = [p for p in model.train().parameters() if p.ndim == 1]
+        y = model(given)
+        slopes = torch.autograd.grad(y.pow(2).sum(), given, create_graph=True)[0]
+        found.append(torch.autograd.grad(slopes.pow(2).sum(), values, allow_unused=True))
+    for ours, theirs in zip(*found):
+        if theirs is not None:
+            scale = float(theirs.abs().max())
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * scale + 1e-6)
+
+
+def test_no_bit_of_links_depends_on_the_number_of_threads(fused):
+    model, _ = linked((50, 120, 90, 10), ["gelu and dropout", "silu"])
+    x = torch.randn(1000, 50, requires_grad=True)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(4)
+            y = model.train()(x)
+            found.append([y, *torch.autograd.grad(y.sum(), [x, *model.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    assert fused == ["both passes"] * 3
+
+
+def test_an_evolution_by_gradient_sees_layers_between_other_links(fused):
+    model, plain = linked((20, 30, 30, 10), ["gelu", "tanh"])
+    x, y = torch.randn(64, 20), torch.randint(10, (64,))
+    positions = []
+    for twin in copy.deepcopy(model), copy.deepcopy(plain):
+        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+        evolution = sl.GradientGrowth(twin, optimizer, fraction=0.3)
+        torch.nn.functional.cross_entropy(twin(x), y).backward()
+        evolution.step()
+        positions.append([layer.csr.positions for layer in twin if hasattr(layer, "csr")])
+    assert all(map(torch.equal, *positions))
+    assert fused == []
+
+
 def test_a_backward_pass_changes_nothing_that_another_needs(fused):
     model, x = network(20, 33, 40, 10), torch.randn(100, 20, requires_grad=True)
     y = model(x)
@@ -244,7 +349,7 @@ def test_what_has_to_be_seen_is_not_fused(fused):
     handle.remove()
     network(20, 30, 10).double()(x.double())
     network(20, 30, 10, product=sl.masked_product)(x)
-    network(20, 30, 10, activation=torch.nn.Tanh)(x)
+    network(20, 30, 10, activation=torch.nn.Softplus)(x)
     with torch.autocast("cpu", torch.bfloat16):
         network(20, 30, 10)(x)
     with sl.ops.backend("reference"):

@@ -71,18 +71,25 @@ def told(explanation):
 
 
 JOINS = "sparselib.fuse joins it with its neighbors"
-GELU = "with a gradient no kernel does the GELU between it and another, only nn.ReLU"
-ALONE = ("cpu: spmm", 1, GELU)
+NORM = "with a gradient no kernel does the LayerNorm between it and another"
+FEW = (
+    "with the {} between it and another these samples are too few, or the weights too many, to be "
+    "carried through all layers at once"
+)
 SOFT = "no kernel does the Softplus between it and another"
 
 
 def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
     x = torch.randn(200, 20)
     network = model(nn.ReLU(), nn.GELU())
-    assert told(timing.explain(network, x)) == [("cpu: spmm", 1, JOINS)] * 2 + [ALONE]
+    assert told(timing.explain(network, x)) == [("cpu: spmm", 1, JOINS)] * 3
     sl.fuse(network)
-    trained = ("cpu: outward, and inward with the gradients", 2, "")
-    assert told(timing.explain(network, x)) == [trained, trained, ALONE]
+    trained = ("cpu: outward, and inward with the gradients", 3, "")
+    assert told(timing.explain(network, x)) == [trained] * 3
+    assert told(timing.explain(network, x[:20])) == [
+        *[("cpu: spmm with ReLU, and gradients at once", 2, "")] * 2,
+        ("cpu: spmm", 1, FEW.format("GELU")),
+    ]
     with torch.inference_mode():
         assert told(timing.explain(network, x)) == [("cpu: network", 3, "")] * 3
         assert told(timing.explain(network, x[:1])) == [("cpu: few_through", 3, "")] * 3
@@ -124,10 +131,22 @@ def test_what_stands_between_layers_is_named():
         assert told(timing.explain(network, x))[0] == ("cpu: spmm", 1, why[name])
         handle.remove()
     dropped = sl.fuse(nn.Sequential(network[0], nn.ReLU(), nn.Dropout(), network[2]))
-    assert told(timing.explain(dropped, x))[0][2] == (
-        "the Dropout between it and another works in training"
-    )
+    assert told(timing.explain(dropped, x))[0][1:] == (2, "")
+    assert told(timing.explain(dropped, x[:20]))[0][2] == FEW.format("Dropout")
+    works = "the Dropout between it and another works in training"
+    with torch.no_grad():
+        assert told(timing.explain(dropped, x))[0][2] == works
     assert told(timing.explain(dropped.eval(), x))[0][1:] == (2, "")
+    dropped = sl.fuse(nn.Sequential(network[0], nn.Dropout(), nn.ReLU(), network[2]))
+    assert told(timing.explain(dropped, x))[0][2] == works
+    normed = sl.fuse(nn.Sequential(network[0], nn.LayerNorm(network[0].out_features), network[2]))
+    assert told(timing.explain(normed, x))[0][2] == NORM
+    gelu = sl.fuse(nn.Sequential(network[0], nn.GELU(), network[2]))
+    evolution = sl.GradientGrowth(gelu, torch.optim.SGD(gelu.parameters(), 0.1))
+    assert told(timing.explain(gelu, x))[0][2].startswith(
+        "an evolution by gradient wants to see what it reads"
+    )
+    del evolution
     assert told(timing.explain(nn.Sequential(network[0], network[2]), x))[0][2] == (
         "there is nothing between it and another"
     )

@@ -1,6 +1,7 @@
 """Which modules of a row are computed at once, and how: what stands behind `fusion`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -12,19 +13,16 @@ from sparselib.csr import CSR
 from sparselib.nn._watch import keepers
 from sparselib.nn.dropout import Dropout
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.backends import Between
-from sparselib.ops.fused import Step, at_once, sequence, through
+from sparselib.ops.backends import After, Between
+from sparselib.ops.fused import Step, at_once, passed, sequence, through
 from sparselib.ops.products import are_few
 
 Activation = Callable[[Tensor], Tensor]
 ABSENT_IN_EVALUATION = (nn.Dropout, nn.AlphaDropout, Dropout)
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}
-KNOWN = (
-    *ACTIVATIONS,
-    nn.GELU,
-    nn.LayerNorm,
-    nn.BatchNorm1d,
-)
+# what kernels know in training, too
+LINKS = (*ACTIVATIONS, nn.LeakyReLU, nn.GELU)
+KNOWN = (*LINKS, nn.LayerNorm, nn.BatchNorm1d)
 GELUS = {"none": "gelu", "tanh": "gelu of tanh"}  # by what it approximates by
 
 
@@ -41,8 +39,10 @@ def runs(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
     for module in modules:
         if run and is_passed_over(module):
             continue
-        if _is_unobserved(module) or (
-            is_joined(module) and (run or not _changes_its_input(module))
+        if (
+            _is_unobserved(module)
+            or (is_joined(module) and (run or not _changes_its_input(module)))
+            or (run and is_active_dropout(module))
         ):
             run.append(module)
             continue
@@ -61,32 +61,77 @@ def _undivided(run: list[nn.Module]) -> Iterator[list[nn.Module]]:
         yield from ([module] for module in run)
 
 
-def parts(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Split into single modules, and sparse layers with a ReLU between each two of them."""
-    part: list[nn.Module] = []
-    for module in modules:
-        if part and is_passed_over(module):
-            continue
-        is_next = is_plain_relu if len(part) % 2 else _is_unobserved
-        if is_next(module):
-            part.append(module)
-            continue
-        yield from _whole(part)
-        part = []
-        if _is_unobserved(module):
-            part.append(module)
-        else:
-            yield [module]
-    yield from _whole(part)
+def parts(
+    modules: Sequence[nn.Module], is_plain: bool = False
+) -> Iterator[list[nn.Module]]:
+    """Split into single modules, and sparse layers with a link between each two of them.
 
-
-def _whole(part: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Yield a part that ends with a layer, and the activation behind it alone."""
-    if len(part) % 2:
+    A link is an activation, perhaps with a dropout that works behind it; with `is_plain` a ReLU.
+    """
+    modules = [module for module in modules if not is_passed_over(module)]
+    place = 0
+    while place < len(modules):
+        part = [modules[place]]
+        place += 1
+        while _is_unobserved(part[-1]):
+            size = link_size(modules, place, is_plain)
+            link = modules[place : place + size + 1]
+            if not size or len(link) == size or not _is_unobserved(link[-1]):
+                break
+            part += link
+            place += len(link)
         yield part
-    elif part:
-        yield part[:-1]
-        yield part[-1:]
+
+
+def link_size(
+    modules: Sequence[nn.Module], place: int, is_plain: bool = False
+) -> int:
+    """Return how many modules from a place on are a link between two layers; 0 if there is none."""
+    if place >= len(modules):
+        return 0
+    activation = modules[place]
+    if is_plain:
+        return int(is_plain_relu(activation))
+    if type(activation) not in LINKS or has_hooks(activation):
+        return 0
+    dropouts = modules[place + 1 : place + 2]
+    return 1 + any(map(is_active_dropout, dropouts))
+
+
+def links(
+    modules: Sequence[nn.Module],
+) -> tuple[list[nn.Module], list[After]] | None:
+    """Return layers and what follows each but the last, or None if there are no links between."""
+    layers = [*modules[:1]]
+    after: list[After] = []
+    place = 1
+    while place < len(modules):
+        size = link_size(modules, place)
+        if not size or place + size >= len(modules):
+            return None
+        activation, *dropout = modules[place : place + size]
+        between = _step(activation)
+        assert isinstance(between, Between)
+        draw = _draw_of(dropout[0]) if dropout else None
+        after.append(After(between.kind, between.number, draw))
+        layers.append(modules[place + size])
+        place += size + 1
+    return layers, after
+
+
+def _draw_of(dropout: nn.Module) -> Callable[[int, int], Tensor]:
+    """Return what draws the factors of a dropout, in the order of memory of a layer's outputs."""
+    if isinstance(dropout, Dropout):
+        factors = dropout.factors
+        return lambda *shape: factors(torch.empty(shape, device="cpu"))
+    assert isinstance(dropout, nn.Dropout)
+    return partial(_drawn, 1 - dropout.p)
+
+
+def _drawn(kept: float, features: int, samples: int) -> Tensor:
+    """Draw 1 / kept with probability kept, and 0 otherwise, as torch does."""
+    draws = torch.empty(features, samples, device="cpu")
+    return draws.bernoulli_(kept).div_(kept)
 
 
 def is_known(module: nn.Module) -> bool:
@@ -106,7 +151,9 @@ def is_joined(module: nn.Module) -> bool:
 
 
 def _changes_its_input(module: nn.Module) -> bool:
-    return isinstance(module, nn.ReLU | nn.SiLU) and module.inplace
+    return (
+        isinstance(module, nn.ReLU | nn.SiLU | nn.LeakyReLU) and module.inplace
+    )
 
 
 def is_passed_over(module: nn.Module) -> bool:
@@ -115,6 +162,17 @@ def is_passed_over(module: nn.Module) -> bool:
         isinstance(module, ABSENT_IN_EVALUATION)
         and type(module) in ABSENT_IN_EVALUATION
         and (not module.training or module.p == 0)
+        and not has_hooks(module)
+    )
+
+
+def is_active_dropout(module: nn.Module) -> bool:
+    """Whether a dropout works in training as kernels know it, and nobody looks."""
+    return (
+        isinstance(module, nn.Dropout | Dropout)
+        and type(module) in (nn.Dropout, Dropout)
+        and module.training
+        and 0 < module.p < 1
         and not has_hooks(module)
     )
 
@@ -178,12 +236,43 @@ def _applied(run: Sequence[nn.Module], x: Tensor) -> Tensor:
         if y is not None:
             return y
     for part in parts(run):
+        y = _passed(part, x)
+        x = _in_plain_parts(part, x) if y is None else y
+    return x
+
+
+def _in_plain_parts(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply modules, layers with ReLU between them at once."""
+    for part in parts(modules, is_plain=True):
         x = (
             _laid(part[0], x)
             if len(part) == 1
             else joined(part[::2], part[1], x)
         )
     return x
+
+
+def _passed(part: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+    """Return what layers and links make of x with a gradient, or None where no kernel does."""
+    if all(type(module) in (CSRLinear, nn.ReLU) for module in part):
+        return None
+    chain = links(part)
+    if chain is None or x.ndim < 2 or not torch.is_grad_enabled():
+        return None
+    layers, after = chain
+    if not _fit(layers, int(x.shape[-1])) or any(map(keepers, layers)):
+        return None
+    patterns, tensors = _weights(layers)
+    if (
+        ops.fast(x, *(tensor for tensor in tensors if tensor is not None))
+        is None
+    ):
+        return None
+    flat = x if x.ndim == 2 else x.flatten(0, -2)
+    y = passed(patterns, tensors, after, flat)
+    if y is None or x.ndim == 2:
+        return y
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def are_few_for(modules: Sequence[nn.Module], x: Tensor) -> bool:
@@ -207,6 +296,8 @@ def _laid(module: nn.Module, x: Tensor) -> Tensor:
 
 def carried(run: Sequence[nn.Module], x: Tensor) -> Tensor | None:
     """Return what a run makes of x without a gradient, or None where no kernel does all of it."""
+    if any(map(is_active_dropout, run)):
+        return None
     if torch.is_grad_enabled() and any(
         parameter.requires_grad
         for module in run
@@ -233,6 +324,8 @@ def _step(module: nn.Module) -> Step:
         return module.weights
     if isinstance(module, nn.GELU):
         return Between(GELUS[module.approximate])
+    if isinstance(module, nn.LeakyReLU):
+        return Between("leaky relu", number=module.negative_slope)
     if isinstance(module, nn.LayerNorm):
         width = module.normalized_shape[0]
         # where it learns none of the two torch has None, which its types do not say
@@ -274,13 +367,7 @@ def joined(
 
 def _at_once(layers: Sequence[CSRLinear], x: Tensor) -> Tensor | None:
     """Return the outputs of layers with ReLU between them, or None where no kernel does it."""
-    patterns: list[CSR] = []
-    tensors: list[Tensor | None] = []
-    for layer in layers:
-        csr, values, bias = layer.weights
-        patterns.append(csr)
-        tensors.append(values)
-        tensors.append(bias)
+    patterns, tensors = _weights(layers)
     y = at_once(patterns, tensors, x)
     if y is not None:
         return y
@@ -295,6 +382,20 @@ def _at_once(layers: Sequence[CSRLinear], x: Tensor) -> Tensor | None:
         x,
         [keepers(one) for one in layers],
     )
+
+
+def _weights(
+    layers: Sequence[CSRLinear],
+) -> tuple[list[CSR], list[Tensor | None]]:
+    """Return the connections of layers, and their values and biases in turn."""
+    patterns: list[CSR] = []
+    tensors: list[Tensor | None] = []
+    for layer in layers:
+        csr, values, bias = layer.weights
+        patterns.append(csr)
+        tensors.append(values)
+        tensors.append(bias)
+    return patterns, tensors
 
 
 def one_by_one(

@@ -33,6 +33,10 @@ class Dropout(nn.Module):
         """Return `x` with zeros in training, else `x` itself."""
         if not self.training or self.p == 0:
             return x
+        return x * self.factors(x)
+
+    def factors(self, x: Tensor) -> Tensor:
+        """Draw what `x` is multiplied by in training: 0, or 1 over the probability to be kept."""
         kept = round((1 - self.p) * 2**16)
         draws = torch.empty(
             -(-x.numel() // 4), dtype=torch.int64, device=x.device
@@ -47,7 +51,7 @@ class Dropout(nn.Module):
             if kept
             else torch.zeros_like(lanes, dtype=torch.bool)
         )
-        return x * keep.to(x.dtype).mul_(2**16 / max(kept, 1))
+        return keep.to(x.dtype).mul_(2**16 / max(kept, 1))
 
     def extra_repr(self) -> str:
         """Return the probability."""

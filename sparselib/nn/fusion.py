@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from sparselib.nn._joining import (
     ABSENT_IN_EVALUATION,
     KNOWN,
+    LINKS,
     Activation,
     applied_in_order,
     are_unobserved,
-    carried,
     has_hooks,
+    is_active_dropout,
     is_every_module_observed,
     is_joined,
     is_known,
@@ -23,6 +24,7 @@ from sparselib.nn._joining import (
     parts,
     runs,
 )
+from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,11 +39,12 @@ FUNCTIONS: dict[object, nn.Module] = {
 class Sequential(nn.Sequential):
     """An ``nn.Sequential`` that carries out its sparse linear layers at once.
 
-    Where `CSRLinear` layers follow each other with one ``nn.ReLU`` between them, they are computed
-    as one `chain`. Without a gradient that is also done with ``nn.GELU``, ``nn.SiLU``, ``nn.Tanh``,
-    ``nn.LayerNorm``, and in evaluation ``nn.BatchNorm1d``, between them, before and after. What is
-    between other layers, or has a hook, is called as ever. Dropouts are passed over where they do
-    nothing. The state dictionary is that of an ``nn.Sequential``, and so are the results, to
+    Where `CSRLinear` layers follow each other with one ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``,
+    ``nn.SiLU`` or ``nn.Tanh`` between them, and perhaps a dropout behind it, they are computed as
+    one `chain`. Without a gradient that is also done with ``nn.LayerNorm``, and in evaluation
+    ``nn.BatchNorm1d``, between them, and with any of these before and after. What is between other
+    layers, or has a hook, is called as ever. Dropouts are passed over where they do nothing. The
+    state dictionary is that of an ``nn.Sequential``, and so are the results, to
     rounding; the random numbers of an active dropout may fall on other activations, as they follow
     the order of memory.
     """
@@ -184,22 +187,38 @@ def _separations(
         name = type(module).__name__
         if has_hooks(module):
             yield f"a hook wants to see what the {name} does"
-    for module in modules:
-        name = type(module).__name__
-        if isinstance(module, ABSENT_IN_EVALUATION):
-            if module.training and module.p > 0:
-                yield f"the {name} between it and another works in training"
-        elif not is_known(module):
-            yield f"no kernel does the {name} between it and another"
-        elif type(module) is nn.ReLU:
-            continue
-        elif torch.is_grad_enabled():
-            yield f"with a gradient no kernel does the {name} between it and another, only nn.ReLU"
-        else:
-            yield (
-                f"with the {name} between it and another these samples are too few, or the weights "
-                f"too many, to be carried through all layers at once"
-            )
+    learns = torch.is_grad_enabled()
+    if learns and isinstance(layer, CSRLinear) and keepers(layer):
+        yield "an evolution by gradient wants to see what it reads"
+    for before, module in zip([None, *modules], modules):
+        reason = _separation(before, module, learns)
+        if reason:
+            yield reason
+
+
+def _separation(
+    before: nn.Module | None, module: nn.Module, learns: bool
+) -> str:
+    """What a module behind another one does to keep layers apart; empty if nothing."""
+    name = type(module).__name__
+    if isinstance(module, ABSENT_IN_EVALUATION):
+        if not (module.training and module.p > 0):
+            return ""
+        is_link = is_active_dropout(module) and type(before) in LINKS
+        if not (learns and is_link):
+            return f"the {name} between it and another works in training"
+    elif not is_known(module):
+        return f"no kernel does the {name} between it and another"
+    elif type(module) is nn.ReLU:
+        return ""
+    elif learns and type(module) not in LINKS:
+        return (
+            f"with a gradient no kernel does the {name} between it and another"
+        )
+    return (
+        f"with the {name} between it and another these samples are too few, or the weights too "
+        f"many, to be carried through all layers at once"
+    )
 
 
 def _has_a_chain(module: nn.Module) -> bool:
@@ -236,25 +255,25 @@ def chain(
 ) -> Float[Tensor, "*batch rows"]:
     """Apply layers with an activation between them; fused where that gives the same numbers.
 
-    Fused means that biases and ReLU are part of the products and, without a gradient, that a few
-    samples at a time walk through all layers, and the activations that a `Sequential` knows,
-    without leaving the cache. It needs `CSRLinear` layers, a backend with kernels of its own, and
-    no hook on a layer. The watches of an evolution are served; `torch.compile` sees the layers one
-    by one then.
+    Fused means that biases and ReLU are part of the products, and that a few samples at a time walk
+    through all layers, and the activations that a `Sequential` knows, without leaving the cache. It
+    needs `CSRLinear` layers, a backend with kernels of its own, and no hook on a layer. The watches
+    of an evolution are served; `torch.compile` sees the layers one by one then.
     """
-    if not isinstance(activation, nn.Module) or not is_joined(activation):
+    if not isinstance(activation, nn.Module):
         return one_by_one(layers, activation, x)
+    between = [activation]
+    if type(activation) is nn.Sequential and not has_hooks(activation):
+        between = list(activation)
     # with one layer there is nothing to join
     if (
-        len(layers) == 1
+        not between
+        or not all(is_joined(one) or is_active_dropout(one) for one in between)
+        or sum(type(layer) is CSRLinear for layer in layers) < 2
         or is_every_module_observed()
-        or not are_unobserved(layers)
     ):
         return one_by_one(layers, activation, x)
-    if type(activation) is nn.ReLU:
+    if type(activation) is nn.ReLU and are_unobserved(layers):
         return joined(layers, activation, x)
-    run: list[nn.Module] = []
-    for layer in layers:
-        run += [layer, activation]
-    y = carried(run[:-1], x)
-    return one_by_one(layers, activation, x) if y is None else y
+    row = [module for layer in layers for module in (layer, *between)]
+    return applied_in_order(row[: -len(between)], x)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
 from sparselib.ops import operands, products
 from sparselib.ops.backends import (
+    After,
     Between,
     Weights,
     cpu,
@@ -24,6 +26,15 @@ from sparselib.ops.registration import own
 Watch = Callable[[Tensor, Tensor], None]
 # a layer's connections, values and biases, or what is between two layers
 Step = tuple[CSR, Tensor, Tensor | None] | Between
+# what kernels do between layers with a gradient, by the kinds of `After`; given it and its numbers
+ACTIVATIONS: dict[str, Callable[[After, Tensor], Tensor]] = {
+    "relu": lambda _, x: x.relu(),
+    "leaky relu": lambda of, x: functional.leaky_relu(x, of.number),
+    "gelu": lambda _, x: functional.gelu(x),
+    "gelu of tanh": lambda _, x: functional.gelu(x, approximate="tanh"),
+    "silu": lambda _, x: functional.silu(x),
+    "tanh": lambda _, x: x.tanh(),
+}
 
 
 def sequence(
@@ -62,16 +73,48 @@ def sequence(
         tensor.requires_grad for tensor in given
     ):
         if not any(watches) and _pass_at_once(layers, x):
-            note("outward, and inward with the gradients", patterns, *given)
-            passed: Tensor = _Passes.apply(
-                layers, patterns, watches, x, *tensors
-            )
-            return passed
+            after = [After()] * (len(layers) - 1)
+            return _both_ways(layers, patterns, after, x, tensors)
         note("spmm with ReLU, and gradients at once", patterns, *given)
         x = operands.feature_major(x)
         result: Tensor = _Sequence.apply(layers, patterns, watches, x, *tensors)
         return result
     return _carried(layers, patterns, tensors, operands.resolved(x))
+
+
+def passed(
+    patterns: Sequence[CSR],
+    tensors: Sequence[Tensor | None],
+    after: Sequence[After],
+    x: Tensor,
+) -> Tensor | None:
+    """Apply layers as `sequence` does, with anything after each but the last; or return None.
+
+    None if no gradient is asked for, or it takes longer at once than one by one.
+    """
+    given = [x, *(tensor for tensor in tensors if tensor is not None)]
+    if not torch.is_grad_enabled() or not any(
+        tensor.requires_grad for tensor in given
+    ):
+        return None
+    layers = products.check_network(_layers(patterns, tensors, after), x)
+    if not _pass_at_once(layers, x):
+        return None
+    return _both_ways(layers, patterns, after, x, tensors)
+
+
+def _both_ways(
+    layers: Sequence[Weights],
+    patterns: Sequence[CSR],
+    after: Sequence[After],
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+) -> Tensor:
+    """Apply checked layers by a call for each way."""
+    given = [x, *(tensor for tensor in tensors if tensor is not None)]
+    note("outward, and inward with the gradients", patterns, *given)
+    y: Tensor = _Passes.apply(layers, patterns, after, x, *tensors)
+    return y
 
 
 def at_once(
@@ -138,12 +181,13 @@ def through(steps: Sequence[Step], x: Tensor) -> Tensor | None:
 
 def descend(
     layers: Sequence[tuple[CSR, Tensor, Tensor | None]],
+    after: Sequence[After],
     x: Tensor,
     labels: Tensor,
     loss: str,
     order: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]] | None:
-    """Return the mean loss of layers with ReLU between them, and its gradients in their order.
+    """Return the mean loss of layers, and what follows each but the last, and its gradients.
 
     Those of biases that are None are there too. None if there is no kernel, or products take longer
     than its calls.
@@ -152,6 +196,8 @@ def descend(
     ----------
     layers : sequence of (CSR, Tensor, Tensor or None)
         Connections, values and biases.
+    after : sequence of After
+        What follows each but the last.
     x : Tensor, shape (count, columns)
         Input of the first layer.
     labels : Tensor, int64, shape (count,)
@@ -174,17 +220,19 @@ def descend(
         if not products.fit_exactly(csr, values, bias, width):
             return None
         indices = operands.indices_of(csr)
-        relu = number < len(layers) - 1
+        relu = number < len(after) and after[number].kind == "relu"
         turned = operands.transposed_of(csr) if number else None
         steps.append((Weights(*indices, values, bias, relu), turned))
         width = csr.shape[0]
         sizes += [csr.nnz, width]
-    if not cpu_descent.descends(samples, sum(sizes)):
+    numbers = sum(sizes)
+    if not cpu_descent.descends(samples, numbers, cpu_descent.MOST_OF_STEP):
         return None
     patterns = [csr for csr, *_ in layers]
     note("descent", patterns, x, *tensors)
     found = cpu_descent.descend(
         steps,
+        after,
         x.contiguous(),
         labels.contiguous(),
         loss,
@@ -265,9 +313,13 @@ def _carried(
 
 
 def _layers(
-    patterns: Sequence[CSR], tensors: Sequence[Tensor | None]
+    patterns: Sequence[CSR],
+    tensors: Sequence[Tensor | None],
+    after: Sequence[After] | None = None,
 ) -> list[Layer]:
-    relus = [True] * (len(patterns) - 1) + [False]
+    """Return layers whose products do the ReLU that follows; by default all but the last one's."""
+    follow = after or [After()] * (len(patterns) - 1)
+    relus = [of.kind == "relu" for of in follow] + [False]
     layers: list[Layer] = []
     for csr, values, bias, relu in zip(
         patterns, tensors[::2], tensors[1::2], relus
@@ -353,7 +405,7 @@ def _pass_at_once(layers: Sequence[Weights], x: Tensor) -> bool:
         module(x) is cpu
         and len(layers) > 1
         and len(x) >= TILE  # fewer are computed as a whole tile, too
-        and cpu_descent.descends(len(x), numbers)
+        and cpu_descent.descends(len(x), numbers, cpu_descent.MOST_OF_PASSES)
     )
 
 
@@ -365,26 +417,32 @@ class _Passes(torch.autograd.Function):
         ctx: AutogradContext,
         layers: Sequence[Weights],
         patterns: Sequence[CSR],
-        watches: Sequence[Sequence[Watch]],
+        after: Sequence[After],
         x: Tensor,
         *tensors: Tensor | None,
     ) -> Tensor:
         held = [cpu.contiguous(layer) for layer in layers]
-        y, kept = cpu_passes.outward(held, operands.resolved(x).contiguous())
-        ctx.save_for_backward(x, kept, *tensors)
-        _remember(ctx, patterns, watches)
+        noises = cpu_descent.drawn(held, after, len(x))
+        y, kept = cpu_passes.outward(
+            held, after, noises, operands.resolved(x).contiguous()
+        )
+        ctx.save_for_backward(x, kept, *noises, *tensors)
+        _remember(ctx, patterns, [()] * len(patterns))
+        ctx.after = after
         return own(y)
 
     @staticmethod
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         _check_topology(ctx)
-        x, kept, *tensors = ctx.saved_tensors
+        x, kept, *saved = ctx.saved_tensors
+        after = ctx.after
+        noises, tensors = saved[: len(after)], saved[len(after) :]
         if torch.is_grad_enabled():
-            return _again(ctx, x, tensors, dy)
+            return _again(ctx, x, tensors, dy, after, noises)
         needed = ctx.needs_input_grad[3:]
         layers: list[tuple[Weights, operands.Transposed | None]] = []
         sizes: list[int] = []
-        for number, layer in enumerate(_layers(ctx.patterns, tensors)):
+        for number, layer in enumerate(_layers(ctx.patterns, tensors, after)):
             csr, values, bias, relu = layer
             is_read = number > 0 or needed[0]
             turned = operands.transposed_of(csr) if is_read else None
@@ -393,7 +451,7 @@ class _Passes(torch.autograd.Function):
             sizes += [csr.nnz, csr.shape[0]]
         x = operands.resolved(x).contiguous()
         dy = operands.feature_major(dy)
-        dx, gradients = cpu_passes.inward(layers, x, kept, dy)
+        dx, gradients = cpu_passes.inward(layers, after, noises, x, kept, dy)
         found = [dx, *gradients.split(sizes)]
         return None, None, None, *_needed(found, needed)
 
@@ -412,8 +470,13 @@ def _again(
     x: Tensor,
     tensors: Sequence[Tensor | None],
     dy: Tensor,
+    after: Sequence[After] = (),
+    noises: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor | None, ...]:
-    """Compute the gradients by steps that have derivatives themselves."""
+    """Compute the gradients by steps that have derivatives themselves.
+
+    Between layers is ReLU, or what is given with what its dropouts drew.
+    """
     needed = ctx.needs_input_grad[3:]
     given = [
         tensor
@@ -422,10 +485,17 @@ def _again(
     ]
     read: list[Tensor] = []
     written: list[Tensor] = []
-    for csr, values, bias, relu in _layers(ctx.patterns, tensors):
+    links = after or [After()] * (len(ctx.patterns) - 1)
+    drawn = noises or [None] * len(links)
+    for number, layer in enumerate(_layers(ctx.patterns, tensors)):
+        csr, values, bias, _ = layer
         read.append(x)
-        written.append(products.spmm(csr, values, x, bias))
-        x = written[-1].relu() if relu else written[-1]
+        x = products.spmm(csr, values, x, bias)
+        written.append(x)
+        if number < len(links):
+            x = ACTIVATIONS[links[number].kind](links[number], x)
+            noise = drawn[number]
+            x = x if noise is None else x * noise.t()
     is_seen = [
         watched and y.requires_grad for watched, y in zip(ctx.watches, written)
     ]

@@ -33,7 +33,7 @@ What every backend owes:
 Fused are the bias and ReLU of a product, the gradients of a layer, and whole networks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -70,19 +70,37 @@ class Between(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``"relu"``, ``"gelu"``, ``"gelu of tanh"``, ``"silu"`` or ``"tanh"``; ``"scaled"``, which
-        multiplies and shifts each feature; ``"normalized"``, which brings each sample to mean 0
-        and variance 1 before that.
+        ``"relu"``, ``"leaky relu"``, ``"gelu"``, ``"gelu of tanh"``, ``"silu"`` or ``"tanh"``;
+        ``"scaled"``, which multiplies and shifts each feature; ``"normalized"``, which brings each
+        sample to mean 0 and variance 1 before that.
     scale, shift : Tensor, shape (features,), or None
         What features are multiplied by, and what is added then.
-    epsilon : float
-        What is added to a variance.
+    number : float
+        What is added to a variance; what a leaky ReLU multiplies by below 0.
     """
 
     kind: str
     scale: Tensor | None = None
     shift: Tensor | None = None
-    epsilon: float = 0.0
+    number: float = 0.0
+
+
+class After(NamedTuple):
+    """What follows a layer in training, if another layer reads it.
+
+    Attributes
+    ----------
+    kind : str
+        An activation of `Between`.
+    number : float
+        What a leaky ReLU multiplies by below 0.
+    draw : callable, optional
+        ``(features, samples) -> Tensor, float32``: draws what a dropout multiplies by.
+    """
+
+    kind: str = "relu"
+    number: float = 0.0
+    draw: Callable[[int, int], Tensor] | None = None
 
 
 class Sizes(NamedTuple):

@@ -17,16 +17,10 @@ from sparselib.ops.backends import (
     cpu_work,
 )
 from sparselib.ops.backends.cpu_arguments import (
-    GELU,
-    GELU_OF_TANH,
+    KINDS,
     LINE,
     MASK,
-    NORMALIZED,
     PRODUCT,
-    RELU_ALONE,
-    SCALED,
-    SILU,
-    TANH,
     TILE,
     Gradients,
     Network,
@@ -57,15 +51,6 @@ COPIED = 4  # products that take as long as a number takes to be copied
 LINES = 128  # features that are laid at once, a line of the cache of each sample otherwise
 CLOSE = 192  # samples, so few that what they write stays in the cache
 MANY = 1 << 17  # weights: as many as the L2 of a core holds with their places
-KINDS = {
-    "relu": RELU_ALONE,
-    "gelu": GELU,
-    "gelu of tanh": GELU_OF_TANH,
-    "silu": SILU,
-    "tanh": TANH,
-    "scaled": SCALED,
-    "normalized": NORMALIZED,
-}
 
 
 def spmm(
@@ -414,7 +399,7 @@ def _between(step: Between, rows: int) -> Row:
         col=0,
         values=0 if step.scale is None else step.scale.data_ptr(),
         bias=0 if step.shift is None else step.shift.data_ptr(),
-        also=bits_of(step.epsilon),
+        also=bits_of(step.number),
     )
 
 

@@ -27,6 +27,17 @@ SILU = 4
 TANH = 5
 SCALED = 6
 NORMALIZED = 7
+LEAKY = 8
+KINDS = {
+    "relu": RELU_ALONE,
+    "leaky relu": LEAKY,
+    "gelu": GELU,
+    "gelu of tanh": GELU_OF_TANH,
+    "silu": SILU,
+    "tanh": TANH,
+    "scaled": SCALED,
+    "normalized": NORMALIZED,
+}
 
 # numbers for each sample that `descent` notes: two float32, and two int64
 OWN = 6
@@ -265,7 +276,7 @@ class Row(NamedTuple):
     col: int  # int32 [nnz], of a layer
     values: int  # float32 [nnz], of a layer; [rows], what others multiply by
     bias: int  # float32 [rows], or 0
-    also: int  # sum of BIAS and RELU, of a layer; else the bits of epsilon, a float64
+    also: int  # sum of BIAS and RELU, of a layer; else the bits of `Between.number`, a float64
 
 
 class Level(NamedTuple):
@@ -277,13 +288,19 @@ class Level(NamedTuple):
     values: int  # float32 [nnz]
     bias: int  # float32 [rows], or 0
     also: int  # sum of BIAS and RELU
+    kind: (
+        int  # of the activation that follows; PRODUCT where none does, or ReLU
+    )
+    number: int  # the bits of `After.number`, a float64
+    noise: int  # float32 [rows, samples], what activations are multiplied by then, or 0
     tcrow: int  # int32 [features that it reads + 1]
     tcol: int  # int32 [nnz]
     tvalues: int  # float32 [nnz], in the order of the transposed pattern
     dvalues: int  # where the gradients of values begin among those of a tile
     dbias: int  # where those of biases do
+    raw: int  # where its sums begin in a buffer, or in what is kept of a tile
     place: (
-        int  # where its outputs begin in a buffer, or in what is kept of a tile
+        int  # where what follows writes its outputs; with PRODUCT over the sums
     )
 
 

@@ -17,6 +17,7 @@ from sparselib._types import Function
 from sparselib.ops.backends.cpu_arguments import (
     GELU,
     GELU_OF_TANH,
+    LEAKY,
     RELU_ALONE,
     SILU,
     TANH,
@@ -94,6 +95,7 @@ EXPONENT_BIAS = 127
 MANTISSA_BITS = 23
 ROOT_HALF = 0.70710678118654752
 ROOT_2_OVER_PI = 0.79788456080286536
+ROOT_OF_2_PI = 2.50662827463100050
 GELU_CUBE = 0.044715
 
 
@@ -172,17 +174,52 @@ def _half_of_one_and(b, x, y):  # type: ignore[no-untyped-def]
     return b.fmul(b.fmul(x, _all(x, 0.5)), b.fadd(_all(x, 1.0), y))
 
 
-def _gelu(b, x):  # type: ignore[no-untyped-def]
+def _erf_of_half(b, x):  # type: ignore[no-untyped-def]
+    """Return the error function of x / sqrt(2)."""
     scaled = b.fmul(x, _all(x, ROOT_HALF))
-    erf = _quotient(b, scaled, ERF_LIMIT, ERF_ABOVE, ERF_BELOW)
-    return _half_of_one_and(b, x, erf)
+    return _quotient(b, scaled, ERF_LIMIT, ERF_ABOVE, ERF_BELOW)
+
+
+def _gelu(b, x):  # type: ignore[no-untyped-def]
+    return _half_of_one_and(b, x, _erf_of_half(b, x))
+
+
+def _gelu_slope(b, x):  # type: ignore[no-untyped-def]
+    """Return Phi(x) + x phi(x), of the normal distribution and its density."""
+    square = b.fmul(b.fmul(x, x), _all(x, -0.5))
+    density = b.fmul(_exp(b, square), _all(x, 1 / ROOT_OF_2_PI))
+    half = _half_of_one_and(b, _all(x, 1.0), _erf_of_half(b, x))
+    return _call(b, "fma", x, density, half)
+
+
+def _tanh_in_gelu(b, x):  # type: ignore[no-untyped-def]
+    cube = b.fmul(b.fmul(x, x), x)
+    inner = _call(b, "fma", cube, _all(x, GELU_CUBE), x)
+    return _tanh(b, b.fmul(inner, _all(x, ROOT_2_OVER_PI)))
 
 
 def _gelu_of_tanh(b, x):  # type: ignore[no-untyped-def]
-    cube = b.fmul(b.fmul(x, x), x)
-    inner = _call(b, "fma", cube, _all(x, GELU_CUBE), x)
+    return _half_of_one_and(b, x, _tanh_in_gelu(b, x))
+
+
+def _gelu_of_tanh_slope(b, x):  # type: ignore[no-untyped-def]
+    """Return (1 + t) / 2 + x (1 - t^2) t' / 2 of the hyperbolic tangent t in it."""
+    t = _tanh_in_gelu(b, x)
+    square = b.fmul(x, x)
+    inner = _call(b, "fma", square, _all(x, 3 * GELU_CUBE), _all(x, 1.0))
     inner = b.fmul(inner, _all(x, ROOT_2_OVER_PI))
-    return _half_of_one_and(b, x, _tanh(b, inner))
+    rise = b.fmul(b.fmul(inner, _tanh_rise(b, t)), _all(x, 0.5))
+    half = _half_of_one_and(b, _all(x, 1.0), t)
+    return _call(b, "fma", x, rise, half)
+
+
+def _tanh_rise(b, t):  # type: ignore[no-untyped-def]
+    """Return the slope of the hyperbolic tangent where it is t."""
+    return _call(b, "fma", b.fneg(t), t, _all(t, 1.0))
+
+
+def _tanh_slope(b, x):  # type: ignore[no-untyped-def]
+    return _tanh_rise(b, _tanh(b, x))
 
 
 def _silu(b, x):  # type: ignore[no-untyped-def]
@@ -191,6 +228,13 @@ def _silu(b, x):  # type: ignore[no-untyped-def]
 
 def _sigmoid(b, x):  # type: ignore[no-untyped-def]
     return b.fdiv(_all(x, 1.0), b.fadd(_all(x, 1.0), _exp(b, b.fneg(x))))
+
+
+def _silu_slope(b, x):  # type: ignore[no-untyped-def]
+    """Return s (1 + x (1 - s)) of the sigmoid s."""
+    s = _sigmoid(b, x)
+    rest = b.fsub(_all(x, 1.0), s)
+    return b.fmul(s, _call(b, "fma", x, rest, _all(x, 1.0)))
 
 
 def _root_of_inverse(b, x):  # type: ignore[no-untyped-def]
@@ -217,10 +261,24 @@ def _of_two(function: Callable[..., ir.Value]) -> Function:
     return each
 
 
+def _of_three(function: Callable[..., ir.Value]) -> Function:
+    """Make a function of three vectors, lane by lane."""
+
+    @intrinsic
+    def each(_, v, w, u):  # type: ignore[no-untyped-def]
+        return v(v, w, u), lambda ctx, b, sig, args: function(b, *args)
+
+    return each
+
+
 gelu = _of_one(_gelu)
 gelu_of_tanh = _of_one(_gelu_of_tanh)
 silu = _of_one(_silu)
 tanh = _of_one(_tanh)
+gelu_slope = _of_one(_gelu_slope)
+gelu_of_tanh_slope = _of_one(_gelu_of_tanh_slope)
+silu_slope = _of_one(_silu_slope)
+tanh_slope = _of_one(_tanh_slope)
 exp = _of_one(_exp)
 sigmoid = _of_one(_sigmoid)
 root_of_inverse = _of_one(_root_of_inverse)
@@ -228,6 +286,10 @@ times = _of_two(lambda b, x, y: b.fmul(x, y))
 minus = _of_two(lambda b, x, y: b.fsub(x, y))
 plus = _of_two(lambda b, x, y: b.fadd(x, y))
 over = _of_two(lambda b, x, y: b.fdiv(x, y))
+# y where x is positive, and z elsewhere
+positive = _of_three(
+    lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, _all(x, 0.0)), y, z)
+)
 larger = _of_two(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 
@@ -242,12 +304,14 @@ def number_of(_, bits):  # type: ignore[no-untyped-def]
 
 
 @inline
-def activated(kind, x, i, count):  # type: ignore[no-untyped-def]
-    """Apply the activation of this kind to x[i : i + count], and up to `LANES` - 1 beyond."""
-    for k in range(i, i + count, LANES):
-        v = load(x, k, LANES)  # [LANES]
+def activated(kind, number, x, i, y, j, count):  # type: ignore[no-untyped-def]
+    """Write the activation of x[i : i + count] to y from j on, and up to `LANES` - 1 beyond."""
+    for k in range(0, count, LANES):
+        v = load(x, i + k, LANES)  # [LANES]
         if kind == RELU_ALONE:
             v = relu(v)
+        elif kind == LEAKY:
+            v = positive(v, v, times(v, splat(number, LANES)))
         elif kind == GELU:
             v = gelu(v)
         elif kind == GELU_OF_TANH:
@@ -256,7 +320,25 @@ def activated(kind, x, i, count):  # type: ignore[no-untyped-def]
             v = silu(v)
         elif kind == TANH:
             v = tanh(v)
-        store(x, k, v)
+        store(y, j + k, v)
+
+
+@inline
+def turned(kind, number, x, i, costs, j, count):  # type: ignore[no-untyped-def]
+    """Multiply gradients from j on by the slopes of the activation of x[i : i + count]."""
+    for k in range(0, count, LANES):
+        v = load(x, i + k, LANES)  # [LANES]
+        if kind == LEAKY:
+            v = positive(v, splat(ONE, LANES), splat(number, LANES))
+        elif kind == GELU:
+            v = gelu_slope(v)
+        elif kind == GELU_OF_TANH:
+            v = gelu_of_tanh_slope(v)
+        elif kind == SILU:
+            v = silu_slope(v)
+        elif kind == TANH:
+            v = tanh_slope(v)
+        store(costs, j + k, times(load(costs, j + k, LANES), v))
 
 
 @inline

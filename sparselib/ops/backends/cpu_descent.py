@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import Weights, cpu_buffers, cpu_work
+from sparselib.ops.backends import After, Weights, cpu_buffers, cpu_work
 from sparselib.ops.backends.cpu_arguments import (
     COUNTERS,
     CROSS_ENTROPY,
     DESCENT,
+    KINDS,
     OWN,
+    PRODUCT,
     SQUARED_ERROR,
     TILE,
     Descent,
@@ -27,19 +29,23 @@ from sparselib.ops.backends.cpu_arguments import (
 from sparselib.ops.backends.cpu_launch import ALONE, kernels, start
 
 LOSSES = {"cross-entropy": CROSS_ENTROPY, "squared error": SQUARED_ERROR}
-# numbers of all tiles; with more, products take longer than their calls
-MOST = 1 << 20
+# weights and biases that stay in the cache while tile after tile walks through them, in a step of
+# one call, and in one of two. Measured on Zen 5: with twice as many some networks lose
+MOST_OF_STEP = 1 << 18
+MOST_OF_PASSES = 1 << 17
+# gradients of all tiles, 64 MiB of them
+MOST_WRITTEN = 1 << 24
 # numbers of a tile where there are not as many tiles as threads
 ALONE_AT_MOST = 1 << 17
 # row pointers and columns of the transposed pattern, and which values are whose
 Transposed = tuple[Tensor, Tensor, Tensor]
 
 
-def descends(samples: int, numbers: int) -> bool:
-    """Whether one call for a whole step is faster than one for each product."""
+def descends(samples: int, numbers: int, most: int) -> bool:
+    """Whether one call is faster than one for each product, if it is up to so many numbers."""
     tiles = cpu_work.ceil(samples, TILE)
     is_shared = tiles >= torch.get_num_threads() or numbers <= ALONE_AT_MOST
-    return is_shared and tiles * numbers <= MOST
+    return is_shared and numbers <= most and tiles * numbers <= MOST_WRITTEN
 
 
 class Table(NamedTuple):
@@ -48,22 +54,40 @@ class Table(NamedTuple):
     levels: list[Level]
     numbers: int  # of the gradients of all values and biases
     features: (
-        int  # that lie side by side: those in front, and those of all layers
+        int  # that lie side by side: those in front, and all that is written
     )
     held: list[Tensor]  # has to outlive the call
 
 
-def table_of(
-    layers: Sequence[tuple[Weights, Transposed | None]], place: int
-) -> Table:
-    """Return layers, whose outputs lie one behind the other from a place on.
+def drawn(
+    layers: Sequence[Weights], after: Sequence[After], samples: int
+) -> list[Tensor | None]:
+    """Return what dropouts multiply the outputs of layers by, (features, samples), in order."""
+    return [
+        None
+        if follows.draw is None
+        else follows.draw(layer.crow.shape[0] - 1, samples)
+        for layer, follows in zip(layers, after)
+    ]
 
-    Gradients of the values and biases of each layer lie behind those of the one before.
+
+def table_of(
+    layers: Sequence[tuple[Weights, Transposed | None]],
+    after: Sequence[After],
+    noises: Sequence[Tensor | None],
+    place: int,
+) -> Table:
+    """Return layers and what follows each but the last, with outputs one behind the other.
+
+    They begin at a place, and those of an activation but ReLU lie behind its layer's. Gradients of
+    the values and biases of each layer lie behind those of the one before.
     """
     levels: list[Level] = []
     numbers = 0
     held: list[Tensor] = []
-    for (crow, col, values, bias, relu), transposed in layers:
+    for ((crow, col, values, bias, relu), transposed), follows, noise in zip(
+        layers, [*after, After()], [*noises, None]
+    ):
         rows = crow.shape[0] - 1
         nnz = col.shape[0]
         turned: tuple[Tensor, ...] = ()
@@ -72,6 +96,10 @@ def table_of(
             turned = tcrow, tcol, values.index_select(0, permutation)
         addresses = [tensor.data_ptr() for tensor in turned] or [0, 0, 0]
         held += turned
+        kind = PRODUCT if follows.kind == "relu" else KINDS[follows.kind]
+        raw = place
+        if kind != PRODUCT:
+            place += rows
         levels.append(
             Level(
                 rows=rows,
@@ -80,11 +108,15 @@ def table_of(
                 values=values.data_ptr(),
                 bias=0 if bias is None else bias.data_ptr(),
                 also=also(bias, relu),
+                kind=kind,
+                number=bits_of(follows.number),
+                noise=0 if noise is None else noise.data_ptr(),
                 tcrow=addresses[0],
                 tcol=addresses[1],
                 tvalues=addresses[2],
                 dvalues=numbers,
                 dbias=numbers + nnz,
+                raw=raw * TILE,
                 place=place * TILE,
             )
         )
@@ -110,6 +142,7 @@ def threads_for(samples: int, layers: Sequence[Weights]) -> int:
 
 def descend(
     layers: Sequence[tuple[Weights, Transposed | None]],
+    after: Sequence[After],
     x: Tensor,
     labels: Tensor,
     loss: str,
@@ -119,12 +152,15 @@ def descend(
 
     The first layer needs no transposed pattern, as nobody asks for the gradient of x. The batch is
     all of x, or the samples whose numbers `order` holds. None if one of them is not there, or a
-    label is the number of no class. All tensors are contiguous, and x and the weights float32;
-    there is at least one sample.
+    label is the number of no class; no random number is drawn then. All tensors are contiguous, and
+    x and the weights float32; there is at least one sample.
     """
     among, width = x.shape
     samples = among if order is None else order.shape[0]
-    table = table_of(layers, width)
+    is_random = any(follows.draw for follows in after)
+    state = torch.get_rng_state() if is_random else None
+    noises = drawn([layer for layer, _ in layers], after, samples)
+    table = table_of(layers, after, noises, width)
     room = (table.features + OWN) * TILE
     tiles = cpu_work.ceil(samples, TILE)
     threads = threads_for(samples, [layer for layer, _ in layers])
@@ -149,6 +185,8 @@ def descend(
     shared = shared_of(block, table)
     start(_kernels().descent, shared.buffer_info()[0], threads)
     if shared[DESCENT.strange]:
+        if state is not None:
+            torch.set_rng_state(state)
         return None
     return gradients[0] if tiles == 1 else gradients.sum(0)
 

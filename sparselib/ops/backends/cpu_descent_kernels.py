@@ -17,9 +17,11 @@ from sparselib.ops.backends.cpu_arguments import (
     LINE,
     MASK,
     OWN,
+    PRODUCT,
     TILE,
 )
 from sparselib.ops.backends.cpu_between import (
+    activated,
     exp,
     larger,
     minus,
@@ -28,6 +30,7 @@ from sparselib.ops.backends.cpu_between import (
     plus,
     sigmoid,
     times,
+    turned,
 )
 from sparselib.ops.backends.cpu_kernels import (
     only_tile_gradient,
@@ -148,11 +151,30 @@ def laid(x, starts, width, n, buffers, here):  # type: ignore[no-untyped-def]
 
 
 @inline
-def onward(table, t, x, read, y, written):  # type: ignore[no-untyped-def]
-    """Carry a tile that begins at x[read] through the layer at t, to y[written]."""
+def noised(noise, samples, first, n, x, i, rows):  # type: ignore[no-untyped-def]
+    """Multiply n samples of a tile, the first of them given, by what a dropout drew for them."""
+    for o in range(rows):
+        here = i + o * TILE
+        there = o * samples + first
+        if n == TILE:
+            for k in range(0, TILE, LANES):
+                drawn_here = load(noise, there + k, LANES)  # [LANES]
+                store(x, here + k, times(load(x, here + k, LANES), drawn_here))
+        else:
+            for s in range(n):
+                x[here + s] *= noise[there + s]
+
+
+@inline
+def onward(table, t, x, read, y, raw, written, first, n, samples):  # type: ignore[no-untyped-def]
+    """Carry a tile that begins at x[read] through the layer at t and what follows, to y[written].
+
+    The sums of its products are left at y[raw], unless nothing follows, or ReLU alone.
+    """
+    rows = table[t + LEVEL.rows]
     tile_rows(
         0,
-        table[t + LEVEL.rows],
+        rows,
         ints(table[t + LEVEL.crow]),
         ints(table[t + LEVEL.col]),
         TILE,
@@ -163,9 +185,16 @@ def onward(table, t, x, read, y, written):  # type: ignore[no-untyped-def]
         x,
         read,
         y,
-        written,
+        raw,
         TILE,
     )
+    kind = table[t + LEVEL.kind]
+    if kind != PRODUCT:
+        number = number_of(table[t + LEVEL.number])
+        activated(kind, number, y, raw, y, written, rows * TILE)
+    noise = table[t + LEVEL.noise]
+    if noise:
+        noised(floats(noise), samples, first, n, y, written, rows)
 
 
 @inline
@@ -192,9 +221,9 @@ def summed(table, t, buffers, costs, x, read, own):  # type: ignore[no-untyped-d
 
 @inline
 def back(table, t, rows, also, mask, buffers, costs, written):  # type: ignore[no-untyped-def]
-    """Write the gradients of what the layer at t read; with MASK, as a ReLU returned it.
+    """Write the gradients of what the layer at t read; with MASK, where that is positive.
 
-    What that returned stands in `mask` where they are written.
+    It stands in `mask` where they are written.
     """
     w = floats(table[t + LEVEL.tvalues])
     tile_rows(
@@ -216,12 +245,37 @@ def back(table, t, rows, also, mask, buffers, costs, written):  # type: ignore[n
 
 
 @inline
-def forward(table, levels, buffers, mine):  # type: ignore[no-untyped-def]
+def mask_of(table, t):  # type: ignore[no-untyped-def]
+    """Return MASK if nothing but ReLU and a dropout follow the layer at t, else 0."""
+    return MASK if table[t + LEVEL.kind] == PRODUCT else 0
+
+
+@inline
+def returned(table, t, x, raw, costs, i, first, n, samples):  # type: ignore[no-untyped-def]
+    """Turn gradients of what follows the layer at t into those of its sums, which begin at x[raw].
+
+    Where nothing but ReLU follows, `mask_of` has done it.
+    """
+    rows = table[t + LEVEL.rows]
+    kind = table[t + LEVEL.kind]
+    if kind != PRODUCT:
+        number = number_of(table[t + LEVEL.number])
+        turned(kind, number, x, raw, costs, i, rows * TILE)
+    noise = table[t + LEVEL.noise]
+    if noise:
+        noised(floats(noise), samples, first, n, costs, i, rows)
+
+
+@inline
+def forward(table, levels, buffers, mine, first, n, samples):  # type: ignore[no-untyped-def]
     """Carry a tile through all layers, and return where the outputs of the last one begin."""
     read = mine
     for t in range(0, LEVEL_SIZE * levels, LEVEL_SIZE):
+        raw = mine + table[t + LEVEL.raw]
         written = mine + table[t + LEVEL.place]
-        onward(table, t, buffers, read, buffers, written)
+        onward(
+            table, t, buffers, read, buffers, raw, written, first, n, samples
+        )
         read = written
     return read
 
@@ -241,7 +295,7 @@ def gradient_of_loss(kind, x, i, rows, n, labels, share, scratch):  # type: igno
 
 
 @inline
-def backward(table, levels, buffers, mine, costs, own):  # type: ignore[no-untyped-def]
+def backward(table, levels, buffers, mine, costs, own, first, n, samples):  # type: ignore[no-untyped-def]
     """Write the gradients of a tile to `own`, and those of its activations over these."""
     for t in range((levels - 1) * LEVEL_SIZE, -1, -LEVEL_SIZE):
         inputs = mine
@@ -249,8 +303,14 @@ def backward(table, levels, buffers, mine, costs, own):  # type: ignore[no-untyp
             inputs = mine + table[t - LEVEL_SIZE + LEVEL.place]
         summed(table, t, buffers, costs, buffers, inputs, own)
         if t:
-            rows = table[t - LEVEL_SIZE + LEVEL.rows]
-            back(table, t, rows, MASK, buffers, buffers, costs, inputs)
+            before = t - LEVEL_SIZE
+            rows = table[before + LEVEL.rows]
+            raw = mine + table[before + LEVEL.raw]
+            also = mask_of(table, before)
+            back(table, t, rows, also, buffers, buffers, costs, inputs)
+            returned(
+                table, before, buffers, raw, buffers, inputs, first, n, samples
+            )
             costs = inputs
 
 
@@ -289,10 +349,10 @@ def descent(a):  # type: ignore[no-untyped-def]
             a[DESCENT.strange] = 1
             break
         laid(x, starts, width, n, buffers, mine)
-        costs = forward(table, levels, buffers, mine)
+        costs = forward(table, levels, buffers, mine, first, n, samples)
         losses = gradient_of_loss(
             kind, buffers, costs, classes, n, known, share, scratch
         )
         own = after(gradients, tile * stride)
         own[stride - 1] = losses * share
-        backward(table, levels, buffers, mine, costs, own)
+        backward(table, levels, buffers, mine, costs, own, first, n, samples)

@@ -14,7 +14,7 @@ from sparselib.ops.backends.cpu_arguments import (
     SCALED,
     TILE,
 )
-from sparselib.ops.backends.cpu_between import activated, scaled
+from sparselib.ops.backends.cpu_between import activated, number_of, scaled
 from sparselib.ops.backends.cpu_kernels import flip, pack_rows, tile_rows
 from sparselib.ops.backends.cpu_vectors import (
     ONE,
@@ -188,7 +188,8 @@ def few(a):  # type: ignore[no-untyped-def]
             scaled(source, 0, rows, N, w, bias)
             continue
         if kind != PRODUCT:
-            activated(kind, source, 0, rows * N)
+            slope = number_of(a[t + ROW.also])
+            activated(kind, slope, source, 0, source, 0, rows * N)
             continue
         target = floats(buffers + number % 2 * size)
         if number == layers - 1:

@@ -731,5 +731,8 @@ def network(a):  # type: ignore[no-untyped-def]
             elif kind == NORMALIZED:
                 normalized(buffers, here, rows, w, bias, number_of(also))
             else:
-                activated(kind, buffers, here, rows * TILE)
+                number = number_of(also)
+                activated(
+                    kind, number, buffers, here, buffers, here, rows * TILE
+                )
         flip(buffers, here, TILE, y, first * rows, rows, rows, n)

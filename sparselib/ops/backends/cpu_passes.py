@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import Weights, cpu_buffers, cpu_work
+from sparselib.ops.backends import After, Weights, cpu_buffers, cpu_work
 from sparselib.ops.backends.cpu_arguments import TILE, Inward, Outward
 from sparselib.ops.backends.cpu_descent import (
     Transposed,
@@ -18,14 +18,20 @@ from sparselib.ops.backends.cpu_descent import (
 from sparselib.ops.backends.cpu_launch import kernels, start
 
 
-def outward(layers: Sequence[Weights], x: Tensor) -> tuple[Tensor, Tensor]:
+def outward(
+    layers: Sequence[Weights],
+    after: Sequence[After],
+    noises: Sequence[Tensor | None],
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return the outputs of the last layer, and what the others wrote, by tiles of samples.
 
-    All tensors are contiguous, and x and the weights float32; there is at least one sample. The
-    outputs have the samples of a feature side by side, as those of single layers have.
+    What follows each but the last is given, and what dropouts have drawn for it. All tensors are
+    contiguous, and x and the weights float32; there is at least one sample. The outputs have the
+    samples of a feature side by side, as those of single layers have.
     """
     samples, width = x.shape
-    table = table_of([(layer, None) for layer in layers], 0)
+    table = table_of([(layer, None) for layer in layers], after, noises, 0)
     rows = table.levels[-1].rows
     depth = table.features - rows
     threads = threads_for(samples, layers)
@@ -49,6 +55,8 @@ def outward(layers: Sequence[Weights], x: Tensor) -> tuple[Tensor, Tensor]:
 
 def inward(
     layers: Sequence[tuple[Weights, Transposed | None]],
+    after: Sequence[After],
+    noises: Sequence[Tensor | None],
     x: Tensor,
     kept: Tensor,
     dy: Tensor,
@@ -59,7 +67,7 @@ def inward(
     as in `outward`, which returned `kept`, and dy has the samples of a feature side by side.
     """
     samples, width = x.shape
-    table = table_of(layers, 0)
+    table = table_of(layers, after, noises, 0)
     widest = max(width, *(level.rows for level in table.levels))
     weights = [layer for layer, _ in layers]
     threads = threads_for(samples, weights)

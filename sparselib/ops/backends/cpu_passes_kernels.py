@@ -10,12 +10,17 @@ from sparselib.ops.backends.cpu_arguments import (
     INWARD_SIZE,
     LEVEL,
     LEVEL_SIZE,
-    MASK,
     OUTWARD,
     OUTWARD_SIZE,
     TILE,
 )
-from sparselib.ops.backends.cpu_descent_kernels import back, onward, summed
+from sparselib.ops.backends.cpu_descent_kernels import (
+    back,
+    mask_of,
+    onward,
+    returned,
+    summed,
+)
 from sparselib.ops.backends.cpu_kernels import flip, laid
 from sparselib.ops.backends.cpu_vectors import (
     ZERO,
@@ -50,12 +55,15 @@ def outward(a):  # type: ignore[no-untyped-def]
         n = min(TILE, samples - first)
         laid(x, first, width, n, buffers, mine)
         read = after(buffers, mine)
-        for t in range(0, last + LEVEL_SIZE, LEVEL_SIZE):
-            written = after(kept, tile * depth + table[t + LEVEL.place])
-            if t == last:
-                written = after(buffers, outputs)
-            onward(table, t, read, 0, written, 0)
-            read = written
+        own = after(kept, tile * depth)
+        for t in range(0, last, LEVEL_SIZE):
+            raw = table[t + LEVEL.raw]
+            written = table[t + LEVEL.place]
+            onward(table, t, read, 0, own, raw, written, first, n, samples)
+            read = after(own, written)
+        onward(
+            table, last, read, 0, buffers, outputs, outputs, first, n, samples
+        )
         for o in range(classes):
             for s in range(n):
                 y[o * samples + first + s] = buffers[outputs + o * TILE + s]
@@ -106,16 +114,29 @@ def inward(a):  # type: ignore[no-untyped-def]
         for t in range(last, -1, -LEVEL_SIZE):
             inputs = after(buffers, beside)
             rows = width
+            before = t - LEVEL_SIZE
             if t:
-                before = t - LEVEL_SIZE
                 rows = table[before + LEVEL.rows]
                 place = tile * depth + table[before + LEVEL.place]
                 inputs = after(kept, place)
             summed(table, t, buffers, costs, inputs, 0, own)
             if t or further:
-                also = MASK if t else 0
+                also = mask_of(table, before) if t else 0
                 mask = after(inputs, -other)  # is read where they are written
                 back(table, t, rows, also, mask, buffers, costs, other)
+                if t:
+                    raw = tile * depth + table[before + LEVEL.raw]
+                    returned(
+                        table,
+                        before,
+                        kept,
+                        raw,
+                        buffers,
+                        other,
+                        first,
+                        n,
+                        samples,
+                    )
                 costs, other = other, costs
         if further:
             flip(buffers, costs, TILE, dx, first * width, width, width, n)

@@ -325,6 +325,49 @@ def test_each_of_four_activations_that_share_a_draw_is_dropped_alone():
     assert torch.corrcoef(zeros.t()).sub(torch.eye(4)).abs().max() < 0.02
 
 
+def split_mix(seed, count):
+    """SplitMix64 as its authors give it (Steele, Lea and Flood, 2014)."""
+    mask = 2**64 - 1
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) & mask
+        z = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        yield z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 4095, 4097, 9003])
+def test_dropout_draws_by_splitmix64_from_a_seed_of_torch_s_generator(count):
+    assert next(split_mix(0, 1)) == 0xE220A8397B1DCDAF  # as published
+    torch.manual_seed(5)
+    seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+    numbers = [n >> 16 * k & 0xFFFF for n in split_mix(seed, count // 4 + 1) for k in range(4)]
+    expected = torch.tensor([n < round(0.7 * 2**16) for n in numbers[:count]])
+    torch.manual_seed(5)
+    assert torch.equal(sl.nn.Dropout(0.3)(torch.ones(count)) != 0, expected)
+
+
+def test_no_bit_of_a_dropout_depends_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(5)
+            found.append(sl.nn.Dropout(0.3)(torch.ones(700, 1001)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dropout_of_other_types_keeps_as_many(dtype):
+    torch.manual_seed(0)
+    y = sl.nn.Dropout(0.3)(torch.ones(10**5, dtype=dtype))
+    assert float((y != 0).double().mean()) == pytest.approx(0.7, abs=0.01)
+    assert y.dtype is dtype
+
+
 def test_dropout_follows_the_seed_and_takes_any_shape():
     dropout = sl.nn.Dropout(0.5)
     for shape in ((0,), (), (1,), (3, 5, 7)):

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from sparselib.ops.backends import cpu, cpu_noise
+from sparselib.ops.dispatch import fast
+
 
 class Dropout(nn.Module):
     r"""Set each activation to zero with probability p in training, and divide the rest by 1 - p.
@@ -10,7 +13,8 @@ class Dropout(nn.Module):
     The distribution of ``nn.Dropout`` (Srivastava et al., 2014), whose random numbers take longer
     on the CPU than a sparse product does. Four activations share one draw of 64 bits here, so that
     p is a multiple of :math:`2^{-16}`: 0.3 is 0.300003, and what is kept is divided by its
-    complement.
+    complement. In float32 on the CPU a kernel draws them by SplitMix64 (Steele, Lea and Flood,
+    2014), with a seed from torch's generator; elsewhere torch does.
 
     Parameters
     ----------
@@ -36,13 +40,17 @@ class Dropout(nn.Module):
         return x * self.factors(x)
 
     def factors(self, x: Tensor) -> Tensor:
-        """Draw what `x` is multiplied by in training: 0, or 1 over the probability to be kept."""
+        """Draw what `x` is multiplied by in training: 0, or 1 over the probability to be kept.
+
+        In the order of x in memory, which a sparse product returns feature by feature.
+        """
         kept = round((1 - self.p) * 2**16)
+        if fast(x) is cpu and x.dtype == torch.float32:
+            return cpu_noise.draw(torch.empty_like(x), kept)
         draws = torch.empty(
             -(-x.numel() // 4), dtype=torch.int64, device=x.device
         )
         draws.random_(-(2**63), None)
-        # in the order of x in memory, which a sparse product returns feature by feature
         strides = torch.empty_like(x, device="meta").stride()
         lanes = draws.view(torch.int16).as_strided(x.shape, strides)
         # compared as signed numbers, of which 2^15 are negative; all 2^16 need a step more

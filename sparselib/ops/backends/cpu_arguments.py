@@ -42,6 +42,8 @@ KINDS = {
 # numbers for each sample that `descent` notes: two float32, and two int64
 OWN = 6
 
+NOISE_PIECE = 4096  # numbers that a thread draws at once, a multiple of 4
+
 # losses of a whole step
 CROSS_ENTROPY = 0
 SQUARED_ERROR = 1  # half of it, of sigmoids
@@ -205,6 +207,16 @@ class Few(NamedTuple):
     layers: int  # number of layers alone
 
 
+class Noise(NamedTuple):
+    """Arguments of `noise`."""
+
+    numbers: int  # how many
+    seed: int  # of their sequence
+    kept: int  # of 2^16, how many are not 0
+    scale: int  # the bits of what these are, a float64
+    y: int  # float32 [numbers]
+
+
 class Convolution(NamedTuple):
     """Arguments of `convolution`."""
 
@@ -312,6 +324,7 @@ Block = TypeVar(
     Transposed,
     Network,
     Few,
+    Noise,
     Descent,
     Outward,
     Inward,
@@ -348,6 +361,7 @@ FEW_SAMPLES = places(Few)
 DESCENT = places(Descent)
 OUTWARD = places(Outward)
 INWARD = places(Inward)
+NOISE = places(Noise)
 CONVOLUTION = places(Convolution)
 CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))

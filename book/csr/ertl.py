@@ -1,6 +1,7 @@
 """Numbers of Ertl (2021) beside ours: what the stored runs of this chapter measured."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from sparselib.tables import human
 
 LEVELS = (0.9, 0.97, 0.99)
 WHOLE = 88  # percent on MNIST: a run below has lost a class of ten
+NETWORKS = {"[256, 256, 256]": "three layers of 256", "[1024, 1024]": "two layers of 1,024"}
 MNIST_NETWORK = "[784, 256, 256, 256, 10]"
 # the networks of Table 3
 INFERENCE = "[512, 512, 512, 512, 512, 10]"
@@ -49,11 +51,6 @@ def accuracies() -> dict[tuple[str, str], pd.Series]:
     return {key: 100 * runs.test_accuracy for key, runs in groups}
 
 
-def wide() -> pd.Series:
-    """Return the test accuracy on MNIST of 784-1024-1024-10, in percent, by sparsity."""
-    return 100 * sweep.stored("csr-width").groupby("sparsity").test_accuracy.mean()
-
-
 def whole_runs() -> float:
     """Return the mean accuracy on MNIST at 99 % of the runs that lose no class, in percent."""
     runs = accuracies()["mnist", "0.99"]
@@ -82,11 +79,38 @@ def steps() -> dict[tuple[str, int, float], pd.DataFrame]:
         seed, a column per step.
     """
     rows = sweep.stored("csr-step").query("rule == 'gradient'")
-    setting = ["dataset", "images", "sparsity"]
-    pairs = runs_by_seed(rows, "lr", sorted(set(rows.lr)), "test_accuracy", setting)
+    return _side_by_side(rows, "lr", sorted(set(rows.lr)), ["dataset", "images", "sparsity"])
+
+
+def images() -> dict[float, pd.DataFrame]:
+    """Return test accuracies on MNIST in percent, by sparsity: a row per seed, a column per number.
+
+    The number is that of the training images: 0 for all but 10,000 for validation, and 60,000. The
+    step is 1.0.
+    """
+    rows = sweep.stored("csr-step").query("rule == 'gradient' and dataset == 'mnist' and lr == 1")
+    found = _side_by_side(rows, "images", [0, 60_000], ["dataset", "sparsity"])
+    return {sparsity: pairs for (_, sparsity), pairs in found.items()}
+
+
+def widths() -> dict[tuple[str, float], pd.DataFrame]:
+    """Return test accuracies in percent of three layers of 256 neurons and of two of 1,024.
+
+    The step is 1.0; by data set and sparsity, a row per seed, a column per network.
+    """
+    narrow = sweep.stored("csr-step").query("rule == 'gradient' and images == 0 and lr == 1")
+    rows = pd.concat([narrow, sweep.stored("csr-width")])
+    return _side_by_side(rows, "hidden", list(NETWORKS), ["dataset", "sparsity"])
+
+
+def _side_by_side(
+    rows: pd.DataFrame, column: str, values: Sequence[object], setting: list[str]
+) -> dict[tuple, pd.DataFrame]:
+    """Return test accuracies in percent by setting: a row per seed, a column per value."""
+    pairs = runs_by_seed(rows, column, values, "test_accuracy", setting)
     found = dict(iter(pairs.groupby(level=setting)))
     sets = ("mnist", "fashion_mnist", "higgs")
-    order = sorted(found, key=lambda key: (key[1], sets.index(key[0]), key[2]))
+    order = sorted(found, key=lambda key: (key[1:-1], sets.index(key[0]), key[-1]))
     return {key: 100 * found[key].droplevel(setting) for key in order}
 
 

@@ -24,6 +24,7 @@ TABLE_1 = {
     "ResNet": (578.751, 104.0, 81.48),
 }
 SPARSE = "DSN, 95 %"
+FIXED = "DSN, 95 %, fixed"  # connections that never move
 # the accuracies of Table 1, by the names that stored runs have here
 ACCURACY = dict(
     zip(
@@ -144,8 +145,9 @@ def _named(networks: pd.DataFrame, yardsticks: pd.DataFrame) -> dict[str, pd.Dat
     dsn = networks[networks.model == "dsn"]
     runs = {
         f"DSN, {100 * sparsity:.0f} %" if sparsity else "DSN, dense": rows
-        for sparsity, rows in dsn.groupby("sparsity")
+        for sparsity, rows in dsn[dsn.rule != "static"].groupby("sparsity")
     }
+    runs[FIXED] = dsn[dsn.rule == "static"]
     runs |= {name: networks[networks.model == model] for model, name in NAMES.items()}
     runs |= {name: yardsticks[yardsticks.model == model] for model, name in YARDSTICKS.items()}
     return {name: rows for name, rows in runs.items() if len(rows)}
@@ -175,7 +177,7 @@ def official() -> dict[str, pd.DataFrame]:
         try:
             rows = sweep.stored(name)
         except FileNotFoundError:
-            rows = pd.DataFrame(columns=["model", "sparsity", "neighbors"])
+            rows = pd.DataFrame(columns=["model", "sparsity", "rule", "neighbors"])
         tables.append(rows[rows.neighbors == 1])
     return _named(*tables)
 

@@ -12,7 +12,6 @@ from sparselib.nn import fusion
 from sparselib.nn._joining import (
     are_unobserved,
     has_hooks,
-    is_active_dropout,
     is_every_module_observed,
     is_passed_over,
     links,
@@ -25,6 +24,8 @@ from sparselib.ops.fused import descend
 
 # weights of dense layers; with more the dense product is ahead
 MOST_DENSE = 1 << 16
+# layers, and what follows each but the last
+Chain = tuple[list[nn.Module], list[After]]
 
 
 def descended(
@@ -131,10 +132,6 @@ def _by_kernel(
         return descend(weights, after, x.flatten(1), labels, loss, indices)
 
 
-# layers, and what follows each but the last
-Chain = tuple[list[nn.Module], list[After]]
-
-
 def _chain(model: nn.Module, x: object, labels: object) -> Chain | str:
     """Return the layers of a model whose step goes at once, or why it does not."""
     if not (isinstance(x, Tensor) and isinstance(labels, Tensor)):
@@ -170,8 +167,8 @@ def _chained(model: nn.Module) -> Chain | str:
     else:
         return f"{type(model).__name__} is no MLP or nn.Sequential, whose order is known"
     modules = [one for one in modules if not is_passed_over(one)]
-    if modules and is_active_dropout(modules[-1]):
-        return "it does not end with a layer"
+    if not modules or type(modules[-1]) not in (CSRLinear, nn.Linear):
+        return "it does not end with a CSRLinear or nn.Linear"
     chain = links(modules)
     if chain is None:
         return (

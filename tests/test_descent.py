@@ -321,6 +321,10 @@ def watched(model):
     model.evolution = sl.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
 
 
+def of_another_end(model):
+    model.layers[-1] = nn.Sequential(model.layers[-1], nn.ReLU())
+
+
 def of_another_class(model):
     model.__class__ = type("Mine", (sl.MLP,), {"forward": lambda self, x: 2 * self.layers[0](x)})
 
@@ -343,6 +347,7 @@ OBSTACLES = {
     of_a_hooked_dropout: "an activation and a dropout that kernels know, or a hook",
     masked: "another product than the sparse one",
     watched: "an evolution by gradient needs what the layers read",
+    of_another_end: "it does not end with a CSRLinear or nn.Linear",
     of_another_class: "Mine is no MLP or nn.Sequential",
     dense_and_hooked: "a hook, or another product",
 }

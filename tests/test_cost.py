@@ -1,5 +1,7 @@
 """The paper's memory arithmetic, in bytes that are really allocated, and operations by formula."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -117,3 +119,50 @@ def test_a_model_of_several_inputs_is_counted_with_an_example():
 def test_what_cannot_be_counted_is_refused(kind):
     with pytest.raises(ValueError, match="cannot be counted"):
         sl.cost.flops(kind(4, 8), (5, 1, 4))
+
+
+def counted(call):
+    """What torch counts while something is called."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_torch_counts_the_products_of_sparse_layers_as_we_do():
+    """They are kernels, which a counter would not see, so that there they are operators."""
+    model = sl.MLP(20, 30, 10, layer=sl.CSRLinear, sparsity=0.5)
+    x = torch.randn(100, 20)
+    forward = sl.cost.flops(model, (100, 20), unit="flop")
+    last = 2 * 100 * model.layers[1].csr.nnz
+    with torch.no_grad():
+        assert counted(lambda: model(x)) == forward
+    # with the gradients of all values, and of what the last layer reads
+    assert counted(lambda: model(x).sum().backward()) == 2 * forward + last
+    network = sl.DSN(sparsity=0.9, channels=8)
+    with torch.no_grad():
+        found = counted(lambda: network(torch.randn(4, 1, 300)))
+    assert found == sl.cost.flops(network, (4, 1, 300), unit="flop")
+
+
+def test_a_counter_changes_no_step_of_training():
+    data = sl.datasets.digits()
+    ends = []
+    for context in contextlib.nullcontext(), FlopCounterMode(display=False):
+        torch.manual_seed(0)
+        model = sl.MLP(64, 20, 10, layer=sl.CSRLinear, sparsity=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        with context:
+            history = sl.fit(model, data, optimizer, 1, progress=False)
+            told = sl.descent.obstacle(model, data.train.x, data.train.y)
+        ends.append(history["loss"][-1])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+    assert told
+    assert context.get_total_flops() > 0
+
+
+def test_the_count_of_a_convolution_of_images_has_what_lies_between_its_rows():
+    layer = sl.SparseConv2d(8, 16, 3, padding=1, sparsity=0.8)
+    with torch.no_grad():
+        found = counted(lambda: layer(torch.randn(2, 8, 9, 9)))
+    row = 1 + 9 + 1
+    assert found == 2 * 2 * layer.csr.nnz * (8 * row + 9)

@@ -183,9 +183,4 @@ def correlated(
 
 def _is_number(x: Tensor) -> bool:
     """Whether x is numbers on a processor that nothing but autograd oversees."""
-    return (
-        x.is_cpu
-        and x.dtype in TRANSFORMED
-        and not dispatch.is_overseen(x)
-        and not torch._C._len_torch_dispatch_stack()
-    )
+    return x.is_cpu and x.dtype in TRANSFORMED and not dispatch.is_overseen(x)

@@ -35,7 +35,7 @@ from sparselib.ops.operands import (
     operator_indices,
     transposed_of,
 )
-from sparselib.ops.registration import differentiable, own
+from sparselib.ops.registration import counted, differentiable, own
 
 Padding = tuple[int, int]
 
@@ -406,3 +406,24 @@ def _conv1d_weight_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
 differentiable(_conv1d, _save, _conv1d_backward)
 differentiable(_conv1d_t, _save_t, _conv1d_t_backward)
 differentiable(_conv1d_weight, _save, _conv1d_weight_backward)
+
+
+def _flops(values, *_, out_shape) -> int:  # type: ignore[no-untyped-def]
+    """Count a multiplication and an addition for each weight, sample and point of the output.
+
+    Points between the rows of an image are computed, and counted.
+    """
+    return 2 * values[0] * out_shape[0] * out_shape[2]
+
+
+def _flops_back(values, dy, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    return 2 * values[0] * dy[0] * dy[2]
+
+
+def _flops_of_weights(dy, x, sizes, indices, **_) -> int:  # type: ignore[no-untyped-def]
+    return _flops_back(indices[1], dy)
+
+
+counted(_conv1d, _flops)
+counted(_conv1d_t, _flops_back)
+counted(_conv1d_weight, _flops_of_weights)

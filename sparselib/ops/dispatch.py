@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparselib.csr import CSR
 from sparselib.ops.backends import Backend, cpu, reference
+from sparselib.ops.registration import tell_counter
 
 BACKENDS = ("auto", "reference", "cpu", "gpu", "interpret")
 OLDEST_TRITON = (3, 6)
@@ -181,9 +182,13 @@ def takes_halves(x: Tensor) -> bool:
 def is_overseen(x: Tensor) -> bool:
     """Whether anybody but autograd has to see each operation on x.
 
-    A compiler, a tracer, autocast, a transform of functions or a subclass of Tensor wants that.
+    A compiler, a tracer, autocast, a transform of functions, a subclass of Tensor or a mode such as
+    torch's ``FlopCounterMode`` wants that.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return True
+    if torch._C._len_torch_dispatch_stack():
+        tell_counter()
         return True
     return (
         torch._C._get_tracing_state() is not None
@@ -317,18 +322,25 @@ def _obstacles(x: Tensor, *parameters: Tensor) -> Iterator[str]:
         if types:
             names = ", ".join(str(kind) for kind in sorted(types, key=str))
             yield f"there are no kernels for {names} on {x.device.type}"
-    if torch.jit.is_tracing():
-        yield "torch.jit traces the call"
-    if autocasts(x):
-        yield "autocast is on, so that the product is an operator of its own"
-    if transformed():
-        yield "torch.func transforms the call"
+    yield from _overseers(x)
     if type(x) is not Tensor:
         yield f"the input is a {type(x).__name__}, not a plain tensor"
     strange = {type(p) for p in parameters} - PLAIN
     if strange:
         names = ", ".join(sorted(kind.__name__ for kind in strange))
         yield f"the weights are {names}, not plain tensors"
+
+
+def _overseers(x: Tensor) -> Iterator[str]:
+    """Say who wants to see each operation."""
+    if torch.jit.is_tracing():
+        yield "torch.jit traces the call"
+    if autocasts(x):
+        yield "autocast is on, so that the product is an operator of its own"
+    if transformed():
+        yield "torch.func transforms the call"
+    if torch._C._len_torch_dispatch_stack():
+        yield "a mode, such as FlopCounterMode, wants to see every operation"
 
 
 def refresh() -> None:

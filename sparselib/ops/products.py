@@ -40,7 +40,7 @@ from sparselib.ops.operands import (
     indices_of,
     operator_indices,
 )
-from sparselib.ops.registration import differentiable, own
+from sparselib.ops.registration import counted, differentiable, own
 
 
 class Layer(NamedTuple):
@@ -436,3 +436,17 @@ def _sddmm_backward(ctx, dvalues):  # type: ignore[no-untyped-def]
 differentiable(_spmm, _save_product, _spmm_backward)
 differentiable(_spmm_t, _save_product, _spmm_t_backward)
 differentiable(_sddmm, _save_sddmm, _sddmm_backward)
+
+
+def _flops(values, batch, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    """Count a multiplication and an addition for each connection and sample."""
+    return 2 * values[0] * batch[0]
+
+
+def _flops_of_samples(dy, x, indices, **_) -> int:  # type: ignore[no-untyped-def]
+    return _flops(indices[1], x)
+
+
+counted(_spmm, _flops)
+counted(_spmm_t, _flops)
+counted(_sddmm, _flops_of_samples)

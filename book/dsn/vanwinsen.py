@@ -261,20 +261,11 @@ def without_noise(column: str) -> Difference:
 
 
 def without_movement() -> dict[str, Difference]:
-    """Return what a fixed topology changes in balanced accuracy, in points, by split."""
-    rows = sweep.stored("dsn-ablation")
-    rows = rows[rows.bounded & (rows.layers == 4) & (rows.neighbors == 0)]
-    for column, default in (
-        ("topology", "scattered"),
-        ("padding", "replicate_right"),
-        ("balance", "remove"),
-    ):
-        rows = rows[rows[column] == default]
-    cells = 100 * rows.pivot_table(index=["by", "seed"], columns="rule", values="balanced_accuracy")
-    return {
-        by: paired_difference(part.static.to_numpy(), part.random.to_numpy())
-        for by, part in cells.groupby("by")
-    }
+    """Return how far connections that never move are ahead, in points, by kind of test.
+
+    All minutes, three at once, paired by the five folds.
+    """
+    return {by: ahead(FIXED, SPARSE, by=by) for by in ("record", "minute")}
 
 
 def by_taps() -> pd.Series:

@@ -268,11 +268,7 @@ def _passed(part: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         is None
     ):
         return None
-    flat = x if x.ndim == 2 else x.flatten(0, -2)
-    y = passed(patterns, tensors, after, flat)
-    if y is None or x.ndim == 2:
-        return y
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return _by_samples(partial(passed, patterns, tensors, after), x)
 
 
 def are_few_for(modules: Sequence[nn.Module], x: Tensor) -> bool:
@@ -306,11 +302,7 @@ def carried(run: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         return None
     if x.ndim < 2 or (x.ndim > 2 and any(map(_is_batch_norm, run))):
         return None
-    flat = x if x.ndim == 2 else x.flatten(0, -2)
-    y = through([*map(_step, run)], flat)
-    if y is None or x.ndim == 2:
-        return y
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return _by_samples(partial(through, [*map(_step, run)]), x)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
@@ -359,10 +351,18 @@ def joined(
     # a size is a tensor while torch.jit traces
     if not (x.ndim >= 2 and _fit(layers, int(x.shape[-1]))):
         return one_by_one(layers, activation, x)
-    y = _at_once(layers, x if x.ndim == 2 else x.flatten(0, -2))
-    if y is None:
-        return one_by_one(layers, activation, x)
-    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
+    y = _by_samples(partial(_at_once, layers), x)
+    return one_by_one(layers, activation, x) if y is None else y
+
+
+def _by_samples(
+    compute: Callable[[Tensor], Tensor | None], x: Tensor
+) -> Tensor | None:
+    """Compute on samples (samples, features), whatever dimensions x has before its last one."""
+    if x.ndim == 2:
+        return compute(x)
+    y = compute(x.flatten(0, -2))
+    return y if y is None else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _at_once(layers: Sequence[CSRLinear], x: Tensor) -> Tensor | None:

@@ -256,8 +256,10 @@ def _passed(part: Sequence[nn.Module], x: Tensor) -> Tensor | None:
     """Return what layers and links make of x with a gradient, or None where no kernel does."""
     if all(type(module) in (CSRLinear, nn.ReLU) for module in part):
         return None
+    if x.ndim < 2 or not torch.is_grad_enabled():
+        return None
     chain = links(part)
-    if chain is None or x.ndim < 2 or not torch.is_grad_enabled():
+    if chain is None:
         return None
     layers, after = chain
     if not _fit(layers, int(x.shape[-1])) or any(map(keepers, layers)):

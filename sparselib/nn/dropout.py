@@ -45,7 +45,7 @@ class Dropout(nn.Module):
         In the order of x in memory, which a sparse product returns feature by feature.
         """
         kept = round((1 - self.p) * 2**16)
-        if fast(x) is cpu and x.dtype == torch.float32:
+        if fast(x) is cpu:
             return cpu_noise.draw(torch.empty_like(x), kept)
         draws = torch.empty(
             -(-x.numel() // 4), dtype=torch.int64, device=x.device

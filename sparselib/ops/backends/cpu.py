@@ -1,9 +1,7 @@
 """The products by the kernels of `sparselib.ops.backends.cpu_kernels`, and how they are called."""
 
-import functools
 from array import array
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -34,7 +32,13 @@ from sparselib.ops.backends.cpu_arguments import (
 from sparselib.ops.backends.cpu_conv import convolve as convolve
 from sparselib.ops.backends.cpu_conv import convolve_t as convolve_t
 from sparselib.ops.backends.cpu_conv import correlate as correlate
-from sparselib.ops.backends.cpu_launch import ALONE, kernels, launch, start
+from sparselib.ops.backends.cpu_launch import (
+    ALONE,
+    kernels,
+    kernels_of,
+    launch,
+    start,
+)
 
 FEW = 16  # samples
 FEW_OF_SMALL = 64  # samples, of layers whose products one thread sums
@@ -151,7 +155,7 @@ def few(
             also(bias, relu),
         ),
     )
-    start(_few_kernels().few, shared.buffer_info()[0], threads)
+    start(kernels_of("cpu_few").few, shared.buffer_info()[0], threads)
     return y
 
 
@@ -217,7 +221,7 @@ def few_through(
         *table,
     )
     shared = array("q", block)
-    start(_few_kernels().few, shared.buffer_info()[0], 1)
+    start(kernels_of("cpu_few").few, shared.buffer_info()[0], 1)
     return y
 
 
@@ -445,12 +449,3 @@ def features_first(x: Tensor) -> Tensor:
 def _feature_major(x: Tensor) -> Tensor:
     """Return a tensor whose memory holds (features, batch), without the call's cost if it is x."""
     return x if x.stride() == (1, x.shape[0]) else features_first(x)
-
-
-@functools.cache
-def _few_kernels() -> ModuleType:
-    """Load the kernels of few samples, as `kernels` does."""
-    kernels()
-    from sparselib.ops.backends import cpu_few
-
-    return cpu_few

@@ -1,7 +1,5 @@
 """Convolutions by the kernels of `sparselib.ops.backends.cpu_conv_kernels`."""
 
-import functools
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,7 @@ from sparselib.ops.backends.cpu_arguments import (
     Convolution,
     Correlation,
 )
-from sparselib.ops.backends.cpu_launch import kernels, launch
+from sparselib.ops.backends.cpu_launch import kernels_of, launch
 
 GROUPS = 32  # of samples, whose gradients of the weights are added in the end
 STACKED = 128  # points of small images, which are laid one behind the other
@@ -128,7 +126,11 @@ def _product(
         own=cpu_work.copies(room),
         room=room,
     )
-    launch(_kernels().convolution, block, y.numel() // rows * places.numel())
+    launch(
+        kernels_of("cpu_conv_kernels").convolution,
+        block,
+        y.numel() // rows * places.numel(),
+    )
     return y
 
 
@@ -180,7 +182,11 @@ def correlate(
         own=cpu_work.copies(room),
         room=room,
     )
-    launch(_kernels().correlation, block, dy.numel() // filters * nnz)
+    launch(
+        kernels_of("cpu_conv_kernels").correlation,
+        block,
+        dy.numel() // filters * nnz,
+    )
     found = dvalues.sum(0)
     between = layout.output[0] > 1 or stack.images > 1
     if between and not np.isfinite(found).all():
@@ -223,12 +229,3 @@ def _divided(rows: int, pieces: int) -> tuple[int, int]:
         return rows, 1
     step = cpu_work.ceil(rows, cpu_work.ceil(2 * threads, pieces))
     return step, cpu_work.ceil(rows, step)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """Load the kernels of convolutions, as `kernels` does."""
-    kernels()
-    from sparselib.ops.backends import cpu_conv_kernels
-
-    return cpu_conv_kernels

@@ -1,9 +1,7 @@
 """How the kernel is called that trains a whole network, a tile of samples at a time."""
 
-import functools
 from array import array
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -26,7 +24,7 @@ from sparselib.ops.backends.cpu_arguments import (
     also,
     bits_of,
 )
-from sparselib.ops.backends.cpu_launch import ALONE, kernels, start
+from sparselib.ops.backends.cpu_launch import ALONE, kernels_of, start
 
 LOSSES = {"cross-entropy": CROSS_ENTROPY, "squared error": SQUARED_ERROR}
 # weights and biases that stay in the cache while tile after tile walks through them, in a step of
@@ -183,18 +181,13 @@ def descend(
         room=room,
     )
     shared = shared_of(block, table)
-    start(_kernels().descent, shared.buffer_info()[0], threads)
+    start(
+        kernels_of("cpu_descent_kernels").descent,
+        shared.buffer_info()[0],
+        threads,
+    )
     if shared[DESCENT.strange]:
         if state is not None:
             torch.set_rng_state(state)
         return None
     return gradients[0] if tiles == 1 else gradients.sum(0)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """Load the kernel, as `kernels` does."""
-    kernels()
-    from sparselib.ops.backends import cpu_descent_kernels
-
-    return cpu_descent_kernels

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -92,6 +93,13 @@ def kernels() -> ModuleType:
     with _announced("sparselib loads its compiler ..."):
         from sparselib.ops.backends import cpu_kernels
     return cpu_kernels
+
+
+@functools.cache
+def kernels_of(module: str) -> ModuleType:
+    """Load the kernels of a module of this package, as `kernels` does."""
+    kernels()
+    return importlib.import_module(f"{__package__}.{module}")
 
 
 @functools.cache

@@ -1,13 +1,10 @@
 """How the kernel of a dropout's random numbers is called."""
 
-import functools
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from sparselib.ops.backends.cpu_arguments import Noise, bits_of
-from sparselib.ops.backends.cpu_launch import kernels, launch
+from sparselib.ops.backends.cpu_launch import kernels_of, launch
 
 
 def draw(y: Tensor, kept: int) -> Tensor:
@@ -26,14 +23,5 @@ def draw(y: Tensor, kept: int) -> Tensor:
         scale=bits_of(2**16 / max(kept, 1)),
         y=y.data_ptr(),
     )
-    launch(_kernels().noise, block, count)
+    launch(kernels_of("cpu_noise_kernels").noise, block, count)
     return y
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """Load the kernel, as `kernels` does."""
-    kernels()
-    from sparselib.ops.backends import cpu_noise_kernels
-
-    return cpu_noise_kernels

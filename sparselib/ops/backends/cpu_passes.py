@@ -1,8 +1,6 @@
 """How the kernels are called that carry a batch through layers, and its gradients back."""
 
-import functools
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from sparselib.ops.backends.cpu_descent import (
     table_of,
     threads_for,
 )
-from sparselib.ops.backends.cpu_launch import kernels, start
+from sparselib.ops.backends.cpu_launch import kernels_of, start
 
 
 def outward(
@@ -49,7 +47,11 @@ def outward(
         buffers=buffers.data_ptr(),
     )
     shared = shared_of(block, table)
-    start(_kernels().outward, shared.buffer_info()[0], threads)
+    start(
+        kernels_of("cpu_passes_kernels").outward,
+        shared.buffer_info()[0],
+        threads,
+    )
     return y.t(), kept
 
 
@@ -90,14 +92,9 @@ def inward(
         buffers=buffers.data_ptr(),
     )
     shared = shared_of(block, table)
-    start(_kernels().inward, shared.buffer_info()[0], threads)
+    start(
+        kernels_of("cpu_passes_kernels").inward,
+        shared.buffer_info()[0],
+        threads,
+    )
     return dx, gradients[0] if tiles == 1 else gradients.sum(0)
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    """Load the kernels, as `sparselib.ops.backends.cpu_launch.kernels` does."""
-    kernels()
-    from sparselib.ops.backends import cpu_passes_kernels
-
-    return cpu_passes_kernels

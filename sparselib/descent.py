@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sparselib.csr import CSR
 from sparselib.models.mlp import MLP
 from sparselib.nn import fusion
-from sparselib.nn._joining import (
+from sparselib.nn._joining import are_as_wide
+from sparselib.nn._known import (
     are_unobserved,
     has_hooks,
     is_every_module_observed,
@@ -20,7 +21,7 @@ from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.backends import After
 from sparselib.ops.dispatch import note, noting
-from sparselib.ops.fused import descend
+from sparselib.ops.fused import descend, scales_of
 
 # weights of dense layers; with more the dense product is ahead
 MOST_DENSE = 1 << 16
@@ -45,9 +46,10 @@ def descended(
     ----------
     model : nn.Module
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
-        with one of ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` and ``nn.Tanh`` between
-        them, and perhaps a dropout behind it, on the CPU, in float32. Some may be an ``nn.Linear``,
-        as a last one often is, if all of these have no more than 65,536 weights.
+        with an ``nn.LayerNorm`` between them, or one of ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``,
+        ``nn.SiLU`` and ``nn.Tanh``, or the first and then the second, and perhaps a dropout behind
+        it, on the CPU, in float32. Some may be an ``nn.Linear``, as a last one often is, if all of
+        these have no more than 65,536 weights.
     x : Tensor, shape (samples, ...)
         Inputs, which need no gradient.
     labels : Tensor, int64, shape (samples,)
@@ -70,14 +72,16 @@ def descended(
     chain = _chain(model, x, labels)
     if isinstance(chain, str):
         return None
-    learned = [_learned(layer) for layer in chain[0]]
-    found = _by_kernel(learned, chain[1], x, labels, loss, indices)
+    layers, after = chain
+    learned = [_learned(layer) for layer in layers]
+    found = _by_kernel(learned, after, x, labels, loss, indices)
     if found is None:
         return None
     error, gradients = found
     parameters = [tensor for _, *tensors in learned for tensor in tensors]
+    parameters += scales_of(after)
     for parameter, gradient in zip(parameters, gradients):
-        if parameter is not None:
+        if parameter is not None and parameter.requires_grad:
             _accumulate(parameter, gradient.view_as(parameter))
     return error
 
@@ -149,7 +153,12 @@ def _chain(model: nn.Module, x: object, labels: object) -> Chain | str:
         return chain
     if x.ndim > 2 and not _flattens(model):
         return "samples are no rows, and nothing flattens them"
-    return next(filter(None, map(_constraint, chain[0])), chain)
+    layers, after = chain
+    constraints = [
+        *map(_constraint, layers),
+        *(_reason(one) for one in scales_of(after) if one.requires_grad),
+    ]
+    return next(filter(None, constraints), chain)
 
 
 def _chained(model: nn.Module) -> Chain | str:
@@ -172,10 +181,16 @@ def _chained(model: nn.Module) -> Chain | str:
     chain = links(modules)
     if chain is None:
         return (
-            "between the layers is something else than an activation and a dropout that kernels "
-            "know, or a hook looks at it"
+            "between the layers is something else than a layer normalization, an activation and a "
+            "dropout that kernels know, in this order, or a hook looks at it"
         )
-    return _obstacle_among(chain[0]) or chain
+    layers, after = chain
+    obstacle_found = _obstacle_among(layers)
+    if obstacle_found:
+        return obstacle_found
+    if not are_as_wide(after, layers):
+        return "a layer normalization has not as many features as the layer in front of it"
+    return chain
 
 
 def _obstacle_among(layers: Sequence[nn.Module]) -> str:
@@ -233,13 +248,16 @@ def _constraint(layer: nn.Module) -> str:
         return (
             "an evolution by gradient needs what the layers read in this step"
         )
-    for parameter in _learned(layer)[1:]:
-        if parameter is None:
-            continue
-        if not (parameter.is_leaf and parameter.requires_grad):
-            return "a parameter does not learn, or is computed from others"
-        if parameter._backward_hooks:
-            return "a hook wants to see or change the gradient of a parameter"
+    parameters = [one for one in _learned(layer)[1:] if one is not None]
+    return next(filter(None, map(_reason, parameters)), "")
+
+
+def _reason(parameter: Tensor) -> str:
+    """Return why the gradient of a parameter is left to autograd, if it is."""
+    if not (parameter.is_leaf and parameter.requires_grad):
+        return "a parameter does not learn, or is computed from others"
+    if parameter._backward_hooks:
+        return "a hook wants to see or change the gradient of a parameter"
     return ""
 
 

@@ -105,6 +105,42 @@ def test_a_dropout_draws_as_in_the_ordinary_step(samples, activation, kind, p, l
         torch.testing.assert_close(parameter.grad, gradient, **close)
 
 
+@given(
+    sizes=st.lists(st.integers(2, 70), min_size=3, max_size=5),
+    samples=st.integers(1, 200),
+    activations=st.lists(st.sampled_from(["", *ACTIVATIONS]), min_size=3, max_size=3),
+    affine=st.booleans(),
+    shifted=st.booleans(),
+    loss=st.sampled_from(list(LOSSES)),
+)
+def test_normalized_layers_descend_as_by_autograd(
+    sizes, samples, activations, affine, shifted, loss
+):
+    layers = network(*sizes).layers
+    modules = [layers[0]]
+    for layer, name in zip(layers[1:], activations):
+        modules.append(nn.LayerNorm(layer.in_features, 1e-2, affine, shifted))
+        for parameter in modules[-1].parameters():
+            nn.init.normal_(parameter)
+        modules += [ACTIVATIONS[name](), layer] if name else [layer]
+    model = nn.Sequential(*modules)
+    if all(layer.csr.nnz for layer in layers):
+        agrees(model, *batch(samples, sizes[0], sizes[-1]), loss)
+
+
+def test_a_frozen_normalization_gets_no_gradient_in_a_step_at_once():
+    layers = network(12, 20, 10).layers
+    model = nn.Sequential(layers[0], nn.LayerNorm(20), nn.ReLU(), layers[1])
+    model[1].bias.requires_grad_(False)
+    x, labels = batch(70, 12, 10)
+    assert descended(model, x, labels, "cross-entropy") is not None
+    assert model[1].bias.grad is None
+    assert model[1].weight.grad is not None
+    model[1].weight.register_hook(lambda gradient: 2 * gradient)
+    assert descended(model, x, labels, "cross-entropy") is None
+    assert "see or change the gradient" in obstacle(model, x, labels)
+
+
 def test_who_asks_and_who_is_refused_draw_no_random_numbers():
     model = network(12, 20, 10, dropout=0.5)
     x, labels = batch(70, 12, 10)
@@ -338,13 +374,13 @@ def dense_and_hooked(model):
 OBSTACLES = {
     hooked: "a hook, or another product",
     hooked_itself: "a hook wants to see what the model does",
-    hooked_between: "an activation and a dropout that kernels know, or a hook",
+    hooked_between: "a dropout that kernels know, in this order, or a hook",
     hooked_gradient: "a hook wants to see or change the gradient",
     frozen: "a parameter does not learn",
     doubled: "there are no kernels for torch.float64",
-    with_dropout_of_all: "something else than an activation and a dropout that kernels know",
-    of_another_activation: "something else than an activation and a dropout that kernels know",
-    of_a_hooked_dropout: "an activation and a dropout that kernels know, or a hook",
+    with_dropout_of_all: "something else than a layer normalization, an activation and a dropout",
+    of_another_activation: "something else than a layer normalization, an activation and a dropout",
+    of_a_hooked_dropout: "a dropout that kernels know, in this order, or a hook",
     masked: "another product than the sparse one",
     watched: "an evolution by gradient needs what the layers read",
     of_another_end: "it does not end with a CSRLinear or nn.Linear",

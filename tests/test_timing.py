@@ -72,6 +72,7 @@ def told(explanation):
 
 JOINS = "sparselib.fuse joins it with its neighbors"
 NORM = "with a gradient no kernel does the LayerNorm between it and another"
+BATCH = "the BatchNorm1d between it and another needs the whole batch"
 FEW = (
     "with the {} between it and another these samples are too few, or the weights too many, to be "
     "carried through all layers at once"
@@ -139,8 +140,15 @@ def test_what_stands_between_layers_is_named():
     assert told(timing.explain(dropped.eval(), x))[0][1:] == (2, "")
     dropped = sl.fuse(nn.Sequential(network[0], nn.Dropout(), nn.ReLU(), network[2]))
     assert told(timing.explain(dropped, x))[0][2] == works
-    normed = sl.fuse(nn.Sequential(network[0], nn.LayerNorm(network[0].out_features), network[2]))
-    assert told(timing.explain(normed, x))[0][2] == NORM
+    width = network[0].out_features
+    normed = sl.fuse(nn.Sequential(network[0], nn.LayerNorm(width), network[2]))
+    assert told(timing.explain(normed, x))[0][1:] == (2, "")
+    assert told(timing.explain(normed, x[:20]))[0][2] == FEW.format("LayerNorm")
+    normed = sl.fuse(nn.Sequential(network[0], nn.SiLU(), nn.LayerNorm(width), network[2]))
+    assert told(timing.explain(normed, x))[0][2].endswith(NORM)
+    normed = sl.fuse(nn.Sequential(network[0], nn.BatchNorm1d(width), nn.ReLU(), network[2]))
+    assert told(timing.explain(normed, x))[0][2] == BATCH
+    assert told(timing.explain(normed.eval(), x.detach()))[0][2] != BATCH
     gelu = sl.fuse(nn.Sequential(network[0], nn.GELU(), network[2]))
     evolution = sl.GradientGrowth(gelu, torch.optim.SGD(gelu.parameters(), 0.1))
     assert told(timing.explain(gelu, x))[0][2].startswith(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparselib.nn._joining import has_hooks, is_every_module_observed
+from sparselib.nn._known import has_hooks, is_every_module_observed
 from sparselib.ops import dispatch
 
 BUDGETS = (8 * 128, 5 * 128 * 256 + 2 * 256 * 128)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from sparselib import distribution as distributions
 from sparselib import topology
-from sparselib.nn._joining import has_hooks
+from sparselib.nn._known import has_hooks
 from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.attention import (
     INPUTS,

@@ -8,21 +8,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselib.nn._joining import (
+    Activation,
+    applied_in_order,
+    joined,
+    one_by_one,
+    parts,
+    runs,
+)
+from sparselib.nn._known import (
     ABSENT_IN_EVALUATION,
     KNOWN,
     LINKS,
-    Activation,
-    applied_in_order,
     are_unobserved,
     has_hooks,
     is_active_dropout,
     is_every_module_observed,
     is_joined,
     is_known,
-    joined,
-    one_by_one,
-    parts,
-    runs,
+    is_of_batch,
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
@@ -39,14 +42,16 @@ FUNCTIONS: dict[object, nn.Module] = {
 class Sequential(nn.Sequential):
     """An ``nn.Sequential`` that carries out its sparse linear layers at once.
 
-    Where `CSRLinear` layers follow each other with one ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``,
-    ``nn.SiLU`` or ``nn.Tanh`` between them, and perhaps a dropout behind it, they are computed as
-    one `chain`. Without a gradient that is also done with ``nn.LayerNorm``, and in evaluation
-    ``nn.BatchNorm1d``, between them, and with any of these before and after. What is between other
-    layers, or has a hook, is called as ever. Dropouts are passed over where they do nothing. The
-    state dictionary is that of an ``nn.Sequential``, and so are the results, to
-    rounding; the random numbers of an active dropout may fall on other activations, as they follow
-    the order of memory.
+    Where `CSRLinear` layers follow each other with one ``nn.LayerNorm`` between them, or one
+    ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` or ``nn.Tanh``, or the first and then
+    the second, and perhaps a dropout behind it, they are computed as one `chain`. Without a
+    gradient that is also done with any of these, and in evaluation ``nn.BatchNorm1d``, in any
+    number and order between them, before and after. In training a normalization, by layer or by
+    batch, that is not part of a chain is computed with the activation behind it, in the order in
+    which sparse layers write. What is between other layers, or has a hook, is called as ever.
+    Dropouts are passed over where they do nothing. The state dictionary is that of an
+    ``nn.Sequential``, and so are the results, to rounding; the random numbers of an active dropout
+    may fall on other activations, as they follow the order of memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,14 +209,20 @@ def _separation(
     if isinstance(module, ABSENT_IN_EVALUATION):
         if not (module.training and module.p > 0):
             return ""
-        is_link = is_active_dropout(module) and type(before) in LINKS
+        linked = (*LINKS, nn.LayerNorm)
+        is_link = is_active_dropout(module) and type(before) in linked
         if not (learns and is_link):
             return f"the {name} between it and another works in training"
+    elif is_of_batch(module):
+        return f"the {name} between it and another needs the whole batch"
     elif not is_known(module):
         return f"no kernel does the {name} between it and another"
     elif type(module) is nn.ReLU:
         return ""
-    elif learns and type(module) not in LINKS:
+    elif learns and not (
+        type(module) in LINKS
+        or (type(module) is nn.LayerNorm and type(before) not in LINKS)
+    ):
         return (
             f"with a gradient no kernel does the {name} between it and another"
         )

@@ -12,6 +12,7 @@ from sparselib.ops import operands, products
 from sparselib.ops.backends import (
     After,
     Between,
+    Norm,
     Weights,
     cpu,
     cpu_descent,
@@ -34,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[After, Tensor], Tensor]] = {
     "gelu of tanh": lambda _, x: functional.gelu(x, approximate="tanh"),
     "silu": lambda _, x: functional.silu(x),
     "tanh": lambda _, x: x.tanh(),
+    "nothing": lambda _, x: x,
 }
 
 
@@ -92,7 +94,8 @@ def passed(
 
     None if no gradient is asked for, or it takes longer at once than one by one.
     """
-    given = [x, *(tensor for tensor in tensors if tensor is not None)]
+    learned = [*tensors, *scales_of(after)]
+    given = [x, *(tensor for tensor in learned if tensor is not None)]
     if not torch.is_grad_enabled() or not any(
         tensor.requires_grad for tensor in given
     ):
@@ -100,7 +103,30 @@ def passed(
     layers = products.check_network(_layers(patterns, tensors, after), x)
     if not _pass_at_once(layers, x):
         return None
-    return _both_ways(layers, patterns, after, x, tensors)
+    return _both_ways(layers, patterns, after, x, learned)
+
+
+def scales_of(after: Sequence[After]) -> list[Tensor]:
+    """Return the scale and the shift of each normalization, in order."""
+    return [
+        tensor
+        for of in after
+        if of.norm is not None
+        for tensor in (of.norm.scale, of.norm.shift)
+    ]
+
+
+def _with_scales(
+    after: Sequence[After], tensors: Sequence[Tensor]
+) -> list[After]:
+    """Return what follows layers with these tensors in place of those that `scales_of` returns."""
+    left = iter(tensors)
+    return [
+        of
+        if of.norm is None
+        else of._replace(norm=Norm(next(left), next(left), of.norm.epsilon))
+        for of in after
+    ]
 
 
 def _both_ways(
@@ -110,7 +136,7 @@ def _both_ways(
     x: Tensor,
     tensors: Sequence[Tensor | None],
 ) -> Tensor:
-    """Apply checked layers by a call for each way."""
+    """Apply checked layers by a call for each way; `tensors` end with what `scales_of` returns."""
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     note("outward, and inward with the gradients", patterns, *given)
     y: Tensor = _Passes.apply(layers, patterns, after, x, *tensors)
@@ -189,8 +215,8 @@ def descend(
 ) -> tuple[Tensor, list[Tensor]] | None:
     """Return the mean loss of layers, and what follows each but the last, and its gradients.
 
-    Those of biases that are None are there too. None if there is no kernel, or products take longer
-    than its calls.
+    Those of biases that are None are there too, and last those of what `scales_of` returns. None if
+    there is no kernel, or products take longer than its calls.
 
     Parameters
     ----------
@@ -209,7 +235,8 @@ def descend(
     """
     count, width = x.shape
     samples = count if order is None else order.numel()
-    tensors = [tensor for _, *both in layers for tensor in both]
+    scales = scales_of(after)
+    tensors = [tensor for _, *both in layers for tensor in both] + scales
     if not (samples and is_plain(x, *tensors) and _are_labels(labels, count)):
         return None
     if order is not None and not _are_labels(order, samples):
@@ -220,11 +247,12 @@ def descend(
         if not products.fit_exactly(csr, values, bias, width):
             return None
         indices = operands.indices_of(csr)
-        relu = number < len(after) and after[number].kind == "relu"
+        relu = number < len(after) and _is_relu_alone(after[number])
         turned = operands.transposed_of(csr) if number else None
         steps.append((Weights(*indices, values, bias, relu), turned))
         width = csr.shape[0]
         sizes += [csr.nnz, width]
+    sizes += [len(tensor) for tensor in scales]
     numbers = sum(sizes)
     if not cpu_descent.descends(samples, numbers, cpu_descent.MOST_OF_STEP):
         return None
@@ -319,7 +347,7 @@ def _layers(
 ) -> list[Layer]:
     """Return layers whose products do the ReLU that follows; by default all but the last one's."""
     follow = after or [After()] * (len(patterns) - 1)
-    relus = [of.kind == "relu" for of in follow] + [False]
+    relus = [*map(_is_relu_alone, follow), False]
     layers: list[Layer] = []
     for csr, values, bias, relu in zip(
         patterns, tensors[::2], tensors[1::2], relus
@@ -328,6 +356,11 @@ def _layers(
             raise TypeError("the values of a layer must be a tensor, not None")
         layers.append(Layer(csr, values, bias, relu))
     return layers
+
+
+def _is_relu_alone(of: After) -> bool:
+    """Whether the product itself does what follows, but for a dropout."""
+    return of.kind == "relu" and of.norm is None
 
 
 def _steps(layers: Iterable[Weights], x: Tensor) -> list[Tensor]:
@@ -435,8 +468,10 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         _check_topology(ctx)
         x, kept, *saved = ctx.saved_tensors
-        after = ctx.after
-        noises, tensors = saved[: len(after)], saved[len(after) :]
+        last = len(ctx.after) + 2 * len(ctx.patterns)
+        noises, tensors = saved[: len(ctx.after)], saved[len(ctx.after) : last]
+        scales = saved[last:]
+        after = _with_scales(ctx.after, scales)
         if torch.is_grad_enabled():
             return _again(ctx, x, tensors, dy, after, noises)
         needed = ctx.needs_input_grad[3:]
@@ -449,6 +484,7 @@ class _Passes(torch.autograd.Function):
             weights = Weights(*operands.indices_of(csr), values, bias, relu)
             layers.append((cpu.contiguous(weights), turned))
             sizes += [csr.nnz, csr.shape[0]]
+        sizes += [len(scale) for scale in scales]
         x = operands.resolved(x).contiguous()
         dy = operands.feature_major(dy)
         dx, gradients = cpu_passes.inward(layers, after, noises, x, kept, dy)
@@ -480,7 +516,7 @@ def _again(
     needed = ctx.needs_input_grad[3:]
     given = [
         tensor
-        for tensor, needs in zip((x, *tensors), needed)
+        for tensor, needs in zip((x, *tensors, *scales_of(after)), needed)
         if needs and tensor is not None
     ]
     read: list[Tensor] = []
@@ -493,6 +529,9 @@ def _again(
         x = products.spmm(csr, values, x, bias)
         written.append(x)
         if number < len(links):
+            norm = links[number].norm
+            if norm is not None:
+                x = functional.layer_norm(x, x.shape[1:], *norm)
             x = ACTIVATIONS[links[number].kind](links[number], x)
             noise = drawn[number]
             x = x if noise is None else x * noise.t()

@@ -85,22 +85,41 @@ class Between(NamedTuple):
     number: float = 0.0
 
 
+class Norm(NamedTuple):
+    """A layer normalization: mean 0 and variance 1 over the features of each sample, then scaled.
+
+    Attributes
+    ----------
+    scale, shift : Tensor, shape (features,)
+        What features are multiplied by, and what is added then.
+    epsilon : float
+        What is added to a variance.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    epsilon: float
+
+
 class After(NamedTuple):
     """What follows a layer in training, if another layer reads it.
 
     Attributes
     ----------
     kind : str
-        An activation of `Between`.
+        An activation of `Between`, or ``"nothing"``.
     number : float
         What a leaky ReLU multiplies by below 0.
     draw : callable, optional
         ``(features, samples) -> Tensor, float32``: draws what a dropout multiplies by.
+    norm : Norm, optional
+        What comes before the activation.
     """
 
     kind: str = "relu"
     number: float = 0.0
     draw: Callable[[int, int], Tensor] | None = None
+    norm: Norm | None = None
 
 
 class Sizes(NamedTuple):

@@ -28,6 +28,7 @@ TANH = 5
 SCALED = 6
 NORMALIZED = 7
 LEAKY = 8
+NOTHING = 9
 KINDS = {
     "relu": RELU_ALONE,
     "leaky relu": LEAKY,
@@ -37,10 +38,13 @@ KINDS = {
     "tanh": TANH,
     "scaled": SCALED,
     "normalized": NORMALIZED,
+    "nothing": NOTHING,
 }
 
 # numbers for each sample that `descent` notes: two float32, and two int64
 OWN = 6
+
+NORM_PIECE = 4  # features that a thread normalizes at once
 
 NOISE_PIECE = 4096  # numbers that a thread draws at once, a multiple of 4
 
@@ -157,7 +161,7 @@ class Descent(NamedTuple):
     loss: int  # CROSS_ENTROPY or SQUARED_ERROR
     share: int  # the bits of one over the number of samples, a float64
     gradients: int  # float32 [tiles of samples, stride]
-    stride: int  # numbers of a tile: gradients of all values and biases, and the loss
+    stride: int  # numbers of a tile: gradients of all parameters, and the loss
     buffers: int  # float32 [threads, room]
     room: int  # (width + features of all layers + OWN) * TILE
 
@@ -187,9 +191,28 @@ class Inward(NamedTuple):
     dy: int  # float32 [rows of the last layer, samples]
     dx: int  # float32 [samples, width], or 0
     gradients: int  # float32 [tiles of samples, stride]
-    stride: int  # numbers of a tile: gradients of all values and biases
+    stride: int  # numbers of a tile: gradients of all parameters
     widest: int  # most features of any layer, and of x
     buffers: int  # float32 [threads, 2 * widest + width, TILE]
+
+
+class Normalized(NamedTuple):
+    """Arguments of the kernels of normalizations, and of the activations behind them."""
+
+    rows: int  # features
+    samples: int  # of the batch
+    x: int  # float32 [rows, samples]
+    y: int  # float32 [rows, samples]; the gradients of it, on the way back
+    dx: int  # float32 [rows, samples], on the way back
+    scale: int  # float32 [rows]
+    shift: int  # float32 [rows]
+    epsilon: int  # the bits of what is added to a variance, a float64
+    kind: int  # of the activation, or NOTHING
+    number: int  # the bits of `After.number`, a float64
+    kept: int  # float32 [tiles of samples, rows + 1, TILE] or [rows, 2]; see the kernels
+    gradients: int  # float32 [tiles of samples, 2, rows] or [2, rows], of scale and shift
+    buffers: int  # float32 [threads, room]
+    room: int
 
 
 class Few(NamedTuple):
@@ -310,10 +333,16 @@ class Level(NamedTuple):
     tvalues: int  # float32 [nnz], in the order of the transposed pattern
     dvalues: int  # where the gradients of values begin among those of a tile
     dbias: int  # where those of biases do
-    raw: int  # where its sums begin in a buffer, or in what is kept of a tile
-    place: (
-        int  # where what follows writes its outputs; with PRODUCT over the sums
+    scale: (
+        int  # float32 [rows], of a layer normalization, or 0 where none follows
     )
+    shift: int  # float32 [rows]
+    epsilon: int  # the bits of what it adds to a variance, a float64
+    dscale: int  # where the gradients of scale begin among those of a tile
+    dshift: int  # where those of shift do
+    sums: int  # where sums begin in a buffer, or in what is kept of a tile; normalized there
+    raw: int  # where what the activation reads does: the sums, or normalized and scaled
+    place: int  # where its outputs do: over what it reads, for ReLU and where there is none
 
 
 Block = TypeVar(
@@ -328,6 +357,7 @@ Block = TypeVar(
     Descent,
     Outward,
     Inward,
+    Normalized,
     Convolution,
     Correlation,
 )
@@ -362,6 +392,7 @@ DESCENT = places(Descent)
 OUTWARD = places(Outward)
 INWARD = places(Inward)
 NOISE = places(Noise)
+NORM = places(Normalized)
 CONVOLUTION = places(Convolution)
 CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))

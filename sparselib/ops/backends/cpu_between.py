@@ -18,6 +18,7 @@ from sparselib.ops.backends.cpu_arguments import (
     GELU,
     GELU_OF_TANH,
     LEAKY,
+    NOTHING,
     RELU_ALONE,
     SILU,
     TANH,
@@ -32,6 +33,7 @@ from sparselib.ops.backends.cpu_vectors import (
     fmas,
     inline,
     load,
+    masked,
     relu,
     splat,
     store,
@@ -326,7 +328,13 @@ def activated(kind, number, x, i, y, j, count):  # type: ignore[no-untyped-def]
 @inline
 def turned(kind, number, x, i, costs, j, count):  # type: ignore[no-untyped-def]
     """Multiply gradients from j on by the slopes of the activation of x[i : i + count]."""
+    if kind == NOTHING:
+        return
     for k in range(0, count, LANES):
+        if kind == RELU_ALONE:
+            cost = load(costs, j + k, LANES)  # [LANES]
+            store(costs, j + k, masked(cost, x, i + k))
+            continue
         v = load(x, i + k, LANES)  # [LANES]
         if kind == LEAKY:
             v = positive(v, splat(ONE, LANES), splat(number, LANES))

@@ -13,6 +13,7 @@ from sparselib.ops.backends.cpu_arguments import (
     CROSS_ENTROPY,
     DESCENT,
     KINDS,
+    NOTHING,
     OWN,
     PRODUCT,
     SQUARED_ERROR,
@@ -50,7 +51,7 @@ class Table(NamedTuple):
     """Layers as kernels of whole networks read them."""
 
     levels: list[Level]
-    numbers: int  # of the gradients of all values and biases
+    numbers: int  # of the gradients of all values and biases, scales and shifts
     features: (
         int  # that lie side by side: those in front, and all that is written
     )
@@ -77,12 +78,14 @@ def table_of(
 ) -> Table:
     """Return layers and what follows each but the last, with outputs one behind the other.
 
-    They begin at a place, and those of an activation but ReLU lie behind its layer's. Gradients of
-    the values and biases of each layer lie behind those of the one before.
+    They begin at a place, and those of a normalization, and of an activation but ReLU, lie behind
+    its layer's. Gradients of the values and biases of each layer lie behind those of the one
+    before, and behind them all those of what normalized features are multiplied by, and shifted.
     """
     levels: list[Level] = []
     numbers = 0
     held: list[Tensor] = []
+    behind = sum(_parameters_of(layer) for layer, _ in layers)
     for ((crow, col, values, bias, relu), transposed), follows, noise in zip(
         layers, [*after, After()], [*noises, None]
     ):
@@ -95,8 +98,16 @@ def table_of(
         addresses = [tensor.data_ptr() for tensor in turned] or [0, 0, 0]
         held += turned
         kind = PRODUCT if follows.kind == "relu" else KINDS[follows.kind]
+        norm = follows.norm
+        factors: tuple[Tensor, ...] = ()
+        sums = place
+        if norm is not None:
+            factors = norm.scale.contiguous(), norm.shift.contiguous()
+            place += rows + 1
+        scales = [tensor.data_ptr() for tensor in factors] or [0, 0]
+        held += factors
         raw = place
-        if kind != PRODUCT:
+        if kind not in (PRODUCT, NOTHING):
             place += rows
         levels.append(
             Level(
@@ -114,13 +125,25 @@ def table_of(
                 tvalues=addresses[2],
                 dvalues=numbers,
                 dbias=numbers + nnz,
+                scale=scales[0],
+                shift=scales[1],
+                epsilon=bits_of(0.0 if norm is None else norm.epsilon),
+                dscale=behind,
+                dshift=behind + rows,
+                sums=sums * TILE,
                 raw=raw * TILE,
                 place=place * TILE,
             )
         )
         numbers += nnz + rows
+        behind += 2 * rows if factors else 0
         place += rows
-    return Table(levels, numbers, place, held)
+    return Table(levels, behind, place, held)
+
+
+def _parameters_of(layer: Weights) -> int:
+    """Count the values of a layer, and a bias for each of its outputs."""
+    return layer.col.shape[0] + layer.crow.shape[0] - 1
 
 
 def shared_of(block: Descent | Outward | Inward, table: Table) -> "array[int]":
@@ -147,6 +170,8 @@ def descend(
     order: Tensor | None = None,
 ) -> Tensor | None:
     """Return the gradients of values and biases, layer by layer, and behind them the mean loss.
+
+    Between them and the loss are those of each normalization, of its scale and its shift.
 
     The first layer needs no transposed pattern, as nobody asks for the gradient of x. The batch is
     all of x, or the samples whose numbers `order` holds. None if one of them is not there, or a

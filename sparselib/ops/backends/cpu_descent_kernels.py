@@ -36,6 +36,11 @@ from sparselib.ops.backends.cpu_kernels import (
     only_tile_gradient,
     tile_rows,
 )
+from sparselib.ops.backends.cpu_norm_kernels import (
+    affine,
+    standardized,
+    standardized_back,
+)
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
     ONE,
@@ -166,12 +171,15 @@ def noised(noise, samples, first, n, x, i, rows):  # type: ignore[no-untyped-def
 
 
 @inline
-def onward(table, t, x, read, y, raw, written, first, n, samples):  # type: ignore[no-untyped-def]
-    """Carry a tile that begins at x[read] through the layer at t and what follows, to y[written].
+def onward(table, t, x, read, y, base, first, n, samples):  # type: ignore[no-untyped-def]
+    """Carry a tile that begins at x[read] through the layer at t and what follows.
 
-    The sums of its products are left at y[raw], unless nothing follows, or ReLU alone.
+    The places of the layer in y are counted from y[base] on.
     """
     rows = table[t + LEVEL.rows]
+    sums = base + table[t + LEVEL.sums]
+    raw = base + table[t + LEVEL.raw]
+    written = base + table[t + LEVEL.place]
     tile_rows(
         0,
         rows,
@@ -185,11 +193,17 @@ def onward(table, t, x, read, y, raw, written, first, n, samples):  # type: igno
         x,
         read,
         y,
-        raw,
+        sums,
         TILE,
     )
     kind = table[t + LEVEL.kind]
-    if kind != PRODUCT:
+    scale = table[t + LEVEL.scale]
+    if scale:
+        standardized(y, sums, rows, number_of(table[t + LEVEL.epsilon]), n)
+        shift = floats(table[t + LEVEL.shift])
+        is_relu = kind == PRODUCT
+        affine(y, sums, y, raw, rows, floats(scale), shift, is_relu)
+    if written != raw:
         number = number_of(table[t + LEVEL.number])
         activated(kind, number, y, raw, y, written, rows * TILE)
     noise = table[t + LEVEL.noise]
@@ -251,19 +265,33 @@ def mask_of(table, t):  # type: ignore[no-untyped-def]
 
 
 @inline
-def returned(table, t, x, raw, costs, i, first, n, samples):  # type: ignore[no-untyped-def]
-    """Turn gradients of what follows the layer at t into those of its sums, which begin at x[raw].
+def returned(table, t, x, base, costs, i, own, first, n, samples):  # type: ignore[no-untyped-def]
+    """Turn gradients of what follows the layer at t into those of its sums.
 
-    Where nothing but ReLU follows, `mask_of` has done it.
+    The places of the layer in x are counted from x[base] on. The slope of ReLU is no part of it, as
+    `mask_of` has done that. Gradients of a normalization's parameters are written to `own`.
     """
     rows = table[t + LEVEL.rows]
-    kind = table[t + LEVEL.kind]
-    if kind != PRODUCT:
+    raw = table[t + LEVEL.raw]
+    if table[t + LEVEL.place] != raw:
+        kind = table[t + LEVEL.kind]
         number = number_of(table[t + LEVEL.number])
-        turned(kind, number, x, raw, costs, i, rows * TILE)
+        turned(kind, number, x, base + raw, costs, i, rows * TILE)
     noise = table[t + LEVEL.noise]
     if noise:
         noised(floats(noise), samples, first, n, costs, i, rows)
+    scale = table[t + LEVEL.scale]
+    if scale:
+        standardized_back(
+            x,
+            base + table[t + LEVEL.sums],
+            rows,
+            floats(scale),
+            costs,
+            i,
+            after(own, table[t + LEVEL.dscale]),
+            after(own, table[t + LEVEL.dshift]),
+        )
 
 
 @inline
@@ -271,12 +299,8 @@ def forward(table, levels, buffers, mine, first, n, samples):  # type: ignore[no
     """Carry a tile through all layers, and return where the outputs of the last one begin."""
     read = mine
     for t in range(0, LEVEL_SIZE * levels, LEVEL_SIZE):
-        raw = mine + table[t + LEVEL.raw]
-        written = mine + table[t + LEVEL.place]
-        onward(
-            table, t, buffers, read, buffers, raw, written, first, n, samples
-        )
-        read = written
+        onward(table, t, buffers, read, buffers, mine, first, n, samples)
+        read = mine + table[t + LEVEL.place]
     return read
 
 
@@ -305,11 +329,19 @@ def backward(table, levels, buffers, mine, costs, own, first, n, samples):  # ty
         if t:
             before = t - LEVEL_SIZE
             rows = table[before + LEVEL.rows]
-            raw = mine + table[before + LEVEL.raw]
             also = mask_of(table, before)
             back(table, t, rows, also, buffers, buffers, costs, inputs)
             returned(
-                table, before, buffers, raw, buffers, inputs, first, n, samples
+                table,
+                before,
+                buffers,
+                mine,
+                buffers,
+                inputs,
+                own,
+                first,
+                n,
+                samples,
             )
             costs = inputs
 

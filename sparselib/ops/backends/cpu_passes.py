@@ -63,7 +63,9 @@ def inward(
     kept: Tensor,
     dy: Tensor,
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the gradient of x, and those of values and biases one behind the other.
+    """Return the gradient of x, and those of all parameters one behind the other.
+
+    First those of the values and biases of each layer, then of the scale and shift of each `Norm`.
 
     The gradient of x is left out where the first layer has no transposed pattern. All tensors are
     as in `outward`, which returned `kept`, and dy has the samples of a feature side by side.

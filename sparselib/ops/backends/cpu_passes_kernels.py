@@ -22,11 +22,10 @@ from sparselib.ops.backends.cpu_descent_kernels import (
     summed,
 )
 from sparselib.ops.backends.cpu_kernels import flip, laid
+from sparselib.ops.backends.cpu_norm_kernels import cut, put
 from sparselib.ops.backends.cpu_vectors import (
-    ZERO,
     after,
     floats,
-    inline,
     kernel,
     ticket,
 )
@@ -57,32 +56,16 @@ def outward(a):  # type: ignore[no-untyped-def]
         read = after(buffers, mine)
         own = after(kept, tile * depth)
         for t in range(0, last, LEVEL_SIZE):
-            raw = table[t + LEVEL.raw]
-            written = table[t + LEVEL.place]
-            onward(table, t, read, 0, own, raw, written, first, n, samples)
-            read = after(own, written)
-        onward(
-            table, last, read, 0, buffers, outputs, outputs, first, n, samples
-        )
-        for o in range(classes):
-            for s in range(n):
-                y[o * samples + first + s] = buffers[outputs + o * TILE + s]
-
-
-@inline
-def cut(dy, first, samples, rows, n, buffers, here):  # type: ignore[no-untyped-def]
-    """Lay n samples of dy, which lie feature by feature, side by side; the absent ones are zero."""
-    for o in range(rows):
-        place = here + o * TILE
-        for s in range(n):
-            buffers[place + s] = dy[o * samples + first + s]
-        for s in range(n, TILE):
-            buffers[place + s] = ZERO
+            onward(table, t, read, 0, own, 0, first, n, samples)
+            read = after(own, table[t + LEVEL.place])
+        base = outputs - table[last + LEVEL.place]
+        onward(table, last, read, 0, buffers, base, first, n, samples)
+        put(buffers, outputs, first, samples, classes, n, y)
 
 
 @kernel
 def inward(a):  # type: ignore[no-untyped-def]
-    """Gradients of values and biases of all layers, by tiles, and of x; see `Inward`."""
+    """Gradients of all parameters, by tiles, and of x; see `Inward`."""
     samples = a[INWARD.samples]
     width = a[INWARD.width]
     last = (a[INWARD.levels] - 1) * LEVEL_SIZE
@@ -125,14 +108,14 @@ def inward(a):  # type: ignore[no-untyped-def]
                 mask = after(inputs, -other)  # is read where they are written
                 back(table, t, rows, also, mask, buffers, costs, other)
                 if t:
-                    raw = tile * depth + table[before + LEVEL.raw]
                     returned(
                         table,
                         before,
                         kept,
-                        raw,
+                        tile * depth,
                         buffers,
                         other,
+                        own,
                         first,
                         n,
                         samples,

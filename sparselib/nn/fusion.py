@@ -31,6 +31,7 @@ from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 
 Model = TypeVar("Model", bound=nn.Module)
+NORMALIZATIONS = (nn.LayerNorm, nn.BatchNorm1d)
 # as torch's layers of encoders and decoders keep them
 FUNCTIONS: dict[object, nn.Module] = {
     nn.functional.relu: nn.ReLU(),
@@ -158,10 +159,15 @@ def apart(model: nn.Module, name: str) -> tuple[str, ...]:
         return ()
     if type(parent) is nn.Sequential or type(parent) in FUSED:
         run = next(run for run in runs(modules) if layer in run)
-        if torch.is_grad_enabled():
-            run = next(part for part in parts(run) if layer in part)
-        if len(run) > 1:
+        learns = torch.is_grad_enabled()
+        split = list(parts(run)) if learns else [run]
+        part = next(part for part in split if layer in part)
+        if len(part) > 1:
             return ("sparselib.fuse joins it with its neighbors",)
+        behind = split[split.index(part) + 1 :]
+        if behind and isinstance(behind[0][0], NORMALIZATIONS):
+            name = type(behind[0][0]).__name__
+            return (f"sparselib.fuse has a kernel for the {name} behind it",)
     place = modules.index(layer)
     for beside in modules[place + 1 :], modules[:place][::-1]:
         kinds = [type(module) for module in beside]

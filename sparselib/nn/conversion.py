@@ -1,18 +1,29 @@
 """One line from an ordinary model to a sparse one, and back."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Unpack, final
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
 from sparselib import distribution as distributions
 from sparselib import topology
-from sparselib.nn._known import has_hooks
+from sparselib.nn._candidates import (
+    KINDS,
+    Chosen,
+    adapted,
+    given_by_name,
+    is_conv1d_of_transformers,
+    keep_ties,
+    kept_whole,
+    matrix_of,
+    nothing_to_convert,
+    reason_of,
+    skip_chosen,
+    taken_apart,
+    weighty_of,
+)
 from sparselib.nn._options import KeptOptions, LayerOptions
 from sparselib.nn.attention import (
     INPUTS,
@@ -20,25 +31,15 @@ from sparselib.nn.attention import (
     assembled,
     initialization_of,
     packed,
-    projections_of,
 )
-from sparselib.nn.conv import SparseConv1d
-from sparselib.nn.conv2d import SparseConv2d
 from sparselib.nn.encoder import (
     decline_fused_inference,
     encoders,
     let_torch_decide,
 )
-from sparselib.nn.linear import CSRLinear
 from sparselib.nn.sparse_layer import Dense, SparseLayer, sparse_layers
 
 Distribution = Callable[[Sequence[Tensor], float], list[float]]
-Chosen = str | type | Callable[[str, nn.Module], bool]
-_KINDS: Mapping[type[nn.Module], type[SparseLayer]] = {
-    nn.Linear: CSRLinear,
-    nn.Conv1d: SparseConv1d,
-    nn.Conv2d: SparseConv2d,
-}
 
 
 def sparsify(
@@ -171,21 +172,21 @@ class Conversion:
         self.model = model
         self._fresh = fresh
         self._options = options
-        whole = _kept_whole(model) | _adapted(model)
-        modules, self._owners = _taken_apart(model, whole)
-        weighty = _weighty(modules)
+        whole = kept_whole(model) | adapted(model)
+        modules, self._owners = taken_apart(model, whole)
+        weighty = weighty_of(modules)
         reasons = {
-            name: whole.get(module) or _reason(module, convolutions)
+            name: whole.get(module) or reason_of(module, convolutions)
             for name, module in weighty.items()
         }
-        _skip(list(skip), weighty, self._owners, reasons)
-        given = _given(sparsity, weighty, reasons)
-        _keep_ties(modules, weighty, reasons, set(given))
+        skip_chosen(list(skip), weighty, self._owners, reasons)
+        given = given_by_name(sparsity, weighty, reasons)
+        keep_ties(modules, weighty, reasons, set(given))
         chosen = [name for name, reason in reasons.items() if not reason]
         if not chosen:
-            raise ValueError(_nothing(reasons, weighty, convolutions))
+            raise ValueError(nothing_to_convert(reasons, weighty, convolutions))
         self._shares = _divided(
-            {name: _matrix(weighty[name]) for name in chosen},
+            {name: matrix_of(weighty[name]) for name in chosen},
             given,
             sparsity,
             distribution,
@@ -202,7 +203,7 @@ class Conversion:
             name: weighty[name] for name in chosen if not reasons[name]
         }
         if not self._layers:
-            raise ValueError(_nothing(reasons, weighty, convolutions))
+            raise ValueError(nothing_to_convert(reasons, weighty, convolutions))
         self.entries = tuple(
             _entry(
                 name,
@@ -285,8 +286,6 @@ class Conversion:
         }
 
 
-_DERIVED = "it is derived from a layer, and may read the weight itself"
-_HOOKED = "hooks of yours would be lost; register them after the conversion"
 _HEAD = ("layer", "kind", "weights", "kept", "sparsity", "")
 
 
@@ -423,259 +422,6 @@ def _dense(attention: SparseMultiheadAttention) -> dict[str, nn.Linear]:
     }
 
 
-def _kept_whole(model: nn.Module) -> dict[nn.Module, str]:
-    """Return why attentions, and the layers in them that they read, stay as they are."""
-    users = Counter(
-        child
-        for parent in model.modules()
-        for child in parent._modules.values()
-        if child is not None
-    )
-    places = _places(dict(model.named_modules()))
-    whole: dict[nn.Module, str] = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            reason = _obstacle(module, users, places)
-            if reason:
-                whole[module] = reason
-                whole[module.out_proj] = "the attention reads its weight itself"
-    return whole
-
-
-def _adapted(model: nn.Module) -> dict[nn.Module, str]:
-    """Return why layers under an adapter of the package peft, and it, stay as they are."""
-    package = sys.modules.get("peft.tuners.tuners_utils")
-    if package is None:
-        return {}
-    return {
-        inside: "an adapter of peft reads the weight itself"
-        for module in model.modules()
-        if isinstance(module, package.BaseTunerLayer)
-        for inside in module.modules()
-    }
-
-
-def _obstacle(
-    attention: nn.MultiheadAttention,
-    users: Mapping[nn.Module, int],
-    places: "Mapping[Tensor, list[Place]]",
-) -> str:
-    """Return why an attention cannot be taken apart, or nothing."""
-    output = attention.out_proj
-    if type(attention) is not nn.MultiheadAttention:
-        return _DERIVED
-    if type(output) not in (nn.Linear, NonDynamicallyQuantizableLinear):
-        return f"its out_proj is a {type(output).__name__}"
-    if has_hooks(attention) or has_hooks(output):
-        return _HOOKED
-    if users[output] > 1:
-        return "its out_proj is also used by another module"
-    for key in ("in_proj_weight", "in_proj_bias"):
-        parameter = attention._parameters[key]
-        for place in () if parameter is None else places[parameter]:
-            if place.module is not attention:
-                return f"its {key} is also {place.name}.{place.key}"
-    return ""
-
-
-def _taken_apart(
-    model: nn.Module, whole: Mapping[nn.Module, str]
-) -> tuple[dict[str, nn.Module], dict[str, nn.MultiheadAttention]]:
-    """Return all modules, with the projections in the places of attentions, and whose they are."""
-    modules: dict[str, nn.Module] = {}
-    owners: dict[str, nn.MultiheadAttention] = {}
-    outputs: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.MultiheadAttention) or module in whole:
-            if module not in outputs:
-                modules[name] = module
-            continue
-        outputs.add(module.out_proj)
-        for part, projection in projections_of(module).items():
-            full = f"{name}.{part}" if name else part
-            modules[full] = projection
-            owners[full] = module
-    return modules, owners
-
-
-def _weighty(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the modules with a matrix or kernel of their own, but for tables of embeddings."""
-    kinds = nn.Embedding | nn.EmbeddingBag | SparseLayer
-    return {
-        name: module
-        for name, module in modules.items()
-        if not isinstance(module, kinds)
-        and any(
-            is_lazy(parameter) or parameter.ndim > 1
-            for parameter in module._parameters.values()
-            if parameter is not None
-        )
-    }
-
-
-def _reason(module: nn.Module, convolutions: bool) -> str:
-    """Return why a module cannot be converted, or nothing."""
-    if any(is_lazy(p) for p in module._parameters.values() if p is not None):
-        return "its sizes are not known before its first call"
-    kind = type(module)
-    if kind in (nn.Conv1d, nn.Conv2d) and not convolutions:
-        return "convolutions=True converts it"
-    if kind not in _KINDS and not _is_conv1d_of_transformers(module):
-        return _stranger(module)
-    if has_hooks(module):
-        return _HOOKED
-    return ""
-
-
-def _stranger(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-        return _DERIVED
-    if isinstance(module, _ConvNd):
-        return "there is no sparse layer for this convolution"
-    return "there is no sparse layer that computes the same"
-
-
-def _is_conv1d_of_transformers(module: nn.Module) -> bool:
-    """Whether it is the linear layer with a transposed weight of the package transformers."""
-    package = sys.modules.get("transformers.pytorch_utils")
-    return package is not None and type(module) is package.Conv1D
-
-
-def _matrix(module: nn.Module) -> Tensor:
-    """Return the weight of a layer that can be converted, (outputs, inputs, ...)."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.t() if _is_conv1d_of_transformers(module) else weight
-
-
-def _is_within(name: str, module: str) -> bool:
-    return name == module or name.startswith(module + ".") or not module
-
-
-def _skip(
-    skip: list[Chosen],
-    weighty: Mapping[str, nn.Module],
-    owners: Mapping[str, nn.Module],
-    reasons: dict[str, str],
-) -> None:
-    """Note what the user leaves dense."""
-    convertible = [name for name, reason in reasons.items() if not reason]
-    names = [chosen for chosen in skip if isinstance(chosen, str)]
-    unknown = [
-        name
-        for name in names
-        if not name or not any(_is_within(layer, name) for layer in convertible)
-    ]
-    if unknown:
-        raise ValueError(
-            f"skip names {sorted(unknown)}, but the layers that would be converted are "
-            f"{sorted(convertible)}"
-        )
-    for layer in convertible:
-        module = weighty[layer]
-        kinds = (module, owners.get(layer))
-        if any(_is_chosen(chosen, layer, *kinds) for chosen in skip):
-            reasons[layer] = "you skip it"
-
-
-def _is_chosen(
-    chosen: Chosen, name: str, module: nn.Module, owner: nn.Module | None
-) -> bool:
-    if isinstance(chosen, str):
-        return _is_within(name, chosen)
-    if isinstance(chosen, type):
-        return isinstance(module, chosen) or isinstance(owner, chosen)
-    return bool(chosen(name, module))
-
-
-def _given(
-    sparsity: float | Mapping[str, float],
-    weighty: Mapping[str, nn.Module],
-    reasons: dict[str, str],
-) -> dict[str, float]:
-    """Return the sparsities that the user gave layers by name; what is not named stays dense."""
-    if not isinstance(sparsity, Mapping):
-        return {}
-    found: dict[str, float] = {}
-    for key in sorted(sparsity, key=len):  # a name within another one decides
-        inside = [name for name in weighty if _is_within(name, key)]
-        open_ones = [name for name in inside if not reasons[name]]
-        if not open_ones:
-            why = "; ".join(f"{name!r}: {reasons[name]}" for name in inside)
-            raise ValueError(
-                f"sparsity names {key!r}, where nothing can be converted"
-                + (f" ({why})" if why else "")
-            )
-        found.update(dict.fromkeys(open_ones, float(sparsity[key])))
-    for name, reason in reasons.items():
-        if not reason and name not in found:
-            reasons[name] = "no sparsity is given for it"
-    return found
-
-
-class Place(NamedTuple):
-    """Where a parameter is used: the module, its name, and the parameter's name in it."""
-
-    module: nn.Module
-    name: str
-    key: str
-
-
-def _places(modules: Mapping[str, nn.Module]) -> dict[Tensor, list[Place]]:
-    """Return where each parameter is used."""
-    places: dict[Tensor, list[Place]] = {}
-    for name, module in modules.items():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                place = Place(module, name, key)
-                places.setdefault(parameter, []).append(place)
-    return places
-
-
-def _keep_ties(
-    modules: Mapping[str, nn.Module],
-    weighty: Mapping[str, nn.Module],
-    reasons: dict[str, str],
-    named: set[str],
-) -> None:
-    """Leave dense what shares its weight or bias with something that stays dense.
-
-    Raises
-    ------
-    ValueError
-        If a sparsity names such a layer.
-    """
-    places = _places(modules)
-    is_settled = False
-    while not is_settled:
-        is_settled = True
-        for name in [name for name, reason in reasons.items() if not reason]:
-            tie = _tie_to_dense(weighty[name], places, reasons)
-            if tie and name in named:
-                raise ValueError(
-                    f"sparsity names {name!r}, but {tie}; untie them first, or leave it out"
-                )
-            if tie:
-                reasons[name] = tie
-                is_settled = False
-
-
-def _tie_to_dense(
-    module: nn.Module,
-    places: Mapping[Tensor, list[Place]],
-    reasons: Mapping[str, str],
-) -> str:
-    """Return with what that stays dense a layer shares weight or bias, or nothing."""
-    for key in ("weight", "bias"):
-        parameter = module._parameters.get(key)
-        for place in () if parameter is None else places.get(parameter, ()):
-            is_alike = key == "bias" or type(place.module) is type(module)
-            stays = reasons.get(place.name, "dense")
-            if place.key != key or not is_alike or stays:
-                return f"its {key} is also {place.name}.{place.key}, which stays dense"
-    return ""
-
-
 def _divided(
     weights: Mapping[str, Tensor],
     given: Mapping[str, float],
@@ -710,25 +456,11 @@ def _check_fresh(
     weighty: Mapping[str, nn.Module], shares: Mapping[str, float], fresh: bool
 ) -> None:
     for name in shares:
-        if not fresh and _matrix(weighty[name]).is_meta:
+        if not fresh and matrix_of(weighty[name]).is_meta:
             raise ValueError(
                 f"layer {name!r} is on the device meta and has no weights of which the largest "
                 f"could be kept; fresh=True draws new ones"
             )
-
-
-def _nothing(
-    reasons: Mapping[str, str],
-    weighty: Mapping[str, nn.Module],
-    convolutions: bool,
-) -> str:
-    what = "nn.Linear, nn.Conv1d and nn.Conv2d" if convolutions else "nn.Linear"
-    why = "; ".join(
-        f"{name!r} ({type(weighty[name]).__name__}): {reason}"
-        for name, reason in reasons.items()
-    )
-    sentence = f"there is no {what} to convert in this model"
-    return f"{sentence}; {why}" if why else sentence
 
 
 def _entry(
@@ -743,7 +475,7 @@ def _entry(
     )
     after = before
     if not reason:
-        weight = _matrix(module)
+        weight = matrix_of(module)
         after = topology.connections(len(weight), weight[0].numel(), sparsity)
     return Entry(name, kind.__name__, before, after, reason)
 
@@ -751,10 +483,10 @@ def _entry(
 def _convert(
     layer: nn.Module, sparsity: float, fresh: bool, options: LayerOptions
 ) -> SparseLayer:
-    if _is_conv1d_of_transformers(layer):
+    if is_conv1d_of_transformers(layer):
         layer = _linear_twin(layer)
     assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-    kind = _KINDS[type(layer)]
+    kind = KINDS[type(layer)]
     if not fresh:
         kept: KeptOptions = options
         return kind.from_dense(layer, sparsity, **kept)
@@ -765,7 +497,7 @@ def _convert(
 
 def _linear_twin(layer: nn.Module) -> nn.Linear:
     """Return the ``nn.Linear`` that computes what a ``Conv1D`` of transformers does."""
-    weight = _matrix(layer).detach()
+    weight = matrix_of(layer).detach()
     bias = layer.bias
     rows, columns = weight.shape
     twin = nn.Linear(

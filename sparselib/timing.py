@@ -232,5 +232,5 @@ def _passage(model: nn.Module, name: str, ways: list[Way]) -> Passage:
     together = len(way.patterns)
     reasons = way.obstacles
     if together == 1 and not reasons:
-        reasons = apart(model, name)
+        reasons = apart(model, name, way.samples)
     return Passage(name, way.kernel, together, reasons)

@@ -74,8 +74,8 @@ JOINS = "sparselib.fuse joins it with its neighbors"
 NORM = "with a gradient no kernel does the LayerNorm between it and another"
 BATCH = "the BatchNorm1d between it and another needs the whole batch"
 FEW = (
-    "with the {} between it and another these samples are too few, or the weights too many, to be "
-    "carried through all layers at once"
+    "with the {} between it and another 20 samples are too few to be carried through all layers at "
+    "once"
 )
 SOFT = "no kernel does the Softplus between it and another"
 
@@ -98,9 +98,13 @@ def test_the_way_of_each_layer_is_told_and_why_none_is_faster():
         wide = sl.fuse(model(nn.ReLU(), nn.GELU(), width=200))
         few = told(timing.explain(wide, x[:20]))
         assert few[:2] == [("cpu: spmm with ReLU", 2, "")] * 2
-        assert few[2][2].endswith(
-            "too few, or the weights too many, to be carried through all layers at once"
+        assert few[2][2] == FEW.format("GELU")
+        large = sl.fuse(model(nn.ReLU(), nn.GELU(), width=3000))
+        assert told(timing.explain(large, torch.randn(400, 20)))[2][2].endswith(
+            "the weights are too many to be carried through all layers at once"
         )
+        one_tile = told(timing.explain(large, torch.randn(64, 20)))
+        assert " too " in one_tile[2][2]
         network[3] = nn.Softplus()
         assert told(timing.explain(network, x)) == [("cpu: network", 2, "")] * 2 + [
             ("cpu: spmm", 1, SOFT)

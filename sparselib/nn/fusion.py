@@ -29,6 +29,7 @@ from sparselib.nn._known import (
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
+from sparselib.ops.backends.cpu_arguments import TILE
 
 Model = TypeVar("Model", bound=nn.Module)
 NORMALIZATIONS = (nn.LayerNorm, nn.BatchNorm1d)
@@ -137,7 +138,7 @@ def fuse(model: Model) -> Model:
     return model
 
 
-def apart(model: nn.Module, name: str) -> tuple[str, ...]:
+def apart(model: nn.Module, name: str, samples: int) -> tuple[str, ...]:
     """Return why a sparse layer of a model is not computed together with the next one.
 
     Parameters
@@ -146,6 +147,8 @@ def apart(model: nn.Module, name: str) -> tuple[str, ...]:
         The model.
     name : str
         The name of the layer in it.
+    samples : int
+        How many the layer has read.
 
     Returns
     -------
@@ -173,7 +176,8 @@ def apart(model: nn.Module, name: str) -> tuple[str, ...]:
         kinds = [type(module) for module in beside]
         if CSRLinear in kinds:
             between = beside[: kinds.index(CSRLinear)]
-            reasons = tuple(dict.fromkeys(_separations(layer, between)))
+            found = _separations(layer, between, samples)
+            reasons = tuple(dict.fromkeys(found))
             return reasons or ("there is nothing between it and another",)
     return ()
 
@@ -191,7 +195,7 @@ def _in_order(parent: nn.Module) -> list[nn.Module]:
 
 
 def _separations(
-    layer: nn.Module, modules: Sequence[nn.Module]
+    layer: nn.Module, modules: Sequence[nn.Module], samples: int
 ) -> Iterator[str]:
     """What keeps a sparse layer from another one, with these modules between them."""
     for module in layer, *modules:
@@ -202,13 +206,13 @@ def _separations(
     if learns and isinstance(layer, CSRLinear) and keepers(layer):
         yield "an evolution by gradient wants to see what it reads"
     for before, module in zip([None, *modules], modules):
-        reason = _separation(before, module, learns)
+        reason = _separation(before, module, learns, samples)
         if reason:
             yield reason
 
 
 def _separation(
-    before: nn.Module | None, module: nn.Module, learns: bool
+    before: nn.Module | None, module: nn.Module, learns: bool, samples: int
 ) -> str:
     """What a module behind another one does to keep layers apart; empty if nothing."""
     name = type(module).__name__
@@ -233,9 +237,19 @@ def _separation(
             f"with a gradient no kernel does the {name} between it and another"
         )
     return (
-        f"with the {name} between it and another these samples are too few, or the weights too "
-        f"many, to be carried through all layers at once"
+        f"with the {name} between it and another {_excess(samples)} to be carried through all "
+        f"layers at once"
     )
+
+
+def _excess(samples: int) -> str:
+    """Return what is too few or too many for one call of all layers."""
+    threads = torch.get_num_threads()
+    if samples < TILE:
+        return f"{samples} samples are too few"
+    if samples <= TILE * (threads - 1):
+        return f"{samples} samples are too few for so many weights and {threads} threads"
+    return "the weights are too many"
 
 
 def _has_a_chain(module: nn.Module) -> bool:

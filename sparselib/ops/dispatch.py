@@ -275,11 +275,14 @@ class Way(NamedTuple):
         The connections of the layers that it computed at once.
     obstacles : tuple of str
         Why it was not the fastest that there is.
+    samples : int
+        How many it read; of images and signals, those of one channel.
     """
 
     kernel: str
     patterns: tuple[CSR, ...]
     obstacles: tuple[str, ...]
+    samples: int
 
 
 _ways: list[Way] | None = None
@@ -305,7 +308,8 @@ def note(
         return
     name = module(x).__name__.rpartition(".")[2]
     found = tuple(_obstacles(x, *(p for p in parameters if p is not None)))
-    _ways.append(Way(f"{name}: {kernel}", tuple(patterns), found))
+    samples = x.numel() // max(x.shape[-1], 1) if x.ndim else 0
+    _ways.append(Way(f"{name}: {kernel}", tuple(patterns), found, samples))
 
 
 def _obstacles(x: Tensor, *parameters: Tensor) -> Iterator[str]:

@@ -188,6 +188,24 @@ def test_indices_are_paired_by_night() -> None:
     assert errors[1][rows.nights.iloc[0].split()].tolist() == abs(labeled - predicted).tolist()
 
 
+def test_counts_of_a_night_left_out_are_those_of_its_confusion_matrix() -> None:
+    rows = vanwinsen.single_nights()["boosted trees"]
+    cells = np.stack([sweep.curve(cell) for cell in rows.confusion])
+    counts = vanwinsen.left_out("boosted trees")
+    assert counts["right quiet"].tolist() == cells[:, 0].tolist()
+    assert counts["right apnea"].tolist() == cells[:, 3].tolist()
+    assert counts.quiet.tolist() == (cells[:, 0] + cells[:, 1]).tolist()
+    assert counts.apnea.tolist() == (cells[:, 2] + cells[:, 3]).tolist()
+
+
+def test_nights_left_out_are_paired_by_night() -> None:
+    pair = ("DSN, 95 %", "boosted trees")
+    network, trees = (vanwinsen.left_out(name).accuracy for name in pair)
+    found = vanwinsen.ahead_by_night(*pair)
+    assert found["accuracy"].pairs == found["off"].pairs == 35
+    assert found["accuracy"].mean == pytest.approx(100 * (network.mean() - trees.mean()))
+
+
 def test_noise_is_left_out_of_training_alone() -> None:
     kept, clean = (sweep.stored(f"dsn-{name}") for name in ("yardsticks", "noise-yardsticks"))
     cases = kept[(kept.normalize == "night") & (kept.by == "record") & (kept.neighbors == 1)]
@@ -217,9 +235,9 @@ def test_the_official_test_set_is_shown_as_soon_as_its_tables_are_there(
     assert {"DSN, 95 %", "boosted trees", "logistic regression"} <= set(vanwinsen.official())
 
 
-@pytest.mark.parametrize("model", ["boosting"])
-def test_one_night_left_out_tests_every_minute_once(model: str) -> None:
-    nights = vanwinsen.left_out(model)
+@pytest.mark.parametrize("name", ["DSN, 95 %", "boosted trees"])
+def test_one_night_left_out_tests_every_minute_once(name: str) -> None:
+    nights = vanwinsen.left_out(name)
     assert nights.index.tolist() == list(apnea_records.LEARNING)
     assert (nights.quiet.sum(), nights.apnea.sum()) == (17_045 - 6514, 6514)
 

@@ -1,6 +1,5 @@
 """Numbers of Vanwinsen et al. (2023) beside ours: counts, and what the stored runs measured."""
 
-import numpy as np
 import pandas as pd
 
 import sparselib as sl
@@ -125,19 +124,24 @@ def proposed(column: str) -> dict[str, Difference]:
 
 
 def nights(rows: pd.DataFrame) -> pd.DataFrame:
-    """Join the nights that some runs tested: minutes with apnea per hour, and their severity."""
+    """Join the nights that some runs tested: minutes with apnea per hour, and their severity.
+
+    ``off`` is by how much the predicted minutes per hour are off.
+    """
     found = [
         pd.DataFrame(
             {
                 "night": row.nights.split(),
-                "labeled": [float(rate) for rate in row.labeled_rates.split()],
-                "predicted": [float(rate) for rate in row.predicted_rates.split()],
+                "labeled": [float(rate) for rate in str(row.labeled_rates).split()],
+                "predicted": [float(rate) for rate in str(row.predicted_rates).split()],
             }
         )
         for row in rows.itertuples()
     ]
     joined = pd.concat(found).sort_values("night").set_index("night")
-    return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in joined})
+    joined["off"] = (joined.predicted - joined.labeled).abs()
+    rates = ("labeled", "predicted")
+    return joined.assign(**{f"{c} class": joined[c].map(sl.metrics.ahi_class) for c in rates})
 
 
 def _named(networks: pd.DataFrame, yardsticks: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -193,8 +197,7 @@ def ahead(name: str, other: str, column: str = "test_accuracy", by: str = "recor
 
 def off(name: str, neighbors: int = 1) -> pd.Series:
     """Return by how much a classifier's index of each unseen night is off, per hour."""
-    tested = nights(classifiers().loc[(name, "record", neighbors)])
-    return (tested.predicted - tested.labeled).abs()
+    return nights(classifiers().loc[(name, "record", neighbors)]).off
 
 
 def further_off(name: str, other: str, neighbors: int = 1) -> Difference:
@@ -231,21 +234,46 @@ def reached() -> pd.Series:
     return 100 * windows().test_accuracy.groupby(level=[0, 1, 2]).mean()
 
 
-def left_out(model: str) -> pd.DataFrame:
-    """Return the counts of each night that one yardstick of three minutes has not learned from.
+def single_nights() -> dict[str, pd.DataFrame]:
+    """Return the runs of three minutes that 34 nights train and the other tests, by classifier."""
+    networks, yardsticks = (sweep.stored(f"dsn-{name}") for name in ("nights", "nights-yardsticks"))
+    named = _named(networks, yardsticks[yardsticks.neighbors == 1])
+    return {name: rows.set_index("nights").sort_index() for name, rows in named.items()}
+
+
+def left_out(name: str) -> pd.DataFrame:
+    """Return the counts of each night that one classifier of three minutes has not learned from.
 
     A row for each of the 35 nights: ``quiet`` and ``apnea``, its minutes of either class, those of
     them that are right, and the night's accuracy.
     """
-    rows = sweep.stored("dsn-nights")
-    rows = rows[(rows.model == model) & (rows.neighbors == 1)].sort_values("nights")
-    cells = np.stack([sweep.curve(cell) for cell in rows.confusion])
-    names = ["right quiet", "wrong quiet", "wrong apnea", "right apnea"]
-    counts = pd.DataFrame(cells, columns=names, index=rows.nights)
-    quiet = counts["right quiet"] + counts["wrong quiet"]
-    apnea = counts["right apnea"] + counts["wrong apnea"]
-    right = counts["right quiet"] + counts["right apnea"]
-    return counts.assign(quiet=quiet, apnea=apnea, accuracy=right / (quiet + apnea))
+    rows = single_nights()[name]
+    minutes = rows.test_minutes
+    apnea = (rows.labeled_rates.astype(float) / 60 * minutes).round()
+    right = (rows.test_accuracy * minutes).round()
+    right_apnea = (rows.sensitivity.fillna(0) * apnea).round()
+    counts = {
+        "quiet": minutes - apnea,
+        "apnea": apnea,
+        "right quiet": right - right_apnea,
+        "right apnea": right_apnea,
+    }
+    return pd.DataFrame(counts).astype(int).assign(accuracy=rows.test_accuracy)
+
+
+def graded_alone(name: str) -> pd.DataFrame:
+    """Return the index of each night that one classifier of three minutes has not learned from."""
+    return nights(single_nights()[name].reset_index())
+
+
+def ahead_by_night(name: str, other: str) -> dict[str, Difference]:
+    """Return how far one classifier is ahead of another on nights left out, paired by night.
+
+    ``accuracy`` in points, ``off`` by how many minutes per hour its index is further off.
+    """
+    accuracy = (100 * left_out(of).accuracy for of in (name, other))
+    off = (graded_alone(of).off for of in (name, other))
+    return {"accuracy": _paired(*accuracy), "off": _paired(*off)}
 
 
 def without_noise(column: str) -> Difference:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sparselib.csr import CSR
 from sparselib.models.mlp import MLP
 from sparselib.nn import fusion
-from sparselib.nn._joining import are_as_wide
 from sparselib.nn._known import (
+    are_as_wide,
     are_unobserved,
     has_hooks,
     is_every_module_observed,
@@ -185,12 +185,10 @@ def _chained(model: nn.Module) -> Chain | str:
             "dropout that kernels know, in this order, or a hook looks at it"
         )
     layers, after = chain
-    obstacle_found = _obstacle_among(layers)
-    if obstacle_found:
-        return obstacle_found
-    if not are_as_wide(after, layers):
-        return "a layer normalization has not as many features as the layer in front of it"
-    return chain
+    reason = _obstacle_among(layers)
+    if not reason and not are_as_wide(after, layers):
+        reason = "a layer normalization has not as many features as the layer in front of it"
+    return reason or chain
 
 
 def _obstacle_among(layers: Sequence[nn.Module]) -> str:

@@ -153,6 +153,8 @@ def test_what_stands_between_layers_is_named():
     normed = nn.Sequential(network[0], nn.BatchNorm1d(width), nn.ReLU(), network[2])
     kernel = "sparselib.fuse has a kernel for the BatchNorm1d behind it"
     assert told(timing.explain(normed, x))[0][2] == kernel
+    assert told(timing.explain(normed.eval(), x))[0][2] != kernel  # none in evaluation
+    normed.train()
     normed = sl.fuse(normed)
     assert told(timing.explain(normed, x))[0][2] == BATCH
     assert told(timing.explain(normed.eval(), x.detach()))[0][2] != BATCH

@@ -11,17 +11,18 @@ from sparselib import ops
 from sparselib.csr import CSR
 from sparselib.nn._known import (
     after_of,
+    are_as_wide,
     has_hooks,
     is_activation,
     is_active_dropout,
     is_joined,
-    is_layer_norm,
     is_of_batch,
     is_passed_over,
     is_unobserved,
     link_size,
     links,
     norm_of,
+    normalizes,
     step_of,
 )
 from sparselib.nn._watch import keepers
@@ -89,7 +90,7 @@ def parts(
     while place < len(modules):
         part = [modules[place]]
         place += 1
-        if is_layer_norm(part[0]) or is_of_batch(part[0]):
+        if normalizes(part[0]):
             behind = modules[place : place + 1]
             if any(map(is_activation, behind)):
                 part += behind
@@ -177,7 +178,7 @@ def _remember_batch(
 def _in_plain_parts(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Apply modules, layers with ReLU between them at once."""
     for part in parts(modules, is_plain=True):
-        if is_layer_norm(part[0]) or is_of_batch(part[0]):
+        if normalizes(part[0]):
             x = _normalized(part, x)
         elif len(part) == 1:
             x = _laid(part[0], x)
@@ -308,14 +309,6 @@ def one_by_one(
     for layer in layers[:-1]:
         x = activation(layer(x))
     return layers[-1](x)
-
-
-def are_as_wide(after: Sequence[After], layers: Sequence[nn.Module]) -> bool:
-    """Whether each normalization has as many features as the layer in front of it."""
-    return all(
-        of.norm is None or of.norm.scale.shape == (layer.out_features,)
-        for of, layer in zip(after, layers)
-    )
 
 
 def _fit(

@@ -41,6 +41,14 @@ def links(
     return layers, after
 
 
+def are_as_wide(after: Sequence[After], layers: Sequence[nn.Module]) -> bool:
+    """Whether each normalization has as many features as the layer in front of it."""
+    return all(
+        of.norm is None or of.norm.scale.shape == (layer.out_features,)
+        for of, layer in zip(after, layers)
+    )
+
+
 def link_size(
     modules: Sequence[nn.Module], place: int, is_plain: bool = False
 ) -> int:
@@ -168,6 +176,11 @@ def is_of_batch(module: nn.Module) -> bool:
         and (module.training or module.running_mean is None)
         and not has_hooks(module)
     )
+
+
+def normalizes(module: nn.Module) -> bool:
+    """Whether a module has a kernel of its own in training, and nobody looks."""
+    return is_layer_norm(module) or is_of_batch(module)
 
 
 def is_active_dropout(module: nn.Module) -> bool:

@@ -26,13 +26,13 @@ from sparselib.nn._known import (
     is_joined,
     is_known,
     is_of_batch,
+    normalizes,
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.backends.cpu_arguments import TILE
 
 Model = TypeVar("Model", bound=nn.Module)
-NORMALIZATIONS = (nn.LayerNorm, nn.BatchNorm1d)
 # as torch's layers of encoders and decoders keep them
 FUNCTIONS: dict[object, nn.Module] = {
     nn.functional.relu: nn.ReLU(),
@@ -168,7 +168,7 @@ def apart(model: nn.Module, name: str, samples: int) -> tuple[str, ...]:
         if len(part) > 1:
             return ("sparselib.fuse joins it with its neighbors",)
         behind = split[split.index(part) + 1 :]
-        if behind and isinstance(behind[0][0], NORMALIZATIONS):
+        if behind and normalizes(behind[0][0]):
             name = type(behind[0][0]).__name__
             return (f"sparselib.fuse has a kernel for the {name} behind it",)
     place = modules.index(layer)

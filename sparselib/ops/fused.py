@@ -431,9 +431,7 @@ class _Sequence(torch.autograd.Function):
 
 def _pass_at_once(layers: Sequence[Weights], x: Tensor) -> bool:
     """Whether one call for each way is faster than one for each product."""
-    numbers = sum(
-        layer.col.shape[0] + layer.crow.shape[0] - 1 for layer in layers
-    )
+    numbers = sum(map(cpu_descent.parameters_of, layers))
     return (
         module(x) is cpu
         and len(layers) > 1

@@ -85,7 +85,7 @@ def table_of(
     levels: list[Level] = []
     numbers = 0
     held: list[Tensor] = []
-    behind = sum(_parameters_of(layer) for layer, _ in layers)
+    behind = sum(parameters_of(layer) for layer, _ in layers)
     for ((crow, col, values, bias, relu), transposed), follows, noise in zip(
         layers, [*after, After()], [*noises, None]
     ):
@@ -141,7 +141,7 @@ def table_of(
     return Table(levels, behind, place, held)
 
 
-def _parameters_of(layer: Weights) -> int:
+def parameters_of(layer: Weights) -> int:
     """Count the values of a layer, and a bias for each of its outputs."""
     return layer.col.shape[0] + layer.crow.shape[0] - 1
 

@@ -358,18 +358,30 @@ def scaled(x, i, rows, n, scale, shift):  # type: ignore[no-untyped-def]
 
 
 @inline
-def normalized(x, i, rows, scale, shift, epsilon):  # type: ignore[no-untyped-def]
-    """Bring `TILE` samples, of `rows` features each, to mean 0 and variance 1, then as `scaled`."""
-    share = splat(ONE / rows, TILE)  # [TILE]
+def mean_of(x, i, rows):  # type: ignore[no-untyped-def]
+    """Return the means of `TILE` samples over their features."""
     mean = splat(ZERO, TILE)  # [TILE]
     for o in range(rows):
-        mean = fma(ONE, load(x, i + o * TILE, TILE), mean)
-    mean = times(mean, share)
+        mean = plus(mean, load(x, i + o * TILE, TILE))
+    return times(mean, splat(ONE / rows, TILE))
+
+
+@inline
+def inverse_of_spread(x, i, rows, mean, epsilon):  # type: ignore[no-untyped-def]
+    """Return one over the root of the variances of `TILE` samples and an epsilon."""
     variance = splat(ZERO, TILE)  # [TILE]
     for o in range(rows):
         away = minus(load(x, i + o * TILE, TILE), mean)
         variance = fmas(away, away, variance)
-    inverse = root_of_inverse(fmas(variance, share, splat(epsilon, TILE)))
+    share = splat(ONE / rows, TILE)
+    return root_of_inverse(fmas(variance, share, splat(epsilon, TILE)))
+
+
+@inline
+def normalized(x, i, rows, scale, shift, epsilon):  # type: ignore[no-untyped-def]
+    """Bring `TILE` samples, of `rows` features each, to mean 0 and variance 1, then as `scaled`."""
+    mean = mean_of(x, i, rows)
+    inverse = inverse_of_spread(x, i, rows, mean, epsilon)
     for o in range(rows):
         away = minus(load(x, i + o * TILE, TILE), mean)
         store(

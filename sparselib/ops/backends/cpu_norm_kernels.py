@@ -13,10 +13,11 @@ import numpy as np
 from sparselib.ops.backends.cpu_arguments import NORM, NORM_PIECE, TILE
 from sparselib.ops.backends.cpu_between import (
     activated,
+    inverse_of_spread,
+    mean_of,
     minus,
     number_of,
     plus,
-    root_of_inverse,
     times,
     turned,
 )
@@ -45,16 +46,8 @@ def standardized(x, i, rows, epsilon, n):  # type: ignore[no-untyped-def]
 
     Behind them stand then `TILE` numbers 1 / sigma. Absent samples, and theirs, become zero.
     """
-    share = splat(ONE / rows, TILE)  # [TILE]
-    mean = splat(ZERO, TILE)  # [TILE]
-    for o in range(rows):
-        mean = plus(mean, load(x, i + o * TILE, TILE))
-    mean = times(mean, share)
-    variance = splat(ZERO, TILE)  # [TILE]
-    for o in range(rows):
-        away = minus(load(x, i + o * TILE, TILE), mean)
-        variance = fmas(away, away, variance)
-    inverse = root_of_inverse(fmas(variance, share, splat(epsilon, TILE)))
+    mean = mean_of(x, i, rows)
+    inverse = inverse_of_spread(x, i, rows, mean, epsilon)
     for o in range(rows):
         here = i + o * TILE
         store(x, here, times(minus(load(x, here, TILE), mean), inverse))

@@ -20,8 +20,9 @@ from sparselib.nn._known import (
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.backends import After
+from sparselib.ops.backends.cpu_batch import Moments
 from sparselib.ops.dispatch import note, noting
-from sparselib.ops.fused import descend, scales_of
+from sparselib.ops.fused import descend, keep_moments, scales_of
 
 # weights of dense layers; with more the dense product is ahead
 MOST_DENSE = 1 << 16
@@ -46,10 +47,10 @@ def descended(
     ----------
     model : nn.Module
         `MLP`, or ``nn.Sequential`` with at most an ``nn.Flatten`` before its layers: `CSRLinear`
-        with an ``nn.LayerNorm`` between them, or one of ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``,
-        ``nn.SiLU`` and ``nn.Tanh``, or the first and then the second, and perhaps a dropout behind
-        it, on the CPU, in float32. Some may be an ``nn.Linear``, as a last one often is, if all of
-        these have no more than 65,536 weights.
+        with an ``nn.LayerNorm`` or ``nn.BatchNorm1d`` between them, or one of ``nn.ReLU``,
+        ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` and ``nn.Tanh``, or the first and then the
+        second, and perhaps a dropout behind it, on the CPU, in float32. Some may be an
+        ``nn.Linear``, as a last one often is, if all of these have no more than 65,536 weights.
     x : Tensor, shape (samples, ...)
         Inputs, which need no gradient.
     labels : Tensor, int64, shape (samples,)
@@ -77,7 +78,8 @@ def descended(
     found = _by_kernel(learned, after, x, labels, loss, indices)
     if found is None:
         return None
-    error, gradients = found
+    error, gradients, moments = found
+    keep_moments(after, moments)
     parameters = [tensor for _, *tensors in learned for tensor in tensors]
     parameters += scales_of(after)
     for parameter, gradient in zip(parameters, gradients):
@@ -127,8 +129,8 @@ def _by_kernel(
     labels: object,
     loss: str,
     indices: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]] | None:
-    """Return the loss and its gradients, or None where no kernel is for them."""
+) -> tuple[Tensor, list[Tensor], list[Moments]] | None:
+    """Return the loss, its gradients and moments, or None where no kernel is for them."""
     assert isinstance(x, Tensor)
     assert isinstance(labels, Tensor)
     with torch.no_grad():
@@ -181,13 +183,13 @@ def _chained(model: nn.Module) -> Chain | str:
     chain = links(modules)
     if chain is None:
         return (
-            "between the layers is something else than a layer normalization, an activation and a "
+            "between the layers is something else than a normalization, an activation and a "
             "dropout that kernels know, in this order, or a hook looks at it"
         )
     layers, after = chain
     reason = _obstacle_among(layers)
     if not reason and not are_as_wide(after, layers):
-        reason = "a layer normalization has not as many features as the layer in front of it"
+        reason = "a normalization has not as many features as the layer in front of it"
     return reason or chain
 
 

@@ -128,6 +128,101 @@ def test_normalized_layers_descend_as_by_autograd(
         agrees(model, *batch(samples, sizes[0], sizes[-1]), loss)
 
 
+@given(
+    sizes=st.lists(st.integers(2, 70), min_size=3, max_size=5),
+    samples=st.integers(8, 200),
+    activations=st.lists(st.sampled_from(["", *ACTIVATIONS]), min_size=3, max_size=3),
+    norms=st.lists(st.sampled_from(["batch", "layer", "none"]), min_size=3, max_size=3),
+    affine=st.booleans(),
+    momentum=st.sampled_from([0.3, None]),
+)
+def test_layers_normalized_by_the_batch_descend_as_by_autograd(
+    sizes, samples, activations, norms, affine, momentum
+):
+    """And keep the statistics that torch keeps."""
+    layers = network(*sizes).layers
+    modules = [layers[0]]
+    for layer, name, norm in zip(layers[1:], activations, norms):
+        width = layer.in_features
+        if norm == "batch":
+            modules.append(nn.BatchNorm1d(width, 1e-2, momentum, affine))
+        if norm == "layer":
+            modules.append(nn.LayerNorm(width, 1e-2, affine))
+        if name or norm == "none":
+            modules.append(ACTIVATIONS[name or "relu"]())
+        modules.append(layer)
+    model = nn.Sequential(*modules)
+    if not all(layer.csr.nnz for layer in layers):
+        return
+    x, labels = batch(samples, sizes[0], sizes[-1])
+    twin = copy.deepcopy(model).double()
+    error = functional.cross_entropy(twin(x.double()), labels)
+    gradients = torch.autograd.grad(error, tuple(twin.parameters()))
+    found = descended(model, x, labels, "cross-entropy")
+    torch.testing.assert_close(found.double(), error.detach(), rtol=1e-5, atol=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in gradients)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        close = {"rtol": 1e-3, "atol": 1e-4 * largest}
+        torch.testing.assert_close(parameter.grad.double(), gradient, **close)
+    for ours, exact in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-4, atol=1e-5)
+
+
+def batch_normed():
+    layers = network(12, 20, 30, 10).layers
+    norms = nn.BatchNorm1d(20), nn.BatchNorm1d(30)
+    return nn.Sequential(layers[0], norms[0], nn.ReLU(), layers[1], norms[1], layers[2])
+
+
+def test_statistics_of_the_batch_are_kept_by_a_step_alone():
+    model = batch_normed()
+    x, labels = batch(70, 12, 10)
+    before = copy.deepcopy(model.state_dict())
+    assert obstacle(model, x, labels) == ""
+    assert descended(model, x, labels - 1, "cross-entropy") is None
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+    assert descended(model, x, labels, "cross-entropy") is not None
+    assert model[1].num_batches_tracked == 1
+
+
+def test_a_batch_of_one_sample_is_refused_by_torch():
+    model = batch_normed()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        training.step(model, optimizer, *batch(1, 12, 10), functional.cross_entropy)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 64, 65])
+def test_a_step_of_few_samples_is_normalized_by_them(samples):
+    model = batch_normed()
+    x, labels = batch(samples, 12, 10)
+    twin = copy.deepcopy(model).double()
+    error = functional.cross_entropy(twin(x.double()), labels)
+    found = descended(model, x, labels, "cross-entropy")
+    torch.testing.assert_close(found.double(), error.detach(), rtol=1e-4, atol=1e-4)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_one_sample_that_is_not_a_number_spoils_its_batch():
+    model = batch_normed()
+    x, labels = batch(150, 12, 10)
+    x[149] = torch.nan
+    assert descended(model, x, labels, "cross-entropy").isnan()
+    assert model[4].running_mean.isnan().all()
+
+
+def test_a_batch_whose_activations_would_fill_the_memory_is_left_to_autograd():
+    """All tiles are kept at once; the limit is 64 MiB of them."""
+    model = batch_normed()
+    rows = 12 + 2 * (20 + 30 + 10)
+    most = (1 << 24) // (64 * rows) * 64
+    for samples, is_at_once in ((most, True), (most + 1, False)):
+        x = torch.zeros(1, 12).expand(samples, 12)
+        labels = torch.zeros(samples, dtype=torch.int64)
+        found = descended(model, x, labels, "cross-entropy")
+        assert (found is not None) == is_at_once
+
+
 def test_a_frozen_normalization_gets_no_gradient_in_a_step_at_once():
     layers = network(12, 20, 10).layers
     model = nn.Sequential(layers[0], nn.LayerNorm(20), nn.ReLU(), layers[1])
@@ -224,9 +319,14 @@ def test_inputs_may_lie_as_they_like(way, monkeypatch):
     assert (drawn[-1] == 5) == (way == "as they are")
 
 
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_the_number_of_threads_changes_no_bit(name):
+def test_the_number_of_threads_changes_no_bit(name, normed):
     model = network(50, 120, 90, 10)
+    if normed:
+        first, second, last = model.layers
+        norms = nn.BatchNorm1d(120), nn.BatchNorm1d(90)
+        model = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], last)
     x, labels = batch(1000, 50, 10)
     before = torch.get_num_threads()
     found = []
@@ -378,8 +478,8 @@ OBSTACLES = {
     hooked_gradient: "a hook wants to see or change the gradient",
     frozen: "a parameter does not learn",
     doubled: "there are no kernels for torch.float64",
-    with_dropout_of_all: "something else than a layer normalization, an activation and a dropout",
-    of_another_activation: "something else than a layer normalization, an activation and a dropout",
+    with_dropout_of_all: "something else than a normalization, an activation and a dropout",
+    of_another_activation: "something else than a normalization, an activation and a dropout",
     of_a_hooked_dropout: "a dropout that kernels know, in this order, or a hook",
     masked: "another product than the sparse one",
     watched: "an evolution by gradient needs what the layers read",

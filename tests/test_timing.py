@@ -150,14 +150,20 @@ def test_what_stands_between_layers_is_named():
     assert told(timing.explain(normed, x[:20]))[0][2] == FEW.format("LayerNorm")
     normed = sl.fuse(nn.Sequential(network[0], nn.SiLU(), nn.LayerNorm(width), network[2]))
     assert told(timing.explain(normed, x))[0][2].endswith(NORM)
-    normed = nn.Sequential(network[0], nn.BatchNorm1d(width), nn.ReLU(), network[2])
+    norm = nn.BatchNorm1d(width)
+    normed = nn.Sequential(network[0], norm, nn.GELU(), nn.ReLU(), network[2])
     kernel = "sparselib.fuse has a kernel for the BatchNorm1d behind it"
     assert told(timing.explain(normed, x))[0][2] == kernel
     assert told(timing.explain(normed.eval(), x))[0][2] != kernel  # none in evaluation
-    normed.train()
+    normed = nn.Sequential(network[0], norm, nn.ReLU(), network[2]).train()
+    assert told(timing.explain(normed, x))[0][2] == JOINS
     normed = sl.fuse(normed)
-    assert told(timing.explain(normed, x))[0][2] == BATCH
-    assert told(timing.explain(normed.eval(), x.detach()))[0][2] != BATCH
+    assert told(timing.explain(normed, x))[0][1:] == (2, "")
+    assert told(timing.explain(normed, x[:20]))[0][2] == FEW.format("BatchNorm1d")
+    with torch.no_grad():
+        assert told(timing.explain(normed, x))[0][2] == BATCH
+        assert told(timing.explain(normed.eval(), x))[0][1:] == (2, "")
+    assert told(timing.explain(normed, x))[0][2] == NORM.replace("LayerNorm", "BatchNorm1d")
     gelu = sl.fuse(nn.Sequential(network[0], nn.GELU(), network[2]))
     evolution = sl.GradientGrowth(gelu, torch.optim.SGD(gelu.parameters(), 0.1))
     assert told(timing.explain(gelu, x))[0][2].startswith(

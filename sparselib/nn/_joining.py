@@ -27,7 +27,6 @@ from sparselib.nn._known import (
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.backends import After
 from sparselib.ops.fused import (
     at_once,
     passed,
@@ -82,7 +81,7 @@ def parts(
     """Split into single modules, sparse layers with a link between each two, and normalizations.
 
     With a normalization goes the activation behind it, where they are not part of a link. A link is
-    a layer normalization, or an activation, or the first and then the second, perhaps with a
+    a normalization, or an activation, or the first and then the second, perhaps with a
     dropout that works behind them; with `is_plain` a ReLU.
     """
     modules = [module for module in modules if not is_passed_over(module)]
@@ -138,41 +137,12 @@ def _normalized(part: Sequence[nn.Module], x: Tensor) -> Tensor:
     if isinstance(norm, nn.LayerNorm) and x.ndim > 1:
         y = _by_samples(partial(layer_normalized, norm=norm_of(norm), of=of), x)
     elif isinstance(norm, nn.BatchNorm1d) and x.ndim == 2:
-        y = _normalized_batch(norm, of, x)
+        y = batch_normalized(x, norm_of(norm), of)
     if y is not None:
         return y
     for module in part:
         x = _laid(module, x)
     return x
-
-
-def _normalized_batch(
-    module: nn.BatchNorm1d, of: After, x: Tensor
-) -> Tensor | None:
-    """Normalize by the batch as torch does, and keep its running statistics."""
-    found = batch_normalized(x, norm_of(module), of)
-    if found is None:
-        return None
-    y, mean, variance = found
-    _remember_batch(module, mean, variance * (len(x) / (len(x) - 1)))
-    return y
-
-
-@torch.no_grad()
-def _remember_batch(
-    module: nn.BatchNorm1d, mean: Tensor, variance: Tensor
-) -> None:
-    """Move the running statistics of a normalization toward those of a batch."""
-    if not module.training or module.running_mean is None:
-        return
-    assert module.running_var is not None
-    assert module.num_batches_tracked is not None
-    module.num_batches_tracked.add_(1)
-    share = module.momentum
-    if share is None:
-        share = 1 / float(module.num_batches_tracked)
-    module.running_mean.lerp_(mean, share)
-    module.running_var.lerp_(variance, share)
 
 
 def _in_plain_parts(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -200,6 +170,8 @@ def _passed(part: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         return None
     layers, after = chain
     if not _fit(layers, int(x.shape[-1])) or any(map(keepers, layers)):
+        return None
+    if x.ndim > 2 and any(map(is_of_batch, part)):
         return None
     if not are_as_wide(after, layers):
         return None

@@ -57,7 +57,7 @@ def link_size(
         return 0
     if is_plain:
         return int(is_plain_relu(modules[place]))
-    size = int(is_layer_norm(modules[place]))
+    size = int(normalizes(modules[place]))
     size += any(map(is_activation, modules[place + size : place + size + 1]))
     if size == 0:
         return 0
@@ -69,7 +69,7 @@ def after_of(link: Sequence[nn.Module]) -> After:
     """Return what a link does."""
     after = After("nothing")
     for module in link:
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
             after = after._replace(norm=norm_of(module))
         elif type(module) in LINKS:
             between = step_of(module)
@@ -90,7 +90,8 @@ def step_of(module: nn.Module) -> Step:
     if isinstance(module, nn.LeakyReLU):
         return Between("leaky relu", number=module.negative_slope)
     if isinstance(module, nn.LayerNorm):
-        return Between("normalized", *norm_of(module))
+        norm = norm_of(module)
+        return Between("normalized", norm.scale, norm.shift, norm.epsilon)
     if isinstance(module, nn.BatchNorm1d):
         mean = module.running_mean
         variance = module.running_var
@@ -120,7 +121,25 @@ def norm_of(module: nn.LayerNorm | nn.BatchNorm1d) -> Norm:
         torch.ones(width, **KERNELS) if scale is None else scale,
         torch.zeros(width, **KERNELS) if shift is None else shift,
         module.eps,
+        partial(_remember, module)
+        if isinstance(module, nn.BatchNorm1d)
+        else None,
     )
+
+
+@torch.no_grad()
+def _remember(module: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics of a normalization toward those of a batch."""
+    if not module.training or module.running_mean is None:
+        return
+    assert module.running_var is not None
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked.add_(1)
+    share = module.momentum
+    if share is None:
+        share = 1 / float(module.num_batches_tracked)
+    module.running_mean.lerp_(mean, share)
+    module.running_var.lerp_(variance, share)
 
 
 def _draw_of(dropout: nn.Module) -> Callable[[int, int], Tensor]:

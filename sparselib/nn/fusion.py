@@ -44,13 +44,13 @@ FUNCTIONS: dict[object, nn.Module] = {
 class Sequential(nn.Sequential):
     """An ``nn.Sequential`` that carries out its sparse linear layers at once.
 
-    Where `CSRLinear` layers follow each other with one ``nn.LayerNorm`` between them, or one
-    ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` or ``nn.Tanh``, or the first and then
-    the second, and perhaps a dropout behind it, they are computed as one `chain`. Without a
-    gradient that is also done with any of these, and in evaluation ``nn.BatchNorm1d``, in any
-    number and order between them, before and after. In training a normalization, by layer or by
-    batch, that is not part of a chain is computed with the activation behind it, in the order in
-    which sparse layers write. What is between other layers, or has a hook, is called as ever.
+    Where `CSRLinear` layers follow each other with one ``nn.LayerNorm`` or ``nn.BatchNorm1d``
+    between them, or one ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.GELU``, ``nn.SiLU`` or ``nn.Tanh``, or
+    the first and then the second, and perhaps a dropout behind it, they are computed as one
+    `chain`. Without a gradient that is also done with any of these, but for a normalization by the
+    batch, in any number and order between them, before and after. In training a normalization that
+    is not part of a chain is computed with the activation behind it, in the order in which sparse
+    layers write. What is between other layers, or has a hook, is called as ever.
     Dropouts are passed over where they do nothing. The state dictionary is that of an
     ``nn.Sequential``, and so are the results, to rounding; the random numbers of an active dropout
     may fall on other activations, as they follow the order of memory.
@@ -219,19 +219,19 @@ def _separation(
     if isinstance(module, ABSENT_IN_EVALUATION):
         if not (module.training and module.p > 0):
             return ""
-        linked = (*LINKS, nn.LayerNorm)
+        linked = (*LINKS, nn.LayerNorm, nn.BatchNorm1d)
         is_link = is_active_dropout(module) and type(before) in linked
         if not (learns and is_link):
             return f"the {name} between it and another works in training"
-    elif is_of_batch(module):
+    elif is_of_batch(module) and not learns:
         return f"the {name} between it and another needs the whole batch"
-    elif not is_known(module):
+    elif not (is_known(module) or is_of_batch(module)):
         return f"no kernel does the {name} between it and another"
     elif type(module) is nn.ReLU:
         return ""
     elif learns and not (
         type(module) in LINKS
-        or (type(module) is nn.LayerNorm and type(before) not in LINKS)
+        or (normalizes(module) and type(before) not in LINKS)
     ):
         return (
             f"with a gradient no kernel does the {name} between it and another"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sparselib._types import AutogradContext
 from sparselib.csr import CSR
@@ -15,10 +14,13 @@ from sparselib.ops.backends import (
     Norm,
     Weights,
     cpu,
+    cpu_batch,
     cpu_descent,
     cpu_passes,
 )
 from sparselib.ops.backends.cpu_arguments import TILE
+from sparselib.ops.backends.cpu_batch import Moments
+from sparselib.ops.between import ACTIVATIONS, normalized
 from sparselib.ops.dispatch import is_plain, module, note
 from sparselib.ops.products import Layer
 from sparselib.ops.registration import own
@@ -27,16 +29,6 @@ from sparselib.ops.registration import own
 Watch = Callable[[Tensor, Tensor], None]
 # a layer's connections, values and biases, or what is between two layers
 Step = tuple[CSR, Tensor, Tensor | None] | Between
-# what kernels do between layers with a gradient, by the kinds of `After`; given it and its numbers
-ACTIVATIONS: dict[str, Callable[[After, Tensor], Tensor]] = {
-    "relu": lambda _, x: x.relu(),
-    "leaky relu": lambda of, x: functional.leaky_relu(x, of.number),
-    "gelu": lambda _, x: functional.gelu(x),
-    "gelu of tanh": lambda _, x: functional.gelu(x, approximate="tanh"),
-    "silu": lambda _, x: functional.silu(x),
-    "tanh": lambda _, x: x.tanh(),
-    "nothing": lambda _, x: x,
-}
 
 
 def sequence(
@@ -74,8 +66,8 @@ def sequence(
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in given
     ):
-        if not any(watches) and _pass_at_once(layers, x):
-            after = [After()] * (len(layers) - 1)
+        after = [After()] * (len(layers) - 1)
+        if not any(watches) and _pass_at_once(layers, after, x):
             return _both_ways(layers, patterns, after, x, tensors)
         note("spmm with ReLU, and gradients at once", patterns, *given)
         x = operands.feature_major(x)
@@ -101,7 +93,7 @@ def passed(
     ):
         return None
     layers = products.check_network(_layers(patterns, tensors, after), x)
-    if not _pass_at_once(layers, x):
+    if not _pass_at_once(layers, after, x):
         return None
     return _both_ways(layers, patterns, after, x, learned)
 
@@ -116,6 +108,14 @@ def scales_of(after: Sequence[After]) -> list[Tensor]:
     ]
 
 
+def keep_moments(after: Sequence[After], moments: Sequence[Moments]) -> None:
+    """Have batch normalizations keep the moments that they have found, one after the other."""
+    left = iter(moments)
+    for of in after:
+        if of.norm is not None and of.norm.keep is not None:
+            of.norm.keep(*next(left))
+
+
 def _with_scales(
     after: Sequence[After], tensors: Sequence[Tensor]
 ) -> list[After]:
@@ -124,9 +124,13 @@ def _with_scales(
     return [
         of
         if of.norm is None
-        else of._replace(norm=Norm(next(left), next(left), of.norm.epsilon))
+        else of._replace(norm=_scaled(of.norm, next(left), next(left)))
         for of in after
     ]
+
+
+def _scaled(norm: Norm, scale: Tensor, shift: Tensor) -> Norm:
+    return norm._replace(scale=scale, shift=shift)
 
 
 def _both_ways(
@@ -212,11 +216,12 @@ def descend(
     labels: Tensor,
     loss: str,
     order: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]] | None:
+) -> tuple[Tensor, list[Tensor], list[Moments]] | None:
     """Return the mean loss of layers, and what follows each but the last, and its gradients.
 
-    Those of biases that are None are there too, and last those of what `scales_of` returns. None if
-    there is no kernel, or products take longer than its calls.
+    Those of biases that are None are there too, and last those of what `scales_of` returns. With
+    them are the moments that each batch normalization has found, and not kept. None if there is no
+    kernel, or products take longer than its calls.
 
     Parameters
     ----------
@@ -237,7 +242,10 @@ def descend(
     samples = count if order is None else order.numel()
     scales = scales_of(after)
     tensors = [tensor for _, *both in layers for tensor in both] + scales
-    if not (samples and is_plain(x, *tensors) and _are_labels(labels, count)):
+    least = 2 if any(map(cpu_batch.is_of_batch, after)) else 1
+    if samples < least or not is_plain(x, *tensors):
+        return None
+    if not _are_labels(labels, count):
         return None
     if order is not None and not _are_labels(order, samples):
         return None
@@ -254,9 +262,12 @@ def descend(
         sizes += [csr.nnz, width]
     sizes += [len(tensor) for tensor in scales]
     numbers = sum(sizes)
-    if not cpu_descent.descends(samples, numbers, cpu_descent.MOST_OF_STEP):
-        return None
     patterns = [csr for csr, *_ in layers]
+    rows = sum(csr.shape[0] for csr in patterns)
+    features = _features_apart(after, rows, x.shape[1])
+    most = cpu_descent.MOST_OF_STEP
+    if not cpu_descent.descends(samples, numbers, most, features):
+        return None
     note("descent", patterns, x, *tensors)
     found = cpu_descent.descend(
         steps,
@@ -268,8 +279,8 @@ def descend(
     )
     if found is None:
         return None
-    *gradients, error = found.split([*sizes, 1])
-    return error.squeeze(0), gradients
+    *gradients, error = found[0].split([*sizes, 1])
+    return error.squeeze(0), gradients, found[1]
 
 
 def _are_labels(labels: Tensor, samples: int) -> bool:
@@ -429,14 +440,25 @@ class _Sequence(torch.autograd.Function):
         return None, None, None, *_needed((dy, *gradients), needed)
 
 
-def _pass_at_once(layers: Sequence[Weights], x: Tensor) -> bool:
+def _features_apart(after: Sequence[After], rows: int, width: int) -> int:
+    """Return how many features a tile has in a buffer of its own, if it waits for others."""
+    is_waiting = any(map(cpu_batch.is_of_batch, after))
+    return width + 2 * rows if is_waiting else 0
+
+
+def _pass_at_once(
+    layers: Sequence[Weights], after: Sequence[After], x: Tensor
+) -> bool:
     """Whether one call for each way is faster than one for each product."""
     numbers = sum(map(cpu_descent.parameters_of, layers))
+    rows = sum(layer.crow.shape[0] - 1 for layer in layers)
+    features = _features_apart(after, rows, x.shape[1])
+    most = cpu_descent.MOST_OF_PASSES
     return (
         module(x) is cpu
         and len(layers) > 1
         and len(x) >= TILE  # fewer are computed as a whole tile, too
-        and cpu_descent.descends(len(x), numbers, cpu_descent.MOST_OF_PASSES)
+        and cpu_descent.descends(len(x), numbers, most, features)
     )
 
 
@@ -454,10 +476,12 @@ class _Passes(torch.autograd.Function):
     ) -> Tensor:
         held = [cpu.contiguous(layer) for layer in layers]
         noises = cpu_descent.drawn(held, after, len(x))
-        y, kept = cpu_passes.outward(
-            held, after, noises, operands.resolved(x).contiguous()
+        known = cpu_batch.known_of(after)
+        y, kept, found = cpu_passes.outward(
+            held, after, noises, known, operands.resolved(x).contiguous()
         )
-        ctx.save_for_backward(x, kept, *noises, *tensors)
+        keep_moments(after, found)
+        ctx.save_for_backward(x, kept, *noises, *known, *tensors)
         _remember(ctx, patterns, [()] * len(patterns))
         ctx.after = after
         return own(y)
@@ -466,8 +490,11 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
         _check_topology(ctx)
         x, kept, *saved = ctx.saved_tensors
-        last = len(ctx.after) + 2 * len(ctx.patterns)
-        noises, tensors = saved[: len(ctx.after)], saved[len(ctx.after) : last]
+        links = len(ctx.after)
+        noises = saved[:links]
+        known = saved[links : 2 * links]
+        last = 2 * links + 2 * len(ctx.patterns)
+        tensors = saved[2 * links : last]
         scales = saved[last:]
         after = _with_scales(ctx.after, scales)
         if torch.is_grad_enabled():
@@ -485,7 +512,9 @@ class _Passes(torch.autograd.Function):
         sizes += [len(scale) for scale in scales]
         x = operands.resolved(x).contiguous()
         dy = operands.feature_major(dy)
-        dx, gradients = cpu_passes.inward(layers, after, noises, x, kept, dy)
+        dx, gradients = cpu_passes.inward(
+            layers, after, noises, known, x, kept, dy
+        )
         found = [dx, *gradients.split(sizes)]
         return None, None, None, *_needed(found, needed)
 
@@ -529,7 +558,7 @@ def _again(
         if number < len(links):
             norm = links[number].norm
             if norm is not None:
-                x = functional.layer_norm(x, x.shape[1:], *norm)
+                x = normalized(x, norm)
             x = ACTIVATIONS[links[number].kind](links[number], x)
             noise = drawn[number]
             x = x if noise is None else x * noise.t()

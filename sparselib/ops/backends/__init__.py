@@ -86,7 +86,10 @@ class Between(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A layer normalization: mean 0 and variance 1 over the features of each sample, then scaled.
+    """A normalization in training: mean 0 and variance 1, then scaled.
+
+    That of a layer is over the features of each sample, that of a batch over the samples of each
+    feature.
 
     Attributes
     ----------
@@ -94,11 +97,15 @@ class Norm(NamedTuple):
         What features are multiplied by, and what is added then.
     epsilon : float
         What is added to a variance.
+    keep : callable, optional
+        ``(mean, variance) -> None``: keeps those of a batch, the variance as if divided by one
+        sample less. None is the normalization of a layer.
     """
 
     scale: Tensor
     shift: Tensor
     epsilon: float
+    keep: Callable[[Tensor, Tensor], None] | None = None
 
 
 class After(NamedTuple):

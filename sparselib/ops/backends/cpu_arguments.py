@@ -41,6 +41,11 @@ KINDS = {
     "nothing": NOTHING,
 }
 
+# which way kernels of whole networks go, and where they begin if nowhere between
+OUT = 0
+BACK = 1
+NOWHERE = -1
+
 # numbers for each sample that `descent` notes: two float32, and two int64
 OWN = 6
 
@@ -150,6 +155,9 @@ class Network(NamedTuple):
 class Descent(NamedTuple):
     """Arguments of `descent`; a `Level` for each layer follows them in the same array."""
 
+    way: int  # OUT or BACK
+    begin: int  # the level behind whose sums it goes on, times LEVEL_SIZE; NOWHERE for the input
+    apart: int  # 1 where each tile of samples has a buffer, 0 where each thread has
     strange: int  # becomes 1 where a sample is not there, or has the number of no class
     samples: int  # of the batch
     width: int  # features of x
@@ -162,16 +170,18 @@ class Descent(NamedTuple):
     share: int  # the bits of one over the number of samples, a float64
     gradients: int  # float32 [tiles of samples, stride]
     stride: int  # numbers of a tile: gradients of all parameters, and the loss
-    buffers: int  # float32 [threads, room]
+    buffers: int  # float32 [threads or tiles of samples, room]
     room: int  # (width + features of all layers + OWN) * TILE
 
 
 class Outward(NamedTuple):
     """Arguments of `outward`; a `Level` for each layer follows them in the same array."""
 
+    way: int  # OUT
+    begin: int  # as in `Descent`
     samples: int  # of the batch
     width: int  # features of x
-    levels: int  # number of layers
+    levels: int  # number of layers, two at least
     x: int  # float32 [samples, width]
     y: int  # float32 [rows of the last layer, samples]
     kept: int  # float32 [tiles of samples, depth, TILE]: what the others wrote
@@ -182,6 +192,9 @@ class Outward(NamedTuple):
 class Inward(NamedTuple):
     """Arguments of `inward`; a `Level` for each layer follows them in the same array."""
 
+    way: int  # BACK
+    begin: int  # as in `Descent`, NOWHERE for the outputs
+    apart: int  # as in `Descent`
     samples: int  # of the batch
     width: int  # features of x
     levels: int  # number of layers
@@ -193,7 +206,9 @@ class Inward(NamedTuple):
     gradients: int  # float32 [tiles of samples, stride]
     stride: int  # numbers of a tile: gradients of all parameters
     widest: int  # most features of any layer, and of x
-    buffers: int  # float32 [threads, 2 * widest + width, TILE]
+    buffers: (
+        int  # float32 [threads or tiles of samples, 2 * widest + width, TILE]
+    )
 
 
 class Normalized(NamedTuple):
@@ -213,6 +228,18 @@ class Normalized(NamedTuple):
     gradients: int  # float32 [tiles of samples, 2, rows] or [2, rows], of scale and shift
     buffers: int  # float32 [threads, room]
     room: int
+
+
+class Parts(NamedTuple):
+    """Arguments of the kernels that put together what tiles of samples know of a batch."""
+
+    rows: int  # features
+    samples: int  # of the batch
+    parts: int  # float32 [tiles of samples, stride], of which the first 2 * rows are read
+    stride: int  # numbers of a tile
+    epsilon: int  # the bits of what is added to a variance, a float64
+    known: int  # float32 [2, rows], is written
+    found: int  # float32 [2, rows], of `moments`, is written
 
 
 class Few(NamedTuple):
@@ -333,13 +360,12 @@ class Level(NamedTuple):
     tvalues: int  # float32 [nnz], in the order of the transposed pattern
     dvalues: int  # where the gradients of values begin among those of a tile
     dbias: int  # where those of biases do
-    scale: (
-        int  # float32 [rows], of a layer normalization, or 0 where none follows
-    )
+    scale: int  # float32 [rows], of a normalization, or 0 where none follows
     shift: int  # float32 [rows]
     epsilon: int  # the bits of what it adds to a variance, a float64
     dscale: int  # where the gradients of scale begin among those of a tile
     dshift: int  # where those of shift do
+    moments: int  # float32 [4, rows], of the batch, if it normalizes that; see `cpu_batch`; or 0
     sums: int  # where sums begin in a buffer, or in what is kept of a tile; normalized there
     raw: int  # where what the activation reads does: the sums, or normalized and scaled
     place: int  # where its outputs do: over what it reads, for ReLU and where there is none
@@ -358,6 +384,7 @@ Block = TypeVar(
     Outward,
     Inward,
     Normalized,
+    Parts,
     Convolution,
     Correlation,
 )
@@ -393,6 +420,7 @@ OUTWARD = places(Outward)
 INWARD = places(Inward)
 NOISE = places(Noise)
 NORM = places(Normalized)
+PARTS = places(Parts)
 CONVOLUTION = places(Convolution)
 CORRELATION = places(Correlation)
 ROW = Row(*range(len(Row._fields)))

@@ -4,6 +4,10 @@ What a small network costs in training is calls, not products: forward, loss and
 are some forty. Here a tile walks forward through all layers, meets its loss, and walks back, while
 its activations stay in the cache. Gradients of a tile are added to nothing: those of all tiles are
 summed afterwards, in their order, so that results do not depend on the number of threads.
+
+Where a batch normalization follows a layer, a tile waits there: the kernel is called again when all
+tiles have come so far, and the moments of the batch are known, or on the way back the means of
+gradients.
 """
 
 import math
@@ -16,6 +20,8 @@ from sparselib.ops.backends.cpu_arguments import (
     LEVEL_SIZE,
     LINE,
     MASK,
+    NOWHERE,
+    OUT,
     OWN,
     PRODUCT,
     TILE,
@@ -38,8 +44,12 @@ from sparselib.ops.backends.cpu_kernels import (
 )
 from sparselib.ops.backends.cpu_norm_kernels import (
     affine,
+    gathered,
     standardized,
     standardized_back,
+    standardized_back_by,
+    standardized_by,
+    summed_back,
 )
 from sparselib.ops.backends.cpu_vectors import (
     LANES,
@@ -171,15 +181,13 @@ def noised(noise, samples, first, n, x, i, rows):  # type: ignore[no-untyped-def
 
 
 @inline
-def onward(table, t, x, read, y, base, first, n, samples):  # type: ignore[no-untyped-def]
-    """Carry a tile that begins at x[read] through the layer at t and what follows.
+def multiplied(table, t, x, read, y, base, n):  # type: ignore[no-untyped-def]
+    """Write the sums of the layer at t, which reads n samples of a tile from x[read] on.
 
     The places of the layer in y are counted from y[base] on.
     """
     rows = table[t + LEVEL.rows]
     sums = base + table[t + LEVEL.sums]
-    raw = base + table[t + LEVEL.raw]
-    written = base + table[t + LEVEL.place]
     tile_rows(
         0,
         rows,
@@ -196,10 +204,30 @@ def onward(table, t, x, read, y, base, first, n, samples):  # type: ignore[no-un
         sums,
         TILE,
     )
+    if waits(table, t):
+        gathered(y, sums, rows, n)
+
+
+@inline
+def waits(table, t):  # type: ignore[no-untyped-def]
+    """Whether what follows the layer at t needs the whole batch."""
+    return table[t + LEVEL.moments] != 0
+
+
+@inline
+def followed(table, t, y, base, first, n, samples):  # type: ignore[no-untyped-def]
+    """Do what follows the layer at t, whose places in y are counted from y[base] on."""
+    rows = table[t + LEVEL.rows]
+    sums = base + table[t + LEVEL.sums]
+    raw = base + table[t + LEVEL.raw]
+    written = base + table[t + LEVEL.place]
     kind = table[t + LEVEL.kind]
     scale = table[t + LEVEL.scale]
     if scale:
-        standardized(y, sums, rows, number_of(table[t + LEVEL.epsilon]), n)
+        if waits(table, t):
+            standardized_by(y, sums, rows, floats(table[t + LEVEL.moments]))
+        else:
+            standardized(y, sums, rows, number_of(table[t + LEVEL.epsilon]), n)
         shift = floats(table[t + LEVEL.shift])
         is_relu = kind == PRODUCT
         affine(y, sums, y, raw, rows, floats(scale), shift, is_relu)
@@ -269,7 +297,8 @@ def returned(table, t, x, base, costs, i, own, first, n, samples):  # type: igno
     """Turn gradients of what follows the layer at t into those of its sums.
 
     The places of the layer in x are counted from x[base] on. The slope of ReLU is no part of it, as
-    `mask_of` has done that. Gradients of a normalization's parameters are written to `own`.
+    `mask_of` has done that. Gradients of a normalization's parameters are written to `own`; where
+    it is that of a batch, those of the sums wait for `settled`.
     """
     rows = table[t + LEVEL.rows]
     raw = table[t + LEVEL.raw]
@@ -282,26 +311,50 @@ def returned(table, t, x, base, costs, i, own, first, n, samples):  # type: igno
         noised(floats(noise), samples, first, n, costs, i, rows)
     scale = table[t + LEVEL.scale]
     if scale:
-        standardized_back(
-            x,
-            base + table[t + LEVEL.sums],
-            rows,
-            floats(scale),
-            costs,
-            i,
-            after(own, table[t + LEVEL.dscale]),
-            after(own, table[t + LEVEL.dshift]),
-        )
+        sums = base + table[t + LEVEL.sums]
+        dscale = after(own, table[t + LEVEL.dscale])
+        dshift = after(own, table[t + LEVEL.dshift])
+        if waits(table, t):
+            summed_back(x, sums, rows, costs, i, dscale, dshift)
+        else:
+            standardized_back(
+                x, sums, rows, floats(scale), costs, i, dscale, dshift
+            )
 
 
 @inline
-def forward(table, levels, buffers, mine, first, n, samples):  # type: ignore[no-untyped-def]
-    """Carry a tile through all layers, and return where the outputs of the last one begin."""
-    read = mine
-    for t in range(0, LEVEL_SIZE * levels, LEVEL_SIZE):
-        onward(table, t, buffers, read, buffers, mine, first, n, samples)
+def settled(table, t, x, base, costs, i, n):  # type: ignore[no-untyped-def]
+    """Turn gradients of a batch normalization into those of the sums of the layer at t."""
+    standardized_back_by(
+        x,
+        base + table[t + LEVEL.sums],
+        table[t + LEVEL.rows],
+        floats(table[t + LEVEL.scale]),
+        floats(table[t + LEVEL.moments]),
+        costs,
+        i,
+        n,
+    )
+
+
+@inline
+def forward(table, begin, last, buffers, mine, first, n, samples):  # type: ignore[no-untyped-def]
+    """Carry a tile through layers up to the last one; return the one behind which it waits.
+
+    It begins behind the sums of one, or with the input. What does not wait is behind the last.
+    """
+    t = begin
+    if begin == NOWHERE:
+        t = 0
+        multiplied(table, 0, buffers, mine, buffers, mine, n)
+    while t < last:
+        if t != begin and waits(table, t):
+            return t
+        followed(table, t, buffers, mine, first, n, samples)
         read = mine + table[t + LEVEL.place]
-    return read
+        t += LEVEL_SIZE
+        multiplied(table, t, buffers, read, buffers, mine, n)
+    return last
 
 
 @inline
@@ -319,9 +372,13 @@ def gradient_of_loss(kind, x, i, rows, n, labels, share, scratch):  # type: igno
 
 
 @inline
-def backward(table, levels, buffers, mine, costs, own, first, n, samples):  # type: ignore[no-untyped-def]
-    """Write the gradients of a tile to `own`, and those of its activations over these."""
-    for t in range((levels - 1) * LEVEL_SIZE, -1, -LEVEL_SIZE):
+def backward(table, begin, buffers, mine, own, first, n, samples):  # type: ignore[no-untyped-def]
+    """Write the gradients of a tile to `own`, and those of its activations over these.
+
+    It goes back from a layer, of whose sums the gradients are there, until it waits.
+    """
+    for t in range(begin, -1, -LEVEL_SIZE):
+        costs = mine + table[t + LEVEL.place]
         inputs = mine
         if t:
             inputs = mine + table[t - LEVEL_SIZE + LEVEL.place]
@@ -343,7 +400,8 @@ def backward(table, levels, buffers, mine, costs, own, first, n, samples):  # ty
                 n,
                 samples,
             )
-            costs = inputs
+            if waits(table, before):
+                break
 
 
 @kernel
@@ -362,29 +420,51 @@ def descent(a):  # type: ignore[no-untyped-def]
     stride = a[DESCENT.stride]
     buffers = floats(a[DESCENT.buffers])
     room = a[DESCENT.room]
+    begin = a[DESCENT.begin]
     table = after(a, DESCENT_SIZE)
-    classes = table[(levels - 1) * LEVEL_SIZE + LEVEL.rows]
-    mine = ticket(a, 1) * room
-    scratch = mine + room - OWN * TILE
-    # behind two numbers of four bytes for each sample, two of eight
-    starts = longs(a[DESCENT.buffers] + 4 * (scratch + 2 * TILE))
-    known = after(starts, TILE)
+    last = (levels - 1) * LEVEL_SIZE
+    classes = table[last + LEVEL.rows]
+    thread = ticket(a, 1)
     while True:
         tile = ticket(a, 0)
         first = tile * TILE
         if first >= samples:
             break
         n = min(TILE, samples - first)
-        if not drawn(
-            order, among, width, labels, classes, first, n, starts, known
-        ):
-            a[DESCENT.strange] = 1
-            break
-        laid(x, starts, width, n, buffers, mine)
-        costs = forward(table, levels, buffers, mine, first, n, samples)
-        losses = gradient_of_loss(
-            kind, buffers, costs, classes, n, known, share, scratch
-        )
+        mine = (tile if a[DESCENT.apart] else thread) * room
+        scratch = mine + room - OWN * TILE
+        # behind two numbers of four bytes for each sample, two of eight
+        starts = longs(a[DESCENT.buffers] + 4 * (scratch + 2 * TILE))
+        known = after(starts, TILE)
         own = after(gradients, tile * stride)
-        own[stride - 1] = losses * share
-        backward(table, levels, buffers, mine, costs, own, first, n, samples)
+        if a[DESCENT.way] == OUT:
+            if begin == NOWHERE:
+                if not drawn(
+                    order,
+                    among,
+                    width,
+                    labels,
+                    classes,
+                    first,
+                    n,
+                    starts,
+                    known,
+                ):
+                    a[DESCENT.strange] = 1
+                    break
+                laid(x, starts, width, n, buffers, mine)
+            reached = forward(
+                table, begin, last, buffers, mine, first, n, samples
+            )
+            if reached < last:
+                continue
+            costs = mine + table[last + LEVEL.place]
+            losses = gradient_of_loss(
+                kind, buffers, costs, classes, n, known, share, scratch
+            )
+            own[stride - 1] = losses * share
+        else:
+            reached = begin
+            costs = mine + table[begin + LEVEL.place]
+            settled(table, begin, buffers, mine, buffers, costs, n)
+        backward(table, reached, buffers, mine, own, first, n, samples)

@@ -21,7 +21,7 @@ ALONE = 1 << 18  # products that one thread does before another has begun
 
 
 @runtime_checkable
-class _Made(Protocol):
+class Made(Protocol):
     """A kernel as numba has compiled it."""
 
     @property
@@ -30,7 +30,7 @@ class _Made(Protocol):
 
 
 def launch(
-    kernel: Callable[[], _Made],
+    kernel: Callable[[], Made],
     block: Iterable[int | Tensor | None],
     products: int = ALONE,
 ) -> None:
@@ -45,7 +45,7 @@ def launch(
     start(kernel, shared.buffer_info()[0], threads)
 
 
-def start(kernel: Callable[[], _Made], address: int, threads: int) -> None:
+def start(kernel: Callable[[], Made], address: int, threads: int) -> None:
     """Run a kernel on some threads, which share the array at this address."""
     compiled = _compiled(kernel)
     if threads == 1:
@@ -103,7 +103,7 @@ def kernels_of(module: str) -> ModuleType:
 
 
 @functools.cache
-def _compiled(kernel: Callable[[], _Made]) -> "_Compiled":
+def _compiled(kernel: Callable[[], Made]) -> "_Compiled":
     with _announced(
         "sparselib compiles its CPU kernels, once for this machine ..."
     ):
@@ -124,7 +124,7 @@ class _Compiled:
         Where its code is.
     """
 
-    def __init__(self, made: _Made) -> None:
+    def __init__(self, made: Made) -> None:
         self._made = made  # which owns the code
         self.address: int = made.address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)

@@ -10,7 +10,12 @@ import math
 
 import numpy as np
 
-from sparselib.ops.backends.cpu_arguments import NORM, NORM_PIECE, TILE
+from sparselib.ops.backends.cpu_arguments import (
+    NORM,
+    NORM_PIECE,
+    PARTS,
+    TILE,
+)
 from sparselib.ops.backends.cpu_between import (
     activated,
     inverse_of_spread,
@@ -95,6 +100,109 @@ def standardized_back(x, i, rows, scale, costs, j, dscale, dshift):  # type: ign
         g = times(splat(scale[o], TILE), load(costs, here, TILE))
         across = times(load(x, i + o * TILE, TILE), along)
         store(costs, here, times(minus(minus(g, mean), across), inverse))
+
+
+@inline
+def gathered(x, i, rows, n):  # type: ignore[no-untyped-def]
+    """Note behind the features of a tile the means of n samples, and sums of squares about them.
+
+    Those of all tiles become the moments of the batch. Absent samples become the means.
+    """
+    means = i + rows * TILE
+    for o in range(rows):
+        here = i + o * TILE
+        for s in range(n, TILE):
+            x[here + s] = ZERO
+        mean = np.float32(total(load(x, here, TILE)) / n)
+        for s in range(n, TILE):
+            x[here + s] = mean
+        away = minus(load(x, here, TILE), splat(mean, TILE))
+        x[means + o] = mean
+        x[means + rows + o] = total(times(away, away))
+
+
+@kernel
+def moments(a):  # type: ignore[no-untyped-def]
+    r"""Mean and 1 / sigma of a batch, by what `gathered` has noted, and its mean and variance.
+
+    With the means m_t of the n_t samples of tiles and their sums of squares S_t about them, n times
+    the variance is the sum of S_t + n_t (m_t - m)^2 (Chan, Golub and LeVeque, 1983). The variance
+    that is kept is divided by n - 1.
+    """
+    rows = a[PARTS.rows]
+    samples = a[PARTS.samples]
+    parts = floats(a[PARTS.parts])
+    stride = a[PARTS.stride]
+    epsilon = number_of(a[PARTS.epsilon])
+    known = floats(a[PARTS.known])
+    found = floats(a[PARTS.found])
+    tiles = -(-samples // TILE)
+    for o in range(rows):
+        mean = 0.0
+        for tile in range(tiles):
+            n = min(TILE, samples - tile * TILE)
+            mean += n * parts[tile * stride + o]
+        mean /= samples
+        squares = 0.0
+        for tile in range(tiles):
+            n = min(TILE, samples - tile * TILE)
+            away = parts[tile * stride + o] - mean
+            squares += parts[tile * stride + rows + o] + n * away * away
+        known[o] = mean
+        known[rows + o] = 1 / math.sqrt(squares / samples + epsilon)
+        found[o] = mean
+        found[rows + o] = squares / (samples - 1)
+
+
+@kernel
+def means(a):  # type: ignore[no-untyped-def]
+    """Means over a batch of what tiles have summed."""
+    samples = a[PARTS.samples]
+    parts = floats(a[PARTS.parts])
+    known = floats(a[PARTS.known])
+    tiles = -(-samples // TILE)
+    for o in range(2 * a[PARTS.rows]):
+        total_of_tiles = 0.0
+        for tile in range(tiles):
+            total_of_tiles += parts[tile * a[PARTS.stride] + o]
+        known[o] = total_of_tiles / samples
+
+
+@inline
+def standardized_by(x, i, rows, moments):  # type: ignore[no-untyped-def]
+    """Bring each feature of a tile to mean 0 and variance 1 in the batch."""
+    for o in range(rows):
+        here = i + o * TILE
+        away = minus(load(x, here, TILE), splat(moments[o], TILE))
+        store(x, here, times(away, splat(moments[rows + o], TILE)))
+
+
+@inline
+def summed_back(x, i, rows, costs, j, dscale, dshift):  # type: ignore[no-untyped-def]
+    """Write the gradients of scale and shift, of a tile."""
+    for o in range(rows):
+        cost = load(costs, j + o * TILE, TILE)  # [TILE]
+        dshift[o] = total(cost)
+        dscale[o] = total(times(cost, load(x, i + o * TILE, TILE)))
+
+
+@inline
+def standardized_back_by(x, i, rows, scale, moments, costs, j, n):  # type: ignore[no-untyped-def]
+    r"""Turn gradients of what `affine` wrote into those of what `standardized_by` read.
+
+    They are scale (gradient - mean(gradient) - h mean(gradient h)) / sigma with the standardized h
+    and means over the batch; those of absent samples are zero.
+    """
+    for o in range(rows):
+        here = j + o * TILE
+        factor = splat(scale[o] * moments[rows + o], TILE)
+        along = splat(moments[2 * rows + o], TILE)
+        across = times(load(x, i + o * TILE, TILE), along)
+        mean = splat(moments[3 * rows + o], TILE)
+        cost = minus(load(costs, here, TILE), mean)
+        store(costs, here, times(factor, minus(cost, across)))
+        for s in range(n, TILE):
+            costs[here + s] = ZERO
 
 
 @inline

@@ -2,7 +2,8 @@
 
 As in `sparselib.ops.backends.cpu_descent_kernels` a tile of samples walks through all layers while
 it stays in the cache; but what the layers wrote is kept between the two calls, and not written
-over, as autograd may go back more than once.
+over, as autograd may go back more than once. Where a batch normalization follows a layer
+there is a call for each part of a way.
 """
 
 from sparselib.ops.backends.cpu_arguments import (
@@ -10,22 +11,27 @@ from sparselib.ops.backends.cpu_arguments import (
     INWARD_SIZE,
     LEVEL,
     LEVEL_SIZE,
+    NOWHERE,
     OUTWARD,
     OUTWARD_SIZE,
     TILE,
 )
 from sparselib.ops.backends.cpu_descent_kernels import (
     back,
+    followed,
     mask_of,
-    onward,
+    multiplied,
     returned,
+    settled,
     summed,
+    waits,
 )
 from sparselib.ops.backends.cpu_kernels import flip, laid
 from sparselib.ops.backends.cpu_norm_kernels import cut, put
 from sparselib.ops.backends.cpu_vectors import (
     after,
     floats,
+    inline,
     kernel,
     ticket,
 )
@@ -42,6 +48,7 @@ def outward(a):  # type: ignore[no-untyped-def]
     kept = floats(a[OUTWARD.kept])
     depth = a[OUTWARD.depth] * TILE
     buffers = floats(a[OUTWARD.buffers])
+    begin = a[OUTWARD.begin]
     table = after(a, OUTWARD_SIZE)
     classes = table[last + LEVEL.rows]
     mine = ticket(a, 1) * (width + classes) * TILE
@@ -52,15 +59,67 @@ def outward(a):  # type: ignore[no-untyped-def]
         if first >= samples:
             break
         n = min(TILE, samples - first)
-        laid(x, first, width, n, buffers, mine)
-        read = after(buffers, mine)
         own = after(kept, tile * depth)
-        for t in range(0, last, LEVEL_SIZE):
-            onward(table, t, read, 0, own, 0, first, n, samples)
+        t = begin
+        if begin == NOWHERE:
+            t = 0
+            laid(x, first, width, n, buffers, mine)
+            multiplied(table, t, buffers, mine, own, 0, n)
+        while t < last and (t == begin or not waits(table, t)):
+            followed(table, t, own, 0, first, n, samples)
             read = after(own, table[t + LEVEL.place])
-        base = outputs - table[last + LEVEL.place]
-        onward(table, last, read, 0, buffers, base, first, n, samples)
-        put(buffers, outputs, first, samples, classes, n, y)
+            t += LEVEL_SIZE
+            if t < last:
+                multiplied(table, t, read, 0, own, 0, n)
+            else:
+                base = outputs - table[last + LEVEL.place]
+                multiplied(table, last, read, 0, buffers, base, n)
+                put(buffers, outputs, first, samples, classes, n, y)
+
+
+@inline
+def through(  # type: ignore[no-untyped-def]
+    table,
+    begin,
+    kept,
+    base,
+    buffers,
+    mine,
+    widest,
+    own,
+    first,
+    n,
+    samples,
+):
+    """Go back from a layer to the first one; return where the gradients of its sums are.
+
+    Or -1 where it waits before. Gradients of one layer and of the one before it change places.
+    """
+    for t in range(begin, 0, -LEVEL_SIZE):
+        before = t - LEVEL_SIZE
+        costs = mine + (t // LEVEL_SIZE % 2) * widest
+        written = 2 * mine + widest - costs
+        inputs = after(kept, base + table[before + LEVEL.place])
+        summed(table, t, buffers, costs, inputs, 0, own)
+        rows = table[before + LEVEL.rows]
+        also = mask_of(table, before)
+        mask = after(inputs, -written)  # is read where they are written
+        back(table, t, rows, also, mask, buffers, costs, written)
+        returned(
+            table,
+            before,
+            kept,
+            base,
+            buffers,
+            written,
+            own,
+            first,
+            n,
+            samples,
+        )
+        if waits(table, before):
+            return -1
+    return mine
 
 
 @kernel
@@ -75,51 +134,48 @@ def inward(a):  # type: ignore[no-untyped-def]
     dy = floats(a[INWARD.dy])
     gradients = floats(a[INWARD.gradients])
     stride = a[INWARD.stride]
-    further = a[INWARD.dx]
-    dx = floats(further)
+    dx = floats(a[INWARD.dx])
     widest = a[INWARD.widest] * TILE
     buffers = floats(a[INWARD.buffers])
     table = after(a, INWARD_SIZE)
+    begin = a[INWARD.begin]
     classes = table[last + LEVEL.rows]
-    mine = ticket(a, 1) * (2 * widest + width * TILE)
-    beside = mine + 2 * widest
+    thread = ticket(a, 1)
     while True:
         tile = ticket(a, 0)
         first = tile * TILE
         if first >= samples:
             break
         n = min(TILE, samples - first)
-        costs = mine
-        other = mine + widest
-        cut(dy, first, samples, classes, n, buffers, costs)
-        laid(x, first, width, n, buffers, beside)
+        base = tile * depth
         own = after(gradients, tile * stride)
-        for t in range(last, -1, -LEVEL_SIZE):
-            inputs = after(buffers, beside)
-            rows = width
-            before = t - LEVEL_SIZE
-            if t:
-                rows = table[before + LEVEL.rows]
-                place = tile * depth + table[before + LEVEL.place]
-                inputs = after(kept, place)
-            summed(table, t, buffers, costs, inputs, 0, own)
-            if t or further:
-                also = mask_of(table, before) if t else 0
-                mask = after(inputs, -other)  # is read where they are written
-                back(table, t, rows, also, mask, buffers, costs, other)
-                if t:
-                    returned(
-                        table,
-                        before,
-                        kept,
-                        tile * depth,
-                        buffers,
-                        other,
-                        own,
-                        first,
-                        n,
-                        samples,
-                    )
-                costs, other = other, costs
-        if further:
-            flip(buffers, costs, TILE, dx, first * width, width, width, n)
+        mine = tile if a[INWARD.apart] else thread
+        mine *= 2 * widest + width * TILE
+        reached = last if begin == NOWHERE else begin
+        costs = mine + (reached // LEVEL_SIZE % 2) * widest
+        if begin == NOWHERE:
+            cut(dy, first, samples, classes, n, buffers, costs)
+        else:
+            settled(table, begin, kept, base, buffers, costs, n)
+        costs = through(
+            table,
+            reached,
+            kept,
+            base,
+            buffers,
+            mine,
+            widest,
+            own,
+            first,
+            n,
+            samples,
+        )
+        if costs < 0:
+            continue
+        beside = mine + 2 * widest
+        laid(x, first, width, n, buffers, beside)
+        summed(table, 0, buffers, costs, buffers, beside, own)
+        if a[INWARD.dx]:
+            written = mine + widest
+            back(table, 0, width, 0, buffers, buffers, costs, written)
+            flip(buffers, written, TILE, dx, first * width, width, width, n)

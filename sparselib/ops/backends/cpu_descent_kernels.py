@@ -339,22 +339,21 @@ def settled(table, t, x, base, costs, i, n):  # type: ignore[no-untyped-def]
 
 @inline
 def forward(table, begin, last, buffers, mine, first, n, samples):  # type: ignore[no-untyped-def]
-    """Carry a tile through layers up to the last one; return the one behind which it waits.
+    """Carry a tile through layers, from behind the sums of one or from the input, until it waits.
 
-    It begins behind the sums of one, or with the input. What does not wait is behind the last.
+    Returns the layer whose sums it has then; the last one's are its outputs.
     """
-    t = begin
-    if begin == NOWHERE:
-        t = 0
-        multiplied(table, 0, buffers, mine, buffers, mine, n)
-    while t < last:
-        if t != begin and waits(table, t):
-            return t
+    t = max(begin, 0)
+    while True:
+        if t != begin:
+            read = mine
+            if t:
+                read += table[t - LEVEL_SIZE + LEVEL.place]
+            multiplied(table, t, buffers, read, buffers, mine, n)
+            if t == last or waits(table, t):
+                return t
         followed(table, t, buffers, mine, first, n, samples)
-        read = mine + table[t + LEVEL.place]
         t += LEVEL_SIZE
-        multiplied(table, t, buffers, read, buffers, mine, n)
-    return last
 
 
 @inline

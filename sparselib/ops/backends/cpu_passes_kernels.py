@@ -60,66 +60,83 @@ def outward(a):  # type: ignore[no-untyped-def]
             break
         n = min(TILE, samples - first)
         own = after(kept, tile * depth)
-        t = begin
         if begin == NOWHERE:
-            t = 0
             laid(x, first, width, n, buffers, mine)
-            multiplied(table, t, buffers, mine, own, 0, n)
-        while t < last and (t == begin or not waits(table, t)):
+        t = max(begin, 0)
+        while True:
+            if t != begin:
+                read = after(buffers, mine)
+                if t:
+                    read = after(own, table[t - LEVEL_SIZE + LEVEL.place])
+                written = own
+                if t == last:
+                    written = after(buffers, outputs - table[t + LEVEL.place])
+                multiplied(table, t, read, 0, written, 0, n)
+                if t == last or waits(table, t):
+                    break
             followed(table, t, own, 0, first, n, samples)
-            read = after(own, table[t + LEVEL.place])
             t += LEVEL_SIZE
-            if t < last:
-                multiplied(table, t, read, 0, own, 0, n)
-            else:
-                base = outputs - table[last + LEVEL.place]
-                multiplied(table, last, read, 0, buffers, base, n)
-                put(buffers, outputs, first, samples, classes, n, y)
+        if t == last:
+            put(buffers, outputs, first, samples, classes, n, y)
 
 
 @inline
-def through(  # type: ignore[no-untyped-def]
+def backward(  # type: ignore[no-untyped-def]
     table,
     begin,
+    x,
+    width,
     kept,
     base,
     buffers,
     mine,
     widest,
     own,
+    dx,
     first,
     n,
     samples,
 ):
-    """Go back from a layer to the first one; return where the gradients of its sums are.
+    """Go back from a layer, of whose sums the gradients are there, until a tile waits.
 
-    Or -1 where it waits before. Gradients of one layer and of the one before it change places.
+    Gradients of one layer and of the one before it change places.
     """
-    for t in range(begin, 0, -LEVEL_SIZE):
+    beside = mine + 2 * widest
+    for t in range(begin, -1, -LEVEL_SIZE):
         before = t - LEVEL_SIZE
         costs = mine + (t // LEVEL_SIZE % 2) * widest
         written = 2 * mine + widest - costs
-        inputs = after(kept, base + table[before + LEVEL.place])
+        inputs = after(buffers, beside)
+        rows = width
+        also = 0
+        if t:
+            inputs = after(kept, base + table[before + LEVEL.place])
+            rows = table[before + LEVEL.rows]
+            also = mask_of(table, before)
+        else:
+            laid(x, first, width, n, buffers, beside)
         summed(table, t, buffers, costs, inputs, 0, own)
-        rows = table[before + LEVEL.rows]
-        also = mask_of(table, before)
-        mask = after(inputs, -written)  # is read where they are written
-        back(table, t, rows, also, mask, buffers, costs, written)
-        returned(
-            table,
-            before,
-            kept,
-            base,
-            buffers,
-            written,
-            own,
-            first,
-            n,
-            samples,
-        )
-        if waits(table, before):
-            return -1
-    return mine
+        if t or dx:
+            mask = after(inputs, -written)  # is read where they are written
+            back(table, t, rows, also, mask, buffers, costs, written)
+        if t:
+            returned(
+                table,
+                before,
+                kept,
+                base,
+                buffers,
+                written,
+                own,
+                first,
+                n,
+                samples,
+            )
+            if waits(table, before):
+                break
+        elif dx:
+            place = first * width
+            flip(buffers, written, TILE, floats(dx), place, width, width, n)
 
 
 @kernel
@@ -134,7 +151,6 @@ def inward(a):  # type: ignore[no-untyped-def]
     dy = floats(a[INWARD.dy])
     gradients = floats(a[INWARD.gradients])
     stride = a[INWARD.stride]
-    dx = floats(a[INWARD.dx])
     widest = a[INWARD.widest] * TILE
     buffers = floats(a[INWARD.buffers])
     table = after(a, INWARD_SIZE)
@@ -148,7 +164,6 @@ def inward(a):  # type: ignore[no-untyped-def]
             break
         n = min(TILE, samples - first)
         base = tile * depth
-        own = after(gradients, tile * stride)
         mine = tile if a[INWARD.apart] else thread
         mine *= 2 * widest + width * TILE
         reached = last if begin == NOWHERE else begin
@@ -157,25 +172,19 @@ def inward(a):  # type: ignore[no-untyped-def]
             cut(dy, first, samples, classes, n, buffers, costs)
         else:
             settled(table, begin, kept, base, buffers, costs, n)
-        costs = through(
+        backward(
             table,
             reached,
+            x,
+            width,
             kept,
             base,
             buffers,
             mine,
             widest,
-            own,
+            after(gradients, tile * stride),
+            a[INWARD.dx],
             first,
             n,
             samples,
         )
-        if costs < 0:
-            continue
-        beside = mine + 2 * widest
-        laid(x, first, width, n, buffers, beside)
-        summed(table, 0, buffers, costs, buffers, beside, own)
-        if a[INWARD.dx]:
-            written = mine + widest
-            back(table, 0, width, 0, buffers, buffers, costs, written)
-            flip(buffers, written, TILE, dx, first * width, width, width, n)

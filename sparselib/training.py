@@ -39,6 +39,7 @@ from sparselib.descent import descended
 from sparselib.evolution.schedule import Schedule
 from sparselib.modes import in_evaluation
 from sparselib.nn._watch import open_watches, unwatched
+from sparselib.nn.fusion import fused
 from sparselib.ops.backends.cpu_buffers import keep_freed
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -220,7 +221,9 @@ def fit(
 
     A small network of sparse layers costs calls more than products. Loss and gradients of `MLP`, or
     of an ``nn.Sequential`` that is nothing else, are therefore computed in one call where nobody
-    looks in between, see `sparselib.descent.descended`. Watches of an evolution are open in the
+    looks in between, see `sparselib.descent.descended`. Else layers that follow each other are
+    computed at once, as after `sparselib.fuse`, whose class the model has for the time of its
+    steps. Watches of an evolution are open in the
     last step of an epoch, and in every step after which a hook may evolve: any but those of
     schedules, which are asked, and of learning rates.
 
@@ -312,7 +315,8 @@ def fit(
     )
     for epoch in bar:
         began = time.perf_counter()
-        mean = _epoch(model, batches, optimizer, loss, _all(after_step))
+        with fused(model):
+            mean = _epoch(model, batches, optimizer, loss, _all(after_step))
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"the loss became {mean} in epoch {epoch + 1} of {stop}; lower the learning rate"
@@ -362,7 +366,7 @@ def predict(
     """
     like = floating_parameter(model)
     parts = torch.arange(count_of(x)).split(batch_size)
-    with in_evaluation(model):
+    with in_evaluation(model), fused(model):
         return torch.cat(
             [
                 outputs_of(model, inputs_like(take(x, part), like))

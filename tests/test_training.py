@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -422,3 +423,62 @@ def test_autocast_around_all_steps_is_autocast_around_each(dense):
     within, each = trained(True), trained(False)
     assert within[0] == pytest.approx(each[0], rel=1e-3)  # backward is in half precision too
     torch.testing.assert_close(within[1], each[1], rtol=0.01, atol=0.001)
+
+
+def normed(is_fused):
+    torch.manual_seed(0)
+    sizes = (6, 16, 12, 2)
+    modules = [sl.CSRLinear(*sizes[:2], sparsity=0.5)]
+    for pair in itertools.pairwise(sizes[1:]):
+        modules += [nn.BatchNorm1d(pair[0]), nn.GELU(), sl.CSRLinear(*pair, sparsity=0.5)]
+    model = nn.Sequential(*modules)
+    return sl.fuse(model) if is_fused else model
+
+
+def smoothed(**options):
+    """A loss that no kernel computes, so that steps are autograd's."""
+    return sl.criterion(nn.CrossEntropyLoss(label_smoothing=0.1, **options))
+
+
+def test_a_sequence_is_fitted_and_evaluated_as_if_it_were_fused():
+    """Bit for bit, and its class is its own again afterwards."""
+    data = two_classes()
+    kinds = []
+    histories = []
+    for is_fused in False, True:
+        model = normed(is_fused)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        options = {"batch_size": 64, "loss": smoothed(), "progress": False}
+        seen = functools.partial(lambda model: kinds.append(type(model)), model)
+        histories.append(sl.fit(model, data, optimizer, 3, after_step=seen, **options))
+        histories[-1].pop("seconds")
+        assert type(model) is (sl.nn.Sequential if is_fused else nn.Sequential)
+        histories[-1]["outputs"] = sl.predict(model, data.train.x).flatten().tolist()
+    assert histories[0] == histories[1]
+    assert set(kinds) == {sl.nn.Sequential}
+
+
+def test_a_sequence_has_its_class_again_after_an_error():
+    model = normed(False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def broken(model, batch):
+        raise ArithmeticError(type(model).__name__)
+
+    with pytest.raises(ArithmeticError, match="Sequential"):
+        sl.fit(model, two_classes(), optimizer, 1, loss=broken, progress=False)
+    assert type(model) is nn.Sequential
+
+
+def test_a_compiled_sequence_stays_as_it_was_compiled():
+    """Another class would have it compiled anew."""
+    data = two_classes()
+    kinds = []
+    whole = normed(False)
+    part = normed(False)
+    part.compile(backend="eager")
+    for model, inner in (torch.compile(whole, backend="eager"), whole), (part, part):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        seen = functools.partial(lambda inner: kinds.append(type(inner)), inner)
+        sl.fit(model, data, optimizer, 1, loss=smoothed(), after_step=seen, progress=False)
+    assert set(kinds) == {nn.Sequential}

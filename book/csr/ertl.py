@@ -20,7 +20,7 @@ MNIST_NETWORK = "[784, 256, 256, 256, 10]"
 INFERENCE = "[512, 512, 512, 512, 512, 10]"
 TRAINING = "[256, 256, 256, 10]"
 # the table of each machine: AMD's cores with AVX2, and with AVX-512
-MACHINES = {"Zen 3": "csr-speed-zen3", "Zen 5": "csr-speed-zen5"}
+MACHINES = {f"Zen {number}": f"csr-speed-zen{number}" for number in (3, 4, 5)}
 # test accuracy of Table 4, in percent
 TABLE_4 = {
     ("mnist", "0.0"): 98.34,

@@ -1,6 +1,7 @@
 """Sparse linear layers one after the other, carried out at once where nobody looks in between."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, final
 
 import torch
@@ -109,7 +110,8 @@ def fuse(model: Model) -> Model:
     nothing but what a kernel knows between them becomes a `sparselib.nn.Sequential`, and every
     ``nn.TransformerEncoderLayer`` and ``nn.TransformerDecoderLayer`` with a sparse feed-forward
     network likewise, in place: each is the same object, with the same modules, hooks and state
-    dictionary.
+    dictionary. `sparselib.fit`, `sparselib.evaluate` and `sparselib.predict` do that by themselves,
+    for the time that they need.
 
     Parameters
     ----------
@@ -126,16 +128,49 @@ def fuse(model: Model) -> Model:
     ValueError
         If there is no such place in the model.
     """
-    found = [module for module in model.modules() if _has_a_chain(module)]
+    found = _with_chains(model)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.Sequential in which CSRLinear layers follow each "
             f"other with nothing between them but {_names(KNOWN)} or dropout, and no layer of an "
             f"encoder or decoder with two of them, so that nothing can be carried out at once"
         )
-    for module in found:
-        module.__class__ = FUSED.get(type(module), Sequential)
+    _change(found)
     return model
+
+
+@contextmanager
+def fused(model: Model) -> Iterator[Model]:
+    """Have a model carry out its layers at once, as by `fuse`, for the time of a ``with`` block.
+
+    A model without such a place, and one that `torch.compile` has compiled as it is, stay as they
+    are.
+    """
+    is_compiled = any(map(_is_compiled, model.modules()))
+    found = [] if is_compiled else _with_chains(model)
+    kinds = [*map(type, found)]
+    _change(found)
+    try:
+        yield model
+    finally:
+        for module, kind in zip(found, kinds):
+            module.__class__ = kind
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` has made this module, or compiled it in place."""
+    return "_orig_mod" in module._modules or (
+        module._compiled_call_impl is not None
+    )
+
+
+def _with_chains(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if _has_a_chain(module)]
+
+
+def _change(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        module.__class__ = FUSED.get(type(module), Sequential)
 
 
 def apart(model: nn.Module, name: str, samples: int) -> tuple[str, ...]:

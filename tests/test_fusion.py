@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparselib as sl
+from sparselib.nn import fusion
 from sparselib.ops.backends import cpu, cpu_descent
 from sparselib.ops.fused import _Passes, _Sequence
 
@@ -791,3 +792,15 @@ def test_a_feed_forward_network_of_torch_is_carried_at_once(fused, kind, activat
     with torch.no_grad():
         layer(*given)
     assert fused == ([] if is_function else ["network"])
+
+
+def test_a_model_that_two_threads_fuse_for_a_time_has_its_class_again():
+    """Whoever comes second finds it changed, and whoever goes first has changed it back."""
+    model = varied((20, 33, 10), ["gelu"])
+    first, second = fusion.fused(model), fusion.fused(model)
+    for each in first, second:
+        each.__enter__()
+        assert type(model) is sl.nn.Sequential
+    for each in first, second:
+        each.__exit__(None, None, None)
+        assert type(model) is nn.Sequential

@@ -101,6 +101,8 @@ FUSED = {
     nn.TransformerEncoderLayer: TransformerEncoderLayer,
     nn.TransformerDecoderLayer: TransformerDecoderLayer,
 }
+# what carries out its layers at once
+AT_ONCE = (Sequential, *FUSED.values())
 
 
 def fuse(model: Model) -> Model:
@@ -148,6 +150,8 @@ def fused(model: Model) -> Iterator[Model]:
     """
     is_compiled = any(map(_is_compiled, model.modules()))
     found = [] if is_compiled else _with_chains(model)
+    # not what another thread has changed, and will change back
+    found = [module for module in found if type(module) not in AT_ONCE]
     kinds = [*map(type, found)]
     _change(found)
     try:

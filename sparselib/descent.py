@@ -21,8 +21,9 @@ from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.backends import After
 from sparselib.ops.backends.cpu_batch import Moments
+from sparselib.ops.between import keep_moments, scales_of
+from sparselib.ops.descending import descend
 from sparselib.ops.dispatch import note, noting
-from sparselib.ops.fused import descend, keep_moments, scales_of
 
 # weights of dense layers; with more the dense product is ahead
 MOST_DENSE = 1 << 16

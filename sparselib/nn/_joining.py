@@ -27,13 +27,9 @@ from sparselib.nn._known import (
 )
 from sparselib.nn._watch import keepers
 from sparselib.nn.linear import CSRLinear
-from sparselib.ops.fused import (
-    at_once,
-    passed,
-    scales_of,
-    sequence,
-    through,
-)
+from sparselib.ops.between import scales_of
+from sparselib.ops.carrying import at_once, through
+from sparselib.ops.fused import passed, sequence
 from sparselib.ops.normalization import batch_normalized, layer_normalized
 from sparselib.ops.products import are_few
 

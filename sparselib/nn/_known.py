@@ -12,7 +12,7 @@ from sparselib import ops
 from sparselib.nn.dropout import Dropout
 from sparselib.nn.linear import CSRLinear
 from sparselib.ops.backends import After, Between, Norm
-from sparselib.ops.fused import Step
+from sparselib.ops.carrying import Step
 
 ABSENT_IN_EVALUATION = (nn.Dropout, nn.AlphaDropout, Dropout)
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}

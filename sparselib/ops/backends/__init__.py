@@ -128,6 +128,11 @@ class After(NamedTuple):
     draw: Callable[[int, int], Tensor] | None = None
     norm: Norm | None = None
 
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether it needs the whole batch, and not each sample alone."""
+        return self.norm is not None and self.norm.keep is not None
+
 
 class Sizes(NamedTuple):
     """What a convolution is, beside its weights and signals.

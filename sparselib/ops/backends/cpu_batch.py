@@ -71,11 +71,6 @@ class Waiting(NamedTuple):
         launch(kernel, block, products=0)
 
 
-def is_of_batch(of: After) -> bool:
-    """Whether what follows a layer needs the whole batch."""
-    return of.norm is not None and of.norm.keep is not None
-
-
 def known_of(after: Sequence[After]) -> list[Tensor | None]:
     """Return room for what is known of the batch behind each layer: (4, features), or None.
 
@@ -84,7 +79,7 @@ def known_of(after: Sequence[After]) -> list[Tensor | None]:
     """
     return [
         torch.empty(4, len(of.norm.scale))
-        if of.norm is not None and of.norm.keep is not None
+        if of.norm is not None and of.is_of_batch
         else None
         for of in after
     ]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from sparselib.ops.backends import After, Norm
-from sparselib.ops.normalization import batch_normalized, layer_normalized
+from sparselib.ops.normalization import normalized
 
 ACTIVATIONS = {
     "nothing": lambda x: x,
@@ -42,8 +42,8 @@ def drawn(samples, features):
 
 
 WAYS = {
-    "samples": (layer_normalized, of_samples),
-    "batch": (lambda x, norm, of: batch_normalized(x, keeping(norm), of), of_batch),
+    "samples": (normalized, of_samples),
+    "batch": (lambda x, norm, of: normalized(x, keeping(norm), of), of_batch),
 }
 
 
@@ -112,10 +112,10 @@ def test_a_number_that_is_none_stays_with_its_sample_or_its_feature():
     spoiled = x.detach().clone(memory_format=torch.preserve_format)
     spoiled[3, 5] = torch.nan
     of = After("relu")
-    lost = layer_normalized(spoiled, norm, of).isnan()
+    lost = normalized(spoiled, norm, of).isnan()
     assert lost[3].all()
     assert lost.sum() == 9
-    lost = batch_normalized(spoiled, keeping(norm), of).isnan()
+    lost = normalized(spoiled, keeping(norm), of).isnan()
     assert lost[:, 5].all()
     assert lost.sum() == 70
 
@@ -123,7 +123,7 @@ def test_a_number_that_is_none_stays_with_its_sample_or_its_feature():
 def test_moments_are_those_of_the_batch():
     x, norm = drawn(70, 9)
     kept = []
-    batch_normalized(x, keeping(norm, kept))
+    normalized(x, keeping(norm, kept))
     mean, variance = kept
     torch.testing.assert_close(mean, x.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(variance, x.var(0), rtol=1e-5, atol=1e-6)
@@ -132,11 +132,11 @@ def test_moments_are_those_of_the_batch():
 def test_what_no_kernel_reads_is_left_to_torch():
     x, norm = drawn(70, 9)
     wide = Norm(*(torch.ones(8) for _ in range(2)), 1e-5)
-    for function, mark in (layer_normalized, lambda norm: norm), (batch_normalized, keeping):
-        assert function(x, mark(norm)) is not None
+    for mark in (lambda norm: norm), keeping:
+        assert normalized(x, mark(norm)) is not None
         for refused in x.contiguous(), x.double(), x[:1], x[0], x[::2]:
-            assert function(refused, mark(norm)) is None
-        assert function(x, mark(wide)) is None
+            assert normalized(refused, mark(norm)) is None
+        assert normalized(x, mark(wide)) is None
         with torch.autocast("cpu"):
-            assert function(x, mark(norm)) is None
-    assert layer_normalized(x[:15].t().contiguous().t(), norm) is None
+            assert normalized(x, mark(norm)) is None
+    assert normalized(x[:15].t().contiguous().t(), norm) is None

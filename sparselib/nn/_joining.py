@@ -30,7 +30,7 @@ from sparselib.nn.linear import CSRLinear
 from sparselib.ops.between import scales_of
 from sparselib.ops.carrying import at_once, through
 from sparselib.ops.fused import passed, sequence
-from sparselib.ops.normalization import batch_normalized, layer_normalized
+from sparselib.ops.normalization import normalized
 from sparselib.ops.products import are_few
 
 Activation = Callable[[Tensor], Tensor]
@@ -128,14 +128,12 @@ def _applied(run: Sequence[nn.Module], x: Tensor) -> Tensor:
 def _normalized(part: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Apply a normalization, and perhaps an activation behind it, by one kernel where it can be."""
     norm, *activation = part
-    of = after_of(activation)
-    y = None
-    if isinstance(norm, nn.LayerNorm) and x.ndim > 1:
-        y = _by_samples(partial(layer_normalized, norm=norm_of(norm), of=of), x)
-    elif isinstance(norm, nn.BatchNorm1d) and x.ndim == 2:
-        y = batch_normalized(x, norm_of(norm), of)
-    if y is not None:
-        return y
+    assert isinstance(norm, nn.LayerNorm | nn.BatchNorm1d)
+    if x.ndim == 2 or (x.ndim > 2 and isinstance(norm, nn.LayerNorm)):
+        of = after_of(activation)
+        y = _by_samples(partial(normalized, norm=norm_of(norm), of=of), x)
+        if y is not None:
+            return y
     for module in part:
         x = _laid(module, x)
     return x

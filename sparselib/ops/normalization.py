@@ -4,31 +4,31 @@ import torch
 from torch import Tensor
 
 from sparselib._types import AutogradContext
-from sparselib.ops import operands
+from sparselib.ops import between, operands
 from sparselib.ops.backends import After, Norm, cpu, cpu_norm
-from sparselib.ops.between import ACTIVATIONS, normalized
 from sparselib.ops.dispatch import fast
 from sparselib.ops.registration import own
 
 NOTHING = After("nothing")
-# samples of a tile from which on it takes less time than torch takes for them alone
+# samples from which on a layer's takes less time than torch takes for them: a fourth of a tile
 FEWEST = 16
 
 
-def layer_normalized(
-    x: Tensor, norm: Norm, of: After = NOTHING
-) -> Tensor | None:
-    r"""Return :math:`f(\gamma h + \beta)`, of each sample's features with mean 0 and variance 1.
+def normalized(x: Tensor, norm: Norm, of: After = NOTHING) -> Tensor | None:
+    r"""Return :math:`f(\gamma h + \beta)` of numbers h with mean 0 and variance 1.
 
     :math:`h = (x - \mu) / \sqrt{\sigma^2 + \varepsilon}` with the mean and the variance over the
-    features (Ba, Kiros and Hinton, 2016, Equation 4). Differentiable, also twice.
+    features of each sample (Ba, Kiros and Hinton, 2016, Equation 4), or over the batch for each
+    feature (Ioffe and Szegedy, 2015, Algorithm 1), which the normalization keeps then.
+    Differentiable, also twice.
 
     Parameters
     ----------
     x : Tensor, shape (samples, features)
         Activations.
     norm : Norm
-        :math:`\gamma`, :math:`\beta` and :math:`\varepsilon`.
+        :math:`\gamma`, :math:`\beta` and :math:`\varepsilon`, and of a batch what keeps its
+        moments.
     of : After, optional
         The activation f; by default none.
 
@@ -38,38 +38,13 @@ def layer_normalized(
         As x, feature by feature; None where no kernel does it, x does not lie that way, or there
         are too few samples.
     """
-    if len(x) < FEWEST or not _is_for_kernels(x, norm):
-        return None
-    y: Tensor = _LayerNorm.apply(of, norm, x, norm.scale, norm.shift)
-    return y
-
-
-def batch_normalized(
-    x: Tensor, norm: Norm, of: After = NOTHING
-) -> Tensor | None:
-    r"""Return :math:`f(\gamma h + \beta)`, of each feature with mean 0 and variance 1 in the batch.
-
-    :math:`h = (x - \mu) / \sqrt{\sigma^2 + \varepsilon}` with the mean and the variance over the
-    samples (Ioffe and Szegedy, 2015, Algorithm 1). Differentiable, also twice.
-
-    Parameters
-    ----------
-    x, of
-        As in `layer_normalized`.
-    norm : Norm
-        Likewise; mean and variance are kept by it.
-
-    Returns
-    -------
-    Tensor or None
-        As x, feature by feature; None where no kernel does it.
-    """
-    if norm.keep is None or not _is_for_kernels(x, norm):
+    if not _is_for_kernels(x, norm):
         return None
     y: Tensor
-    y, moments = _BatchNorm.apply(of, norm, x, norm.scale, norm.shift)
-    mean, variance = moments.unbind(1)
-    norm.keep(mean, variance * (len(x) / (len(x) - 1)))
+    y, kept = _Normalized.apply(of, norm, x, norm.scale, norm.shift)
+    if norm.keep is not None:
+        mean, variance = kept.unbind(1)
+        norm.keep(mean, variance * (len(x) / (len(x) - 1)))
     return y
 
 
@@ -78,40 +53,15 @@ def _is_for_kernels(x: Tensor, norm: Norm) -> bool:
     return (
         fast(x, norm.scale, norm.shift) is cpu
         and x.ndim == 2
-        and len(x) > 1
+        and len(x) >= (FEWEST if norm.keep is None else 2)
         and x.stride() == (1, len(x))
         and norm.scale.shape == norm.shift.shape == x.shape[1:]
     )
 
 
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: AutogradContext,
-        of: After,
-        norm: Norm,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-    ) -> Tensor:
-        y, kept = cpu_norm.layer_outward(x.t(), norm, of)
-        ctx.save_for_backward(x, kept, scale, shift)
-        ctx.of = of
-        ctx.norm = norm
-        return own(y.t())
+class _Normalized(torch.autograd.Function):
+    """Returns what is kept for the way back, too: of a batch, its mean and variance."""
 
-    @staticmethod
-    def backward(ctx: AutogradContext, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept, scale, shift = ctx.saved_tensors
-        norm = ctx.norm._replace(scale=scale, shift=shift)
-        if torch.is_grad_enabled():
-            return _again(ctx, x, norm, dy)
-        dy = operands.feature_major(dy)
-        dx, *others = cpu_norm.layer_inward(kept, dy.t(), norm, ctx.of)
-        return None, None, own(dx.t()), *others
-
-
-class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: AutogradContext,
@@ -121,25 +71,23 @@ class _BatchNorm(torch.autograd.Function):
         scale: Tensor,
         shift: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        y, moments = cpu_norm.batch_outward(x.t(), norm, of)
-        ctx.save_for_backward(x, moments, scale, shift)
-        ctx.mark_non_differentiable(moments)
+        y, kept = cpu_norm.outward(x.t(), norm, of)
+        ctx.save_for_backward(x, kept, scale, shift)
+        ctx.mark_non_differentiable(kept)
         ctx.of = of
         ctx.norm = norm
-        return own(y.t()), moments
+        return own(y.t()), kept
 
     @staticmethod
     def backward(
         ctx: AutogradContext, dy: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, moments, scale, shift = ctx.saved_tensors
+        x, kept, scale, shift = ctx.saved_tensors
         norm = ctx.norm._replace(scale=scale, shift=shift)
         if torch.is_grad_enabled():
             return _again(ctx, x, norm, dy)
-        dy = operands.feature_major(dy)
-        dx, *others = cpu_norm.batch_inward(
-            x.t(), moments, dy.t(), norm, ctx.of
-        )
+        dy = operands.feature_major(dy).t()
+        dx, *others = cpu_norm.inward(x.t(), kept, dy, norm, ctx.of)
         return None, None, own(dx.t()), *others
 
 
@@ -147,7 +95,7 @@ def _again(
     ctx: AutogradContext, x: Tensor, norm: Norm, dy: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients by steps that have derivatives themselves."""
-    y = ACTIVATIONS[ctx.of.kind](ctx.of, normalized(x, norm))
+    y = between.ACTIVATIONS[ctx.of.kind](ctx.of, between.normalized(x, norm))
     needed = ctx.needs_input_grad[2:]
     learned = (x, norm.scale, norm.shift)
     given = [tensor for tensor, needs in zip(learned, needed) if needs]

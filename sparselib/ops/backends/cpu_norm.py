@@ -17,57 +17,48 @@ from sparselib.ops.backends.cpu_launch import kernels_of, launch
 NUMBER = 16
 
 
-def layer_outward(x: Tensor, norm: Norm, of: After) -> tuple[Tensor, Tensor]:
-    """Return the activation of samples with mean 0 and variance 1, scaled, and these themselves.
+def outward(x: Tensor, norm: Norm, of: After) -> tuple[Tensor, Tensor]:
+    """Return the activation of numbers with mean 0 and variance 1, scaled, and what is kept.
 
-    x is (features, samples), float32 and contiguous, as is the first result; the second one, by
-    tiles of samples, is what `layer_inward` reads.
+    x is (features, samples), float32 and contiguous, as is the first result. The second one is what
+    `inward` reads: of a layer, the numbers themselves by tiles of samples; of a batch, (features,
+    2), mean and variance, the sum of squares about it divided by the number of samples.
     """
     rows, samples = x.shape
-    kept = cpu_buffers.empty(cpu_work.ceil(samples, TILE), (rows + 1) * TILE)
-    y = _called("layer_outward", x, None, norm, of, kept, None, rows * TILE)
-    return y, kept
+    if norm.keep is None:
+        tiles = cpu_work.ceil(samples, TILE)
+        kept = cpu_buffers.empty(tiles, (rows + 1) * TILE)
+        room = rows * TILE
+    else:
+        kept = torch.empty(rows, 2)
+        room = _padded(samples)
+    return _called("outward", x, None, norm, of, kept, None, room), kept
 
 
-def layer_inward(
-    kept: Tensor, dy: Tensor, norm: Norm, of: After
+def inward(
+    x: Tensor, kept: Tensor, dy: Tensor, norm: Norm, of: After
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of what `layer_outward` read, and of scale and shift."""
-    rows = dy.shape[0]
-    found = cpu_buffers.empty(kept.shape[0], 2 * rows)
-    room = 2 * rows * TILE
-    dx = _called("layer_inward", None, dy, norm, of, kept, found, room)
+    """Return the gradients of what `outward` read, and of scale and shift."""
+    rows, samples = x.shape
+    if norm.keep is None:
+        found = cpu_buffers.empty(kept.shape[0], 2 * rows)
+        room = 2 * rows * TILE
+    else:
+        found = torch.empty(1, 2 * rows)
+        room = 3 * _padded(samples)
+    dx = _called("inward", x, dy, norm, of, kept, found, room)
     dscale, dshift = found.sum(0).split(rows)
     return dx, dscale, dshift
 
 
-def batch_outward(x: Tensor, norm: Norm, of: After) -> tuple[Tensor, Tensor]:
-    """Return the activation of features with mean 0 and variance 1, scaled, and those of the batch.
-
-    x is (features, samples), float32 and contiguous, as is the first result; the second one is
-    (features, 2): mean and variance, which is that of the samples, divided by their number.
-    """
-    rows, samples = x.shape
-    kept = torch.empty(rows, 2)
-    room = cpu_work.ceil(samples, LINE) * LINE
-    y = _called("batch_outward", x, None, norm, of, kept, None, room)
-    return y, kept
-
-
-def batch_inward(
-    x: Tensor, kept: Tensor, dy: Tensor, norm: Norm, of: After
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of what `batch_outward` read, and of scale and shift."""
-    rows, samples = x.shape
-    found = torch.empty(2, rows)
-    room = 3 * cpu_work.ceil(samples, LINE) * LINE
-    dx = _called("batch_inward", x, dy, norm, of, kept, found, room)
-    return dx, found[0], found[1]
+def _padded(samples: int) -> int:
+    """Return the numbers of a feature with those that fill the last line of the cache."""
+    return cpu_work.ceil(samples, LINE) * LINE
 
 
 def _called(
-    name: str,
-    x: Tensor | None,
+    way: str,
+    x: Tensor,
     dy: Tensor | None,
     norm: Norm,
     of: After,
@@ -76,9 +67,7 @@ def _called(
     room: int,
 ) -> Tensor:
     """Call a kernel, and return what it writes: outputs, or if it is given dy gradients of x."""
-    shape = dy if x is None else x
-    assert shape is not None
-    rows, samples = shape.shape
+    rows, samples = x.shape
     result = cpu_buffers.empty(rows, samples)
     buffers = cpu_buffers.empty(torch.get_num_threads(), room)
     scale = norm.scale.contiguous()
@@ -86,7 +75,7 @@ def _called(
     block = Normalized(
         rows=rows,
         samples=samples,
-        x=0 if x is None else x.data_ptr(),
+        x=x.data_ptr(),
         y=result.data_ptr() if dy is None else dy.data_ptr(),
         dx=0 if dy is None else result.data_ptr(),
         scale=scale.data_ptr(),
@@ -99,6 +88,7 @@ def _called(
         buffers=buffers.data_ptr(),
         room=room,
     )
-    kernel = getattr(kernels_of("cpu_norm_kernels"), name)
+    kind = "layer" if norm.keep is None else "batch"
+    kernel = getattr(kernels_of("cpu_norm_kernels"), f"{kind}_{way}")
     launch(kernel, block, NUMBER * rows * samples)
     return result

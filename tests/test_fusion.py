@@ -186,7 +186,8 @@ def linked(sizes, names):
 )
 def test_links_between_layers_have_the_gradients_of_their_modules(sizes, names, samples, wants_x):
     """With the same random numbers, which dropouts draw in the same order."""
-    x, dy = torch.randn(samples, sizes[0]), torch.randn(samples, sizes[-1])
+    source = torch.Generator().manual_seed(samples)
+    x, dy = (torch.randn(samples, width, generator=source) for width in (sizes[0], sizes[-1]))
     found = []
     for model in linked(sizes, names):
         torch.manual_seed(4)
@@ -196,9 +197,12 @@ def test_links_between_layers_have_the_gradients_of_their_modules(sizes, names, 
         y.backward(dy)
         found.append([y, *([given.grad] if wants_x else []), *(p.grad for p in model.parameters())])
         found[-1] += model.buffers()
+    # that of a bias in front of a normalization by the batch is what rounding leaves of sums
+    largest = max(float(p.grad.abs().max()) for p in model.parameters())
     for ours, theirs in zip(*found, strict=True):
         scale = max(1.0, float(theirs.detach().abs().max()))
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
+        close = {"rtol": 1e-4, "atol": max(1e-4 * scale, 1e-5 * largest)}
+        torch.testing.assert_close(ours, theirs, **close)
 
 
 @pytest.mark.parametrize("name", sorted(LINKS))
@@ -219,7 +223,7 @@ def test_links_are_passed_at_once_and_back_as_often_as_asked(name, fused):
 @pytest.mark.parametrize("name", sorted(LINKS))
 def test_links_have_gradients_of_gradients(name):
     found = []
-    x = torch.randn(70, 9)
+    x = torch.randn(70, 9, generator=torch.Generator().manual_seed(5))
     for model in linked((9, 14, 12, 5), [name] * 2):
         torch.manual_seed(4)
         given = x.clone().requires_grad_()

@@ -75,6 +75,17 @@ const reader = {
     return found;
   },
 
+  /** A heading is smaller than those of the levels above it. */
+  headings() {
+    const sizes = [1, 2, 3, 4].map((level) =>
+      [...document.querySelectorAll(`article h${level}`)].map((one) =>
+        parseFloat(getComputedStyle(one).fontSize)));
+    return sizes.flatMap((own, level) =>
+      (own.length && Math.max(...own) >= Math.min(...sizes.slice(0, level).flat())
+        ? [`headings of level ${level + 1} have ${Math.max(...own)} px, as much as one above`]
+        : []));
+  },
+
   /** A figure is shown at no less than two thirds of the size for which its words were set. */
   small() {
     return [...document.querySelectorAll(".cell_output img")].filter((one) =>

@@ -29,7 +29,7 @@ async def faults(tab: browsers.Tab, address: str) -> list[str]:
     found += await ask(tab, "tables()")
     for width in WIDTHS:
         await tab.resize(width)
-        checks = ["overflow", "stretched", "small", *(["violations"] if axe() else [])]
+        checks = ["overflow", "headings", "stretched", "small", *(["violations"] if axe() else [])]
         for check in checks:
             found += [f"at {width}: {one}" for one in await ask(tab, f"{check}()")]
     await tab.resize(WIDTHS[0])  # on a phone labels stand in pseudo-elements, which axe passes over

@@ -91,6 +91,7 @@ BAD = {
     "style='width: 40px; height: 80px'>",
     "does not load: gone.png": "<img src='gone.png' alt='A line that rises'>",
     "no telling alt text": f"<img src='{PIXEL}' alt='figure.png'>",
+    "at 1400: headings of level 3": "<h2>A part</h2><h3 style='font-size: 3em'>Of it</h3>",
     "not typeset": "<span class='math'>\\(y\\)</span>",
 }
 INACCESSIBLE = {

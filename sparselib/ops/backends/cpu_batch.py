@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparselib.ops.backends import After, Norm
+from sparselib.ops.backends import After, Norm, cpu_work
 from sparselib.ops.backends.cpu_arguments import (
+    BACK,
     COUNTERS,
+    OUT,
     TILE,
     Descent,
     Inward,
@@ -24,8 +26,6 @@ from sparselib.ops.backends.cpu_arguments import (
 )
 from sparselib.ops.backends.cpu_launch import Made, kernels_of, launch, start
 
-# OUT or BACK, and where it begins in the table of levels, or NOWHERE
-Stage = tuple[int, int]
 # mean, and variance as if divided by one sample less, of each feature of a batch
 Moments = tuple[Tensor, Tensor]
 
@@ -87,20 +87,56 @@ def known_of(after: Sequence[After]) -> list[Tensor | None]:
 
 def parts(features: int) -> int:
     """Return how many times `TILE` numbers hold what a tile notes of its features."""
-    return -(-2 * features // TILE)
+    return cpu_work.ceil(2 * features, TILE)
 
 
-def run(
+def further_out(
+    kernel: Callable[[], Made],
+    shared: "array[int]",
+    places: Descent | Outward,
+    waiting: Sequence[Waiting],
+    written: Tensor,
+    samples: int,
+    threads: int,
+) -> list[Moments]:
+    """Have tiles go on behind each layer where they wait, in order; return what each has found.
+
+    The kernel has been started with these arguments, of which `places` tells where each stands, and
+    has written of each tile.
+    """
+    found: list[Moments] = []
+    for layer in waiting:
+        found.append(layer.go_on(written, samples))
+        _go_on(kernel, shared, places, OUT, layer, threads)
+    return found
+
+
+def further_back(
+    kernel: Callable[[], Made],
+    shared: "array[int]",
+    places: Descent | Inward,
+    waiting: Sequence[Waiting],
+    gradients: Tensor,
+    samples: int,
+    threads: int,
+) -> None:
+    """Have tiles go on in front of each layer where they wait on the way back, in reverse order."""
+    for layer in reversed(waiting):
+        layer.go_back(gradients, samples)
+        _go_on(kernel, shared, places, BACK, layer, threads)
+
+
+def _go_on(
     kernel: Callable[[], Made],
     shared: "array[int]",
     places: Descent | Outward | Inward,
-    stage: Stage,
+    way: int,
+    layer: Waiting,
     threads: int,
 ) -> None:
-    """Run a kernel on a stage of its way, with arguments that are otherwise as they were."""
-    way, begin = stage
+    """Start a kernel where tiles wait, with arguments that are otherwise as they were."""
     for counter in range(COUNTERS):
         shared[counter] = 0
     shared[places.way] = way
-    shared[places.begin] = begin
+    shared[places.begin] = layer.begin
     start(kernel, shared.buffer_info()[0], threads)

@@ -15,7 +15,6 @@ from sparselib.ops.backends import (
     cpu_work,
 )
 from sparselib.ops.backends.cpu_arguments import (
-    BACK,
     COUNTERS,
     CROSS_ENTROPY,
     DESCENT,
@@ -36,7 +35,7 @@ from sparselib.ops.backends.cpu_arguments import (
     bits_of,
 )
 from sparselib.ops.backends.cpu_batch import Moments, Waiting
-from sparselib.ops.backends.cpu_launch import ALONE, kernels_of
+from sparselib.ops.backends.cpu_launch import ALONE, kernels_of, start
 
 LOSSES = {"cross-entropy": CROSS_ENTROPY, "squared error": SQUARED_ERROR}
 # weights and biases that stay in the cache while tile after tile walks through them, in a step of
@@ -240,16 +239,15 @@ def descend(
     )
     shared = shared_of(block, table)
     kernel = kernels_of("cpu_descent_kernels").descent
-    cpu_batch.run(kernel, shared, DESCENT, (OUT, NOWHERE), threads)
+    start(kernel, shared.buffer_info()[0], threads)
     if shared[DESCENT.strange]:
         if state is not None:
             torch.set_rng_state(state)
         return None
-    found: list[Moments] = []
-    for level in table.waiting:
-        found.append(level.go_on(buffers, samples))
-        cpu_batch.run(kernel, shared, DESCENT, (OUT, level.begin), threads)
-    for level in reversed(table.waiting):
-        level.go_back(gradients, samples)
-        cpu_batch.run(kernel, shared, DESCENT, (BACK, level.begin), threads)
+    found = cpu_batch.further_out(
+        kernel, shared, DESCENT, table.waiting, buffers, samples, threads
+    )
+    cpu_batch.further_back(
+        kernel, shared, DESCENT, table.waiting, gradients, samples, threads
+    )
     return gradients[0] if tiles == 1 else gradients.sum(0), found

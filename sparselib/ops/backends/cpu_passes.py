@@ -29,7 +29,7 @@ from sparselib.ops.backends.cpu_descent import (
     table_of,
     threads_for,
 )
-from sparselib.ops.backends.cpu_launch import kernels_of
+from sparselib.ops.backends.cpu_launch import kernels_of, start
 
 
 def outward(
@@ -70,11 +70,10 @@ def outward(
     )
     shared = shared_of(block, table)
     kernel = kernels_of("cpu_passes_kernels").outward
-    cpu_batch.run(kernel, shared, OUTWARD, (OUT, NOWHERE), threads)
-    found: list[Moments] = []
-    for level in table.waiting:
-        found.append(level.go_on(kept, samples))
-        cpu_batch.run(kernel, shared, OUTWARD, (OUT, level.begin), threads)
+    start(kernel, shared.buffer_info()[0], threads)
+    found = cpu_batch.further_out(
+        kernel, shared, OUTWARD, table.waiting, kept, samples, threads
+    )
     return y.t(), kept, found
 
 
@@ -127,8 +126,8 @@ def inward(
     )
     shared = shared_of(block, table)
     kernel = kernels_of("cpu_passes_kernels").inward
-    cpu_batch.run(kernel, shared, INWARD, (BACK, NOWHERE), threads)
-    for level in reversed(table.waiting):
-        level.go_back(gradients, samples)
-        cpu_batch.run(kernel, shared, INWARD, (BACK, level.begin), threads)
+    start(kernel, shared.buffer_info()[0], threads)
+    cpu_batch.further_back(
+        kernel, shared, INWARD, table.waiting, gradients, samples, threads
+    )
     return dx, gradients[0] if tiles == 1 else gradients.sum(0)

@@ -202,6 +202,37 @@ def test_repair_leaves_no_weight_lost(seed, sparsity, rule):
     assert sl.cost.lost(model) == 0
 
 
+def grown_unfed(grow, repair, steps=10):
+    """Count the connections that grew out of a neuron without inputs."""
+    model = network(sizes=(20, 20, 20, 5), sparsity=0.95)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    evolution = sl.Evolution(model, optimizer, sl.drop.set_fractions, grow, 0.3, repair=repair)
+    count = 0
+    for step in range(steps):
+        train_step(model, optimizer, step)
+        before = [(layer.positions, layer.csr.fan_in() > 0) for layer in model.layers]
+        evolution.step()
+        for layer, (_, fed), (old, _) in zip(model.layers[1:], before, before[1:]):
+            new = layer.positions[~torch.isin(layer.positions, old)]
+            count += int((~fed[new % layer.shape[1]]).sum())
+    return count
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_growth_at_random_reads_neurons_without_inputs_unless_told_not_to(repair):
+    assert grown_unfed(sl.grow.random, repair) > 0
+    assert grown_unfed(sl.grow.random_from_fed, repair) == 0
+
+
+def test_growth_from_fed_neurons_has_no_form_on_the_device():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(ValueError, match="random_from_fed has no device-resident form"):
+        sl.Evolution(
+            model, optimizer, sl.drop.magnitude, sl.grow.random_from_fed, device_resident=True
+        )
+
+
 def test_without_repair_weights_are_lost_as_in_figure_11():
     model = network(sizes=(30, 20, 20, 20, 5), sparsity=0.95)
     assert sl.cost.lost(model) > 0

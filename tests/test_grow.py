@@ -146,6 +146,37 @@ def test_random_growth_takes_free_cells_of_open_rows_only(case, data):
     assert values.count_nonzero() == 0
 
 
+@given(cases, st.data())
+def test_growth_from_fed_neurons_is_random_growth_of_the_matrix_of_their_columns(case, data):
+    layer, context = make(*case)
+    rows, columns = layer.shape
+    fed = sorted(data.draw(st.sets(st.integers(0, columns - 1), min_size=1)))
+    open_rows = sorted(data.draw(st.sets(st.integers(0, rows - 1))))
+    part = sl.CSRLinear(len(fed), rows, sparsity=0.5)
+    part.csr = sl.CSR.from_dense(layer.csr.mask()[:, fed])
+    of_part = context._replace(
+        occupied=part.csr.positions,
+        rows=torch.tensor(open_rows, dtype=torch.int64),
+        generator=torch.Generator().manual_seed(1),
+    )
+    count = data.draw(st.integers(0, int((~part.csr.mask())[open_rows].sum())))
+    expected, _ = grow.random(part, count, of_part)
+    expected = expected // len(fed) * columns + torch.tensor(fed)[expected % len(fed)]
+    generator = torch.Generator().manual_seed(1)
+    whole = of_part._replace(occupied=context.occupied, fed=torch.tensor(fed), generator=generator)
+    positions, values = grow.random_from_fed(layer, count, whole)
+    assert torch.equal(positions, expected)
+    assert values.count_nonzero() == 0
+
+
+def test_growth_from_fed_neurons_needs_as_many_free_cells():
+    layer, context = make(4, 5, 0.7, 0)
+    nothing = context._replace(fed=torch.empty(0, dtype=torch.int64))
+    assert grow.random_from_fed(layer, 0, nothing)[0].numel() == 0
+    with pytest.raises(ValueError, match="1 connections cannot grow into 0 free cells"):
+        grow.random_from_fed(layer, 1, nothing)
+
+
 @pytest.mark.slow
 def test_random_growth_is_uniform_over_the_free_cells():
     layer, context = make(4, 5, 0.7, 0)

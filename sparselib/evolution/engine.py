@@ -100,7 +100,8 @@ class Evolution:
     repair : bool
         Release the "lost weights" of Ertl's Figure 11: connections into a neuron without a
         connection onward leave too, and none grow into it. Onward means the next sparse layer,
-        if it reads as many features as this one writes.
+        if it reads as many features as this one writes. With growth at random take
+        `sparselib.evolution.grow.random_from_fed`: others read what the release has emptied.
     device_resident : bool
         Run the same rules without a value that the processor waits for, see
         `sparselib.evolution.on_device`.
@@ -228,8 +229,9 @@ class Evolution:
             if contexts is None:
                 plans[name] = unchanged(layer)
                 continue
-            rows = self._open_rows(name, plans)
-            context = contexts.pop(name)._replace(rows=rows)
+            context = contexts.pop(name)._replace(
+                rows=self._open_rows(name, plans), fed=self._fed(name)
+            )
             plans[name] = self._plan(name, layer, states[name], context, ranks)
         counts: dict[str, Tensor] = {}
         for name in list(plans):
@@ -478,6 +480,17 @@ class Evolution:
         )
         fan_out = torch.bincount(positions % columns, minlength=columns)
         return rows[fan_out > 0]
+
+    def _fed(self, name: str) -> Tensor | None:
+        """Return the inputs of a layer that a connection of the one before leads into."""
+        names = list(self._sparse)
+        preceding = names[: names.index(name)][-1:]
+        if not preceding or self.strategy.is_device_resident:
+            return None
+        before = self._sparse[preceding[0]]
+        if before.shape[0] != self._sparse[name].shape[1]:
+            return None
+        return before.csr.fan_in().nonzero().flatten()
 
     def _rewire_twins(self, layer: SparseLayer, planned: Plan) -> None:
         for twin in self._sparse.values():

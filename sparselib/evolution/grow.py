@@ -101,6 +101,9 @@ class Context(NamedTuple):
         What the optimizer remembers of each connection, such as ``"exp_avg"``.
     state : dict, or None
         What a drop rule keeps of the layer from step to step; a grow rule gets None.
+    fed : Tensor, int64, sorted, or None
+        Inputs that are neurons of the sparse layer before, and have a connection into them; None
+        where no such layer is known.
     """
 
     occupied: Tensor
@@ -114,6 +117,7 @@ class Context(NamedTuple):
     gradient: Tensor | None = None
     memory: Mapping[str, Tensor] = NOTHING
     state: State | None = None
+    fed: Tensor | None = None
 
 
 Grown = tuple[Tensor, Tensor]
@@ -182,6 +186,41 @@ def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     rank = draw(free, count, context.generator).to(rows.device)
     cell = nth_free(rank, taken)
     return region.position(cell, rows), torch.zeros_like(layer.values[:count])
+
+
+@without_gradient
+def random_from_fed(layer: SparseLayer, count: int, context: Context) -> Grown:
+    """Grow anywhere with equal probability, at zero, out of neurons that have inputs themselves.
+
+    `random` also reads neurons that no connection leads into, which repeat their bias. Where lost
+    weights are released (``repair=True`` of `Evolution`) these are all that nobody read before. As
+    `random` where the layer before is not sparse, or not known.
+
+    Raises
+    ------
+    ValueError
+        If there is too little room, or the layer has a region.
+    """
+    columns = layer.shape[1]
+    fed = context.fed
+    if fed is None or fed.numel() == columns:
+        return random(layer, count, context)
+    if layer.cells < layer.csr.cells:
+        raise ValueError(
+            "growth out of fed neurons cannot keep to a region; grow by another rule"
+        )
+    rows = context.rows
+    width = max(fed.numel(), 1)
+    within = _within(layer, context)
+    column = within % columns
+    taken = within // columns * width + places(fed, column)
+    taken = taken[contains(fed, column)]
+    free = rows.numel() * fed.numel() - taken.numel()
+    _check_room(count, free)
+    rank = draw(free, count, context.generator).to(rows.device)
+    cell = nth_free(rank, taken)
+    positions = rows[cell // width] * columns + fed[cell % width]
+    return positions, torch.zeros_like(layer.values[:count])
 
 
 @without_gradient

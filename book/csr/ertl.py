@@ -215,7 +215,15 @@ def lost_weights() -> pd.DataFrame:
     `setting` the data, and what else is not the paper's; `lost_share` the share of the connections
     that are lost at the end; `fewer` how many classes are never predicted on test samples.
     """
-    rows = pd.concat([sweep.stored("csr-lost"), sweep.stored("csr-error")])
+    return _described(pd.concat([sweep.stored("csr-lost"), sweep.stored("csr-error")]))
+
+
+def growth_from_fed() -> pd.DataFrame:
+    """Return those whose growth at random keeps to neurons with inputs, with the same columns."""
+    return _described(sweep.stored("csr-fed"))
+
+
+def _described(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.astype({"sparsity": str}).reset_index(drop=True)
     network = rows.hidden.map({"[256, 256, 256]": "", "[1024, 1024]": ", 1024-1024"})
     optimizer = rows.optimizer.map({"sgd": "", "adam": ", Adam"})

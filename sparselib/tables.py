@@ -21,6 +21,7 @@ NAMES = {
     "higgs": "HIGGS",
     "isolet": "ISOLET",
     "digits": "Digits",
+    "epilepsy": "Epilepsy",
     "cifar10": "CIFAR-10",
     "placed_digits": "Digits in clutter",
     "mitdb/100": "mitdb, record 100",

@@ -19,6 +19,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from sparselib.comparison import Difference, paired_difference
+from sparselib.sweep import grid
 from sparselib.sweep.parameters import declared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -682,3 +683,18 @@ def test_refresh_keeps_what_authors_wrote_and_nbval_holds_the_numbers(tmp_path: 
     altered.cells[-1].outputs[0].text = "d = 0.26\n"
     nbformat.write(altered, page)
     assert run(book, *check).returncode == 1
+
+
+def test_the_page_on_running_again_counts_the_runs_of_the_sweeps():
+    chapter, told = "csr", {}
+    for line in (BOOK / "reproduce.md").read_text(encoding="utf8").splitlines():
+        if found := re.search(r"^The chapter on .*`book/(\w+)/sweeps`", line):
+            chapter = found[1]
+        if found := re.fullmatch(r"\| (`[\w-]+\.yml`.*?) \| ([\d, ]+) \| .* \|", line):
+            names = re.findall(r"`([\w-]+\.yml)`", found[1])
+            told |= zip([(chapter, name) for name in names], map(int, found[2].split(", ")))
+    assert len(told) > 20
+    for (chapter, name), count in told.items():
+        table = (BOOK / chapter / "sweeps" / name).read_text(encoding="utf8")
+        blocks = yaml.safe_load(table)["grid"]
+        assert sum(len(grid.expand(block)) for block in blocks) == count, (chapter, name)

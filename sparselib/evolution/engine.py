@@ -471,9 +471,9 @@ class Evolution:
         if not (self.repair and following):
             return rows
         onward = self._sparse[following[0]]
-        columns = onward.shape[1]
-        if columns != layer.shape[0]:
+        if not _reads(onward, layer):
             return rows
+        columns = onward.shape[1]
         next_plan = planned.get(following[0])
         positions = (
             onward.positions if next_plan is None else next_plan.positions
@@ -488,7 +488,7 @@ class Evolution:
         if not preceding or self.strategy.is_device_resident:
             return None
         before = self._sparse[preceding[0]]
-        if before.shape[0] != self._sparse[name].shape[1]:
+        if not _reads(self._sparse[name], before):
             return None
         return before.csr.fan_in().nonzero().flatten()
 
@@ -496,6 +496,11 @@ class Evolution:
         for twin in self._sparse.values():
             if twin.values is layer.values and twin.csr is not layer.csr:
                 twin.rewire(planned.positions, planned.values)
+
+
+def _reads(layer: SparseLayer, before: SparseLayer) -> bool:
+    """Whether a layer reads as many features as the one before it writes."""
+    return layer.shape[1] == before.shape[0]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

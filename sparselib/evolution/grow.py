@@ -181,10 +181,7 @@ def random(layer: SparseLayer, count: int, context: Context) -> Grown:
     region = layer.region
     rows = context.rows
     taken = region.number(_within(layer, context), rows)
-    free = int(region.room[rows].sum()) - taken.numel()
-    _check_room(count, free)
-    rank = draw(free, count, context.generator).to(rows.device)
-    cell = nth_free(rank, taken)
+    cell = _drawn(int(region.room[rows].sum()), taken, count, context)
     return region.position(cell, rows), torch.zeros_like(layer.values[:count])
 
 
@@ -215,10 +212,7 @@ def random_from_fed(layer: SparseLayer, count: int, context: Context) -> Grown:
     column = within % columns
     taken = within // columns * width + places(fed, column)
     taken = taken[contains(fed, column)]
-    free = rows.numel() * fed.numel() - taken.numel()
-    _check_room(count, free)
-    rank = draw(free, count, context.generator).to(rows.device)
-    cell = nth_free(rank, taken)
+    cell = _drawn(rows.numel() * fed.numel(), taken, count, context)
     positions = rows[cell // width] * columns + fed[cell % width]
     return positions, torch.zeros_like(layer.values[:count])
 
@@ -550,6 +544,16 @@ def _largest_gradients(
             least = values.abs().min()
         first += gradients.numel()
     return positions, (-context.lr * values).to(layer.values.dtype)
+
+
+def _drawn(
+    cells: int, taken: Int[Tensor, "taken"], count: int, context: Context
+) -> Int[Tensor, "count"]:
+    """Draw `count` of so many cells, numbered from 0, that are not taken."""
+    free = cells - taken.numel()
+    _check_room(count, free)
+    rank = draw(free, count, context.generator).to(taken.device)
+    return nth_free(rank, taken)
 
 
 def _free_cells(layer: SparseLayer, context: Context) -> Int[Tensor, "free"]:
